@@ -1,0 +1,42 @@
+"""Targets, model architectures, the package manifest and the store: plain data that every other part reads."""
+
+from .errors import (
+    OutputError,
+    PackageError,
+    Phi3OnnxError,
+    ProviderError,
+    SourceError,
+    UsageError,
+    VerificationError,
+)
+from .manifest import Manifest, TensorSummary, read_manifest
+from .model import LongRope, ModelConfig, parse_model_config
+from .store import default_package, find_package, list_packages, store_folder
+from .target import Quantization, Target, Thresholds, WeightScheme, find_target, parse_target, targets
+
+__all__ = [
+    "LongRope",
+    "Manifest",
+    "ModelConfig",
+    "OutputError",
+    "PackageError",
+    "Phi3OnnxError",
+    "ProviderError",
+    "Quantization",
+    "SourceError",
+    "Target",
+    "TensorSummary",
+    "Thresholds",
+    "UsageError",
+    "VerificationError",
+    "WeightScheme",
+    "default_package",
+    "find_package",
+    "find_target",
+    "list_packages",
+    "parse_model_config",
+    "parse_target",
+    "read_manifest",
+    "store_folder",
+    "targets",
+]

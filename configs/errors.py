@@ -1,0 +1,35 @@
+"""The project's errors. Each message is one line: what, expected, got, what to do."""
+
+
+class Phi3OnnxError(Exception):
+    """Base of every error a user can cause or meet; the command line prints its message and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(Phi3OnnxError):
+    """An option or argument that can not be meant so: an unknown target, a name that fits nothing."""
+
+    exit_code = 2
+
+
+class SourceError(Phi3OnnxError):
+    """The checkpoint is missing, damaged, or of a kind that is not supported."""
+
+
+class OutputError(Phi3OnnxError):
+    """The place to write to is taken, not writable, or too small."""
+
+
+class PackageError(Phi3OnnxError):
+    """A package on disk is incomplete, damaged, or not a package."""
+
+
+class VerificationError(Phi3OnnxError):
+    """A package was compared with its reference and a row is out of its threshold."""
+
+
+class ProviderError(Phi3OnnxError):
+    """An execution provider was named (or needed) and can not run here."""
+
+    exit_code = 3

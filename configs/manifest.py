@@ -1,0 +1,128 @@
+"""The manifest of a package, `phi3_onnx.json`: what it was made of, how, and how close it is to its source."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+from .errors import PackageError
+
+MANIFEST_NAME = "phi3_onnx.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and sha256 of one file of a package."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """How one weight matrix was stored."""
+
+    shape: tuple[int, ...]
+    """[out features, in features]"""
+    bits: int
+    block_size: int | None
+    """None for a tensor that is not quantized."""
+    symmetric: bool | None
+    relative_error: float | None = None
+    """||W - dequantized(W)|| / ||W||, Frobenius norms; None where not measured."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What the quantizer reports beyond that (method, ratios, whether a search was kept), as JSON values."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `phi3_onnx.json`."""
+
+    target: str
+    source: str
+    revision: str | None
+    model: str
+    """The model's short name, such as `Phi-3-mini-4k-instruct`."""
+    provider: str
+    io_dtype: str
+    created: str
+    """UTC, ISO 8601."""
+    versions: Mapping[str, str]
+    """Package name -> version of what made this."""
+    ops: Mapping[str, int]
+    """Operator -> how many nodes of it the graph has."""
+    num_parameters: int
+    bits_per_weight: float
+    """Bytes of all weights (scales and zero points included) * 8 / parameters."""
+    tensors: Mapping[str, TensorSummary]
+    files: Mapping[str, FileEntry]
+    quantization: Mapping[str, Any] | None = None
+    """The settings of the quantizer, calibration included; None for a package without quantized weights."""
+    verification: Mapping[str, Any] | None = None
+    """What `phi3-onnx verify` measured last; None where it has not run."""
+    format: int = FORMAT
+
+    @property
+    def verified(self) -> bool | None:
+        """Whether the last verification passed; None where none has run."""
+        return None if self.verification is None else bool(self.verification.get("passed"))
+
+    def to_json(self) -> str:
+        """Return the manifest as the text of its file."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of the package in `folder`.
+
+    Raises:
+        PackageError: there is none, or it is damaged or from a newer version.
+
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PackageError(f"{folder} has no {MANIFEST_NAME}: not a package that phi3-onnx made") from error
+    except (OSError, ValueError) as error:
+        raise PackageError(f"{path} can not be read: {error}; export the package again") from error
+    try:
+        if table["format"] > FORMAT:
+            raise PackageError(f"{path} has format {table['format']}, this version reads {FORMAT}; upgrade phi3-onnx")
+        tensors = {
+            name: TensorSummary(**{**entry, "shape": tuple(entry["shape"])})
+            for name, entry in table.pop("tensors").items()
+        }
+        files = {name: FileEntry(**entry) for name, entry in table.pop("files").items()}
+        return Manifest(**table, tensors=tensors, files=files)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PackageError(f"{path} is damaged ({error}); export the package again") from error
+
+
+def check_files(folder: Path, manifest: Manifest, *, hashes: bool = False) -> None:
+    """Compare the files of a package with its manifest: sizes always, sha256 sums where asked (reads every byte).
+
+    Raises:
+        PackageError: files are missing or differ; the message names each.
+
+    """
+    problems: list[str] = []
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif (size := path.stat().st_size) != entry.size:
+            problems.append(f"{name} has {size} bytes, expected {entry.size}")
+        elif hashes and file_sha256(path) != entry.sha256:
+            problems.append(f"{name} has another sha256 than when it was made")
+    if problems:
+        raise PackageError(f"{folder} is damaged: {'; '.join(problems)}; export the package again")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,238 @@
+"""The architecture of a checkpoint, read from its `config.json`: Phi-3 and what can be fused into Phi-3's layout."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import SourceError
+
+SUPPORTED = "phi3 (Phi-3, Phi-3.5, Phi-4-mini) and Llama-like models without biases (llama, mistral)"
+
+
+@dataclass(frozen=True)
+class LongRope:
+    """LongRoPE (arXiv:2402.13753): one set of factors up to `original_max_position` tokens in all, another beyond."""
+
+    short_factor: tuple[float, ...]
+    """[rotary_dim / 2]"""
+    long_factor: tuple[float, ...]
+    """[rotary_dim / 2]"""
+    original_max_position: int
+    attention_factor: float | None = None
+    """Factor on cos and sin where the config states one; None is LongRoPE's own, from the ratio of the lengths."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder in Phi-3's layout: fused QKV, fused gate/up, RMS norms, SwiGLU, rotary embedding."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position: int
+    rope_theta: float
+    rms_norm_eps: float
+    rotary_dim: int
+    """The leading part of each head that is rotated; smaller than head_dim with partial rotary."""
+    longrope: LongRope | None
+    sliding_window: int | None
+    """Tokens a position attends to, itself included, where that is fewer than the context holds."""
+    tie_embeddings: bool
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+
+    @property
+    def qkv_size(self) -> int:
+        """Rows of the fused QKV projection."""
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of such a checkpoint, by its Hugging Face name, in storage order.
+
+        With tied embeddings there is no `lm_head.weight`.
+        """
+        hidden, ffn = self.hidden_size, self.intermediate_size
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        for i in range(self.num_layers):
+            layer = f"model.layers.{i}."
+            shapes[layer + "input_layernorm.weight"] = (hidden,)
+            shapes[layer + "self_attn.qkv_proj.weight"] = (self.qkv_size, hidden)
+            shapes[layer + "self_attn.o_proj.weight"] = (hidden, self.num_heads * self.head_dim)
+            shapes[layer + "post_attention_layernorm.weight"] = (hidden,)
+            shapes[layer + "mlp.gate_up_proj.weight"] = (2 * ffn, hidden)
+            shapes[layer + "mlp.down_proj.weight"] = (hidden, ffn)
+        shapes["model.norm.weight"] = (hidden,)
+        if not self.tie_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, hidden)
+        return shapes
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights in all; a tied embedding counts once."""
+        total = 0
+        for shape in self.tensor_shapes().values():
+            size = 1
+            for n in shape:
+                size *= n
+            total += size
+        return total
+
+    def to_phi3(self) -> dict[str, Any]:
+        """Return the `config.json` of this model as a Phi-3 checkpoint, in a form that old and new transformers read."""
+        rope_scaling = None
+        if self.longrope:
+            rope_scaling = {
+                "type": "longrope",
+                "short_factor": list(self.longrope.short_factor),
+                "long_factor": list(self.longrope.long_factor),
+            }
+            if self.longrope.attention_factor is not None:
+                rope_scaling["attention_factor"] = self.longrope.attention_factor
+        config: dict[str, Any] = {
+            "architectures": ["Phi3ForCausalLM"],
+            "model_type": "phi3",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "max_position_embeddings": self.max_position,
+            "original_max_position_embeddings": (
+                self.longrope.original_max_position if self.longrope else self.max_position
+            ),
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": rope_scaling,
+            "partial_rotary_factor": self.rotary_dim / self.head_dim,
+            "sliding_window": self.sliding_window,
+            "tie_word_embeddings": self.tie_embeddings,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": list(self.eos_token_ids) if len(self.eos_token_ids) != 1 else self.eos_token_ids[0],
+            "pad_token_id": self.pad_token_id,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "embd_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+            "initializer_range": 0.02,
+            "use_cache": True,
+        }
+        if self.head_dim * self.num_heads != self.hidden_size:
+            config["head_dim"] = self.head_dim
+        return config
+
+
+def parse_model_config(config: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
+    """Read the architecture from the content of a Hugging Face `config.json`, of any age.
+
+    Raises:
+        SourceError: the architecture is not supported, or a needed value is missing or makes no sense.
+
+    """
+    reader = _Reader(config, where)
+    kind = config.get("model_type")
+    if kind not in ("phi3", "llama", "mistral"):
+        raise SourceError(f"{where}: model_type {kind!r} is not supported; supported: {SUPPORTED}")
+    for key in ("attention_bias", "mlp_bias"):
+        if config.get(key):
+            raise SourceError(f"{where}: {key}=true is not supported (Phi-3's layout has no biases)")
+    activation = config.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise SourceError(f"{where}: hidden_act {activation!r} is not supported; expected 'silu'")
+
+    hidden, heads = reader.count("hidden_size"), reader.count("num_attention_heads")
+    kv_heads = reader.count("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise SourceError(f"{where}: {heads} attention heads can not share {kv_heads} key/value heads")
+    if not config.get("head_dim") and hidden % heads:
+        raise SourceError(f"{where}: hidden_size {hidden} is not a multiple of {heads} attention heads")
+    head_dim = reader.count("head_dim", hidden // heads)
+    max_position = reader.count("max_position_embeddings")
+    rope = _rope_table(config)
+    rotary_dim = int(head_dim * float(rope.get("partial_rotary_factor") or 1.0))
+    eos = config.get("eos_token_id")
+    return ModelConfig(
+        vocab_size=reader.count("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=reader.count("intermediate_size"),
+        num_layers=reader.count("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        max_position=max_position,
+        rope_theta=float(rope.get("rope_theta") or 10000.0),
+        rms_norm_eps=float(config.get("rms_norm_eps", 1e-5 if kind == "phi3" else 1e-6)),
+        rotary_dim=rotary_dim,
+        longrope=_longrope(config, rope, rotary_dim, max_position, where),
+        sliding_window=_sliding_window(config, kind, max_position),
+        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        bos_token_id=config.get("bos_token_id"),
+        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
+        pad_token_id=config.get("pad_token_id"),
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    config: Mapping[str, Any]
+    where: str
+
+    def count(self, key: str, default: int | None = None) -> int:
+        value = self.config.get(key)
+        if value is None:
+            value = default
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise SourceError(f"{self.where}: {key} must be a positive whole number, got {value!r}")
+        return value
+
+
+def _rope_table(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring the three spellings together: `rope_parameters` (transformers 5), `rope_scaling`, and top-level keys."""
+    table = dict(config.get("rope_parameters") or {})
+    for key, value in (config.get("rope_scaling") or {}).items():
+        table.setdefault(key, value)
+    for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
+        if config.get(key) is not None:
+            table.setdefault(key, config[key])
+    return table
+
+
+def _longrope(
+    config: Mapping[str, Any], rope: Mapping[str, Any], rotary_dim: int, max_position: int, where: str
+) -> LongRope | None:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return None
+    # `su` is LongRoPE's first name. Phi-3 alone also says `yarn` for it, as transformers' own Phi3Config accepts.
+    if kind not in ("longrope", "su") and not (kind == "yarn" and config.get("model_type") == "phi3"):
+        raise SourceError(f"{where}: rope_type {kind!r} is not supported; supported: default, longrope (also as 'su')")
+    factors: dict[str, tuple[float, ...]] = {}
+    for key in ("short_factor", "long_factor"):
+        values = rope.get(key)
+        if not isinstance(values, list) or len(values) != rotary_dim // 2:
+            got = f"{len(values)} values" if isinstance(values, list) else repr(values)
+            raise SourceError(f"{where}: rope {key} must be a list of {rotary_dim // 2} numbers, got {got}")
+        factors[key] = tuple(float(value) for value in values)
+    original = int(rope.get("original_max_position_embeddings") or max_position)
+    return LongRope(factors["short_factor"], factors["long_factor"], original, _attention_factor(rope, original))
+
+
+def _attention_factor(rope: Mapping[str, Any], original: int) -> float | None:
+    stated = rope.get("attention_factor")
+    if stated is None and rope.get("factor") is not None:
+        factor = float(rope["factor"])
+        stated = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return None if stated is None else float(stated)
+
+
+def _sliding_window(config: Mapping[str, Any], kind: str, max_position: int) -> int | None:
+    window = config.get("sliding_window") if kind in ("phi3", "mistral") else None
+    # A window that no context can outgrow is none (Phi-3's 128k models say 262144).
+    return None if window is None or window >= max_position else int(window)

@@ -1,0 +1,102 @@
+"""The store: where packages go when no folder is named, `<home>/packages/<model>/<target>`, and finding them again."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from .errors import PackageError, UsageError
+from .manifest import MANIFEST_NAME, Manifest, read_manifest
+from .target import find_target
+
+HOME_VARIABLE = "PHI3_ONNX_HOME"
+
+
+def home() -> Path:
+    """Return the project's data folder: `$PHI3_ONNX_HOME`, or the platform's usual place."""
+    named = os.environ.get(HOME_VARIABLE)
+    return Path(named).expanduser() if named else platformdirs.user_data_path("phi3-onnx", appauthor=False)
+
+
+def cache_folder() -> Path:
+    """Return the folder for downloads, which can be deleted at any time: `$PHI3_ONNX_HOME/cache` or the platform's."""
+    named = os.environ.get(HOME_VARIABLE)
+    return home() / "cache" if named else platformdirs.user_cache_path("phi3-onnx", appauthor=False)
+
+
+def store_folder(model: str, target: str) -> Path:
+    """Return where the package of `model` (`Phi-3-mini-4k-instruct`) for `target` belongs in the store."""
+    return home() / "packages" / model / target
+
+
+@dataclass(frozen=True)
+class StoredPackage:
+    """One package of the store."""
+
+    name: str
+    """`<model>/<target>`, which every verb takes in place of a folder."""
+    folder: Path
+    manifest: Manifest
+
+
+def list_packages() -> list[StoredPackage]:
+    """Return every readable package of the store, newest first."""
+    root = home() / "packages"
+    found: list[StoredPackage] = []
+    for path in root.glob(f"*/*/{MANIFEST_NAME}"):
+        folder = path.parent
+        if folder.name.startswith("."):  # a half-written package of an export that was killed
+            continue
+        try:
+            found.append(StoredPackage(folder.relative_to(root).as_posix(), folder, read_manifest(folder)))
+        except PackageError:
+            continue
+    return sorted(found, key=lambda package: package.manifest.created, reverse=True)
+
+
+def find_package(name: str) -> Path:
+    """Return the folder of a package, named by its path or by its name in the store.
+
+    `<model>/<target>`, `<model>` or `<target>` alone are names where they fit one package only; target aliases count.
+
+    Raises:
+        UsageError: the name fits several packages.
+        PackageError: nothing fits.
+
+    """
+    if (path := Path(name).expanduser()).is_dir():
+        return path
+    stored = list_packages()
+    parts = name.strip("/").split("/")
+    if len(parts) <= 2:
+        try:
+            target: str | None = find_target(parts[-1]).name
+        except UsageError:
+            target = None
+        wanted = {name.strip("/")}
+        if target:
+            wanted.add("/".join([*parts[:-1], target]))
+        matches = [p for p in stored if wanted & {p.name, p.manifest.model, p.manifest.target}]
+        if len(matches) > 1:
+            names = ", ".join(p.name for p in matches)
+            raise UsageError(f"{name!r} fits {len(matches)} packages: {names}; name one of them in full")
+        if matches:
+            return matches[0].folder
+    known = f"in the store: {', '.join(p.name for p in stored)}" if stored else "the store is empty"
+    raise PackageError(f"{name!r} is neither a folder nor a package in the store ({known}); see: phi3-onnx list")
+
+
+def default_package(provider: str | None = None) -> StoredPackage:
+    """Return the newest package of the store, of those made for `provider` (`cpu`, `cuda`, `dml`) if one is named.
+
+    Raises:
+        PackageError: there is none; the message says how to make one.
+
+    """
+    for package in list_packages():
+        if provider in (None, package.manifest.provider):
+            return package
+    example = {"cuda": "cuda-fp16", "dml": "dml-int4-awq"}.get(provider or "cpu", "cpu-int4-rtn")
+    wanted = f"for provider {provider} " if provider else ""
+    raise PackageError(f"no package {wanted}in the store; make one: phi3-onnx export --target {example}")

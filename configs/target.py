@@ -1,0 +1,168 @@
+"""Targets: what a package is made of, read from one TOML file each. Adding a target is adding a file."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
+
+from .errors import UsageError
+
+IoDtype = Literal["float32", "float16"]
+Provider = Literal["cpu", "cuda", "dml"]
+Method = Literal["rtn", "awq", "gptq", "awq+gptq"]
+Attention = Literal["packed", "separate"]
+
+_T = TypeVar("_T")
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class WeightScheme:
+    """How one weight matrix is quantized, in the terms of `com.microsoft::MatMulNBits`."""
+
+    bits: Literal[4, 8]
+    block_size: int
+    """Weights along K that share one scale: 16, 32, 64, 128 or 256."""
+    symmetric: bool
+    """Without a zero point (the middle of the range stands for 0), or with one for each block."""
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise UsageError(f"bits must be 4 or 8, got {self.bits}")
+        if self.block_size not in BLOCK_SIZES:
+            raise UsageError(f"block size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {self.block_size}")
+
+    def __str__(self) -> str:
+        return f"int{self.bits} block {self.block_size} {'symmetric' if self.symmetric else 'asymmetric'}"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a target's matrices are quantized: one scheme, and others for tensors whose name matches a pattern."""
+
+    method: Method
+    weights: WeightScheme
+    accuracy_level: int = 0
+    """`MatMulNBits` accuracy_level: 0 leaves the arithmetic to the kernel, 4 quantizes activations to int8."""
+    overrides: tuple[tuple[str, WeightScheme], ...] = ()
+    """(glob over checkpoint tensor names, scheme); the first match wins."""
+
+    def scheme_for(self, tensor: str) -> WeightScheme:
+        """Return the scheme of a checkpoint tensor such as `model.layers.0.mlp.down_proj.weight`."""
+        for pattern, scheme in self.overrides:
+            if fnmatchcase(tensor, pattern):
+                return scheme
+        return self.weights
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What verification accepts. A value of None is measured and reported, but judged by nothing."""
+
+    max_abs_diff: float | None = None
+    mean_kl: float | None = None
+    """Mean over positions of KL(reference || package), in nats."""
+    p99_kl: float | None = None
+    top1_agreement: float | None = None
+    """Smallest share of positions whose most likely token is the reference's, 0 to 1."""
+    perplexity_ratio: float | None = None
+    """Largest package perplexity / reference perplexity."""
+    greedy_agreement: float | None = None
+    """Smallest share of greedy tokens that the reference also ranks first in the same context, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of package: for which provider, in which dtype, quantized how, and how close it has to be."""
+
+    name: str
+    description: str
+    provider: Provider
+    io_dtype: IoDtype
+    """Dtype of logits, KV cache and everything that is not quantized."""
+    aliases: tuple[str, ...] = ()
+    opset: int = 21
+    attention: Attention = "packed"
+    """`packed`: fused QKV and rotary inside GroupQueryAttention; `separate`: q/k/v and RotaryEmbedding nodes."""
+    position_ids: bool = False
+    """Whether the graph takes `position_ids` (DirectML needs it)."""
+    last_token_logits: bool = False
+    """Whether the head runs on the last token only (logits of shape [batch, 1, vocab])."""
+    quantization: Quantization | None = None
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+    @property
+    def weights(self) -> str:
+        """Say in a few words how the weights are stored, such as `int4 block 32 symmetric, rtn`."""
+        if self.quantization is None:
+            return self.io_dtype
+        return f"{self.quantization.weights}, {self.quantization.method}"
+
+
+def _build(kind: type[_T], table: Mapping[str, Any], where: str) -> _T:
+    known = {f.name for f in fields(kind)}  # pyright: ignore[reportArgumentType]  # every caller passes a dataclass
+    unknown = sorted(set(table) - known)
+    if unknown:
+        raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    try:
+        return kind(**table)
+    except TypeError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def parse_target(name: str, text: str) -> Target:
+    """Read one target from the text of its TOML file.
+
+    Raises:
+        UsageError: the TOML is malformed, a key is unknown or missing, or a value is out of range.
+
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"target {name}: not valid TOML: {error}") from error
+    where = f"target {name}"
+    if (quantization := table.get("quantization")) is not None:
+        weights = _build(WeightScheme, quantization.pop("weights", {}), f"{where}, quantization.weights")
+        # An override names only what differs from the target's own scheme.
+        base = {f.name: getattr(weights, f.name) for f in fields(weights)}
+        overrides = tuple(
+            (pattern, _build(WeightScheme, {**base, **scheme}, f"{where}, quantization.overrides.{pattern}"))
+            for pattern, scheme in quantization.pop("overrides", {}).items()
+        )
+        table["quantization"] = _build(
+            Quantization, {**quantization, "weights": weights, "overrides": overrides}, f"{where}, quantization"
+        )
+    table["thresholds"] = _build(Thresholds, table.get("thresholds", {}), f"{where}, thresholds")
+    table["aliases"] = tuple(table.get("aliases", ()))
+    return _build(Target, {"name": name, **table}, where)
+
+
+@cache
+def targets() -> Mapping[str, Target]:
+    """Return every target that ships with the project, by name, in the order in which they are listed to users."""
+    folder = files(__package__ or "phi3_onnx.configs") / "targets"
+    found = [
+        parse_target(entry.name.removesuffix(".toml"), entry.read_text(encoding="utf-8"))
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".toml")
+    ]
+    return MappingProxyType({target.name: target for target in found})
+
+
+def find_target(name: str) -> Target:
+    """Return the target of this name or alias.
+
+    Raises:
+        UsageError: no target is called so.
+
+    """
+    for target in targets().values():
+        if name == target.name or name in target.aliases:
+            return target
+    raise UsageError(f"unknown target {name!r}; known: {', '.join(targets())} (see: phi3-onnx targets)")
