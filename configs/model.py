@@ -84,7 +84,7 @@ class ModelConfig:
         return total
 
     def to_phi3(self) -> dict[str, Any]:
-        """Return the `config.json` of this model as a Phi-3 checkpoint, in a form that old and new transformers read."""
+        """Return the `config.json` of this model as a Phi-3 checkpoint, readable by old and new transformers."""
         rope_scaling = None
         if self.longrope:
             rope_scaling = {
