@@ -1,0 +1,288 @@
+"""A package in plain ONNX Runtime: logits of every position, and greedy tokens, with no generation library between."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from ..configs import PackageError, ProviderError, UsageError
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_DEVICES = {"CUDAExecutionProvider": "cuda"}
+"""Where a provider keeps the KV cache between runs; the others' goes back to the CPU after each."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What `genai_config.json` says about a package's graph."""
+
+    filename: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+    eos_token_ids: tuple[int, ...]
+
+    def past_names(self) -> list[str]:
+        """Return the names of the graph's KV inputs: key and value of each layer in turn."""
+        return self._names(self.inputs, "past_key_names", "past_value_names")
+
+    def present_names(self) -> list[str]:
+        """Return the names of the graph's KV outputs, in the order of `past_names`."""
+        return self._names(self.outputs, "present_key_names", "present_value_names")
+
+    def _names(self, table: Mapping[str, str], key: str, value: str) -> list[str]:
+        return [table[name].replace("%d", str(i)) for i in range(self.num_layers) for name in (key, value)]
+
+
+def read_contract(package: Path) -> Contract:
+    """Read the `genai_config.json` of a package, ours or anyone's.
+
+    Raises:
+        PackageError: there is none, or it does not describe one decoder with a KV cache.
+
+    """
+    path = package / "genai_config.json"
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+        decoder = model["decoder"]
+        eos = model.get("eos_token_id", [])
+        contract = Contract(
+            filename=decoder["filename"],
+            inputs=decoder["inputs"],
+            outputs=decoder["outputs"],
+            num_layers=decoder["num_hidden_layers"],
+            num_kv_heads=decoder["num_key_value_heads"],
+            head_dim=decoder["head_size"],
+            vocab_size=model["vocab_size"],
+            context_length=model["context_length"],
+            eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+        )
+        _ = contract.past_names() + contract.present_names()  # both can miss their entries
+    except FileNotFoundError as error:
+        raise PackageError(f"{package} has no genai_config.json: not a package") from error
+    except (OSError, ValueError) as error:
+        raise PackageError(f"{path} can not be read: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PackageError(
+            f"{path} does not describe a decoder with a KV cache: {error} is missing or wrong"
+        ) from error
+    return contract
+
+
+def longrope_switch(package: Path) -> int | None:
+    """Return the tokens up to which a LongRoPE package uses its short factors, from its `config.json`; else None."""
+    try:
+        config = json.loads((package / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if (rope.get("rope_type") or rope.get("type")) not in ("longrope", "su"):
+        return None
+    switch = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+    return int(switch) if switch else None
+
+
+class LogitsSession:
+    """A package's graph in an `onnxruntime.InferenceSession`, batch size 1."""
+
+    def __init__(
+        self,
+        package: Path,
+        *,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        threads: int | None = None,
+        longrope: int | None = None,
+    ) -> None:
+        """Load a package.
+
+        Args:
+            package: its folder.
+            providers: ONNX Runtime's execution providers, the wanted one first.
+            threads: threads within one operator on the CPU; by default the physical cores.
+            longrope: tokens after which the graph changes its rotary factors; by default what `config.json` says.
+
+        Raises:
+            PackageError: the package can not be loaded.
+            ProviderError: ONNX Runtime here does not run the first of the providers.
+
+        """
+        self.contract = read_contract(package)
+        self.longrope = longrope_switch(package) if longrope is None else longrope
+        self._session = _open(package / self.contract.filename, providers, threads)
+        self.provider: str = self._session.get_providers()[0]
+        """The execution provider that the graph runs on."""
+        self._inputs = {value.name: value for value in self._session.get_inputs()}
+        self._check_names()
+        self.io_dtype = self._dtype(self.contract.past_names()[0])
+        """numpy dtype of the KV cache."""
+        shape = self._output_shape(self.contract.outputs["logits"])
+        self.last_token_only = len(shape) == 3 and shape[1] == 1
+        """Whether a run returns the logits of its last token only."""
+
+    def logits(
+        self, ids: np.ndarray, *, chunk: int = 256, first: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the logits of every position of a sequence, in order; the KV cache goes from run to run.
+
+        Args:
+            ids: token ids, [tokens].
+            chunk: tokens in one run, and so rows in one array.
+            first: tokens in the first run, which has no cache; by default `chunk`. A sequence that needs LongRoPE's
+                long factors has more of them, since keys cached under the short factors would be wrong.
+
+        Yields:
+            The first position and float32 [positions, vocabulary]. A graph that returns its last token's logits only
+            is run token by token.
+
+        Raises:
+            UsageError: there are no tokens, or more than the model's context.
+            PackageError: such a graph is asked for more tokens than LongRoPE's short factors reach.
+
+        """
+        ids = self._checked(ids)
+        if self.last_token_only:
+            chunk = first = 1
+        stop = max(first or chunk, self._least_prefill(len(ids)))
+        if self.last_token_only and stop > 1:
+            raise PackageError(
+                f"the graph returns its last token's logits only, so no sequence of more than {self.longrope} tokens, "
+                "where its rotary factors change, can be compared position by position; use a target without "
+                "last_token_logits"
+            )
+        start, cache = 0, self._empty_cache()
+        while start < len(ids):
+            logits, cache = self._run(ids[start:stop], start, cache)
+            if len(logits) != len(ids[start:stop]):  # seen only in the first run: the shape did not tell
+                self.last_token_only = True
+                yield from self.logits(ids)
+                return
+            yield start, logits
+            start, stop = stop, stop + chunk
+
+    def greedy(self, ids: np.ndarray, steps: int, *, notify: Callable[[int], None] | None = None) -> np.ndarray:
+        """Continue a sequence with the most likely token at each step, past end tokens too.
+
+        Where the sequence outgrows LongRoPE's short factors, the cache is computed anew under the long ones.
+
+        Args:
+            ids: token ids of the prompt, [tokens].
+            steps: how many tokens to add.
+            notify: called after each step with the tokens so far.
+
+        Returns:
+            The tokens added, int64 [steps].
+
+        Raises:
+            UsageError: the prompt is empty, or prompt and steps are more than the model's context.
+
+        """
+        sequence = np.concatenate([self._checked(ids), np.zeros(steps, dtype=np.int64)])
+        self._checked(sequence)
+        cached, cache = 0, self._empty_cache()
+        for length in range(len(ids), len(sequence)):
+            if cached <= (self.longrope or 0) < length:
+                cached, cache = 0, self._empty_cache()
+            logits, cache = self._run(sequence[cached:length], cached, cache)
+            cached = length
+            sequence[length] = logits[-1].argmax()
+            if notify:
+                notify(length + 1 - len(ids))
+        return sequence[len(ids) :]
+
+    def _checked(self, ids: np.ndarray) -> np.ndarray:
+        ids = np.asarray(ids, dtype=np.int64)
+        if ids.ndim != 1 or not 0 < len(ids) <= self.contract.context_length:
+            expected = f"1 to {self.contract.context_length} token ids"
+            raise UsageError(f"a sequence must hold {expected}, got an array of shape {ids.shape}")
+        return ids
+
+    def _least_prefill(self, length: int) -> int:
+        return self.longrope + 1 if self.longrope is not None and length > self.longrope else 0
+
+    def _empty_cache(self) -> list[Any]:
+        import onnxruntime
+
+        shape = (1, self.contract.num_kv_heads, 0, self.contract.head_dim)
+        empty = np.zeros(shape, dtype=self.io_dtype)
+        return [onnxruntime.OrtValue.ortvalue_from_numpy(empty) for _ in self.contract.past_names()]
+
+    def _run(self, ids: np.ndarray, start: int, cache: list[Any]) -> tuple[np.ndarray, list[Any]]:
+        contract, binding = self.contract, self._session.io_binding()
+        for name, value in self._feeds(ids, start).items():
+            binding.bind_cpu_input(name, value)
+        for name, past in zip(contract.past_names(), cache, strict=True):
+            binding.bind_ortvalue_input(name, past)
+        binding.bind_output(contract.outputs["logits"], "cpu")
+        for name in contract.present_names():
+            binding.bind_output(name, _DEVICES.get(self.provider, "cpu"))
+        try:
+            self._session.run_with_iobinding(binding)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise PackageError(f"the graph fails on tokens {start} to {start + len(ids) - 1}: {reason}") from error
+        logits, *present = binding.get_outputs()
+        return logits.numpy()[0].astype(np.float32, copy=False), present
+
+    def _feeds(self, ids: np.ndarray, start: int) -> dict[str, np.ndarray]:
+        stop = start + len(ids)
+        values = {
+            "input_ids": ids,
+            "attention_mask": np.ones(stop, dtype=np.int64),
+            "position_ids": np.arange(start, stop),
+        }
+        feeds = {}
+        for key, value in values.items():
+            if (name := self.contract.inputs.get(key)) in self._inputs:
+                integer = np.int32 if self._inputs[name].type == "tensor(int32)" else np.int64
+                feeds[name] = np.ascontiguousarray(value[None], dtype=integer)
+        return feeds
+
+    def _check_names(self) -> None:
+        known = {*self._inputs, *(value.name for value in self._session.get_outputs())}
+        wanted = [self.contract.inputs.get("input_ids", "input_ids"), self.contract.outputs.get("logits", "logits")]
+        wanted += self.contract.past_names() + self.contract.present_names()
+        if missing := [name for name in wanted if name not in known]:
+            raise PackageError(
+                f"{self.contract.filename} has no input or output {missing[0]!r}, which genai_config.json names "
+                f"({len(missing)} such)"
+            )
+
+    def _dtype(self, name: str) -> Any:
+        kind = self._inputs[name].type
+        if kind not in _DTYPES:
+            raise PackageError(f"the graph's input {name} is {kind}; supported: {', '.join(_DTYPES)}")
+        return _DTYPES[kind]
+
+    def _output_shape(self, name: str) -> Sequence[Any]:
+        return next(value.shape for value in self._session.get_outputs() if value.name == name)
+
+
+def _open(path: Path, providers: Sequence[str], threads: int | None) -> Any:
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    if providers[0] not in available:
+        raise ProviderError(f"{providers[0]} is not in the installed onnxruntime, which has {', '.join(available)}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or psutil.cpu_count(logical=False) or 1
+    if providers[0] == "DmlExecutionProvider":
+        # DirectML's terms: https://onnxruntime.ai/docs/execution-providers/DirectML-ExecutionProvider.html
+        options.enable_mem_pattern = False
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:  # onnxruntime's own errors have no common base but this
+        reason = " ".join(str(error).split())
+        raise PackageError(f"{path} can not be loaded by onnxruntime {onnxruntime.__version__}: {reason}") from error
+    # A provider whose libraries are missing is left out with no more than a line in the log.
+    if session.get_providers()[0] != providers[0]:
+        raise ProviderError(f"{providers[0]} did not start (its libraries may be missing); see onnxruntime's log above")
+    return session
