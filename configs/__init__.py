@@ -1,6 +1,7 @@
 """Targets, model architectures, the package manifest and the store: plain data that every other part reads."""
 
 from .errors import (
+    EngineError,
     OutputError,
     PackageError,
     Phi3OnnxError,
@@ -15,6 +16,7 @@ from .store import default_package, find_package, list_packages, store_folder
 from .target import Quantization, Target, Thresholds, WeightScheme, find_target, parse_target, targets
 
 __all__ = [
+    "EngineError",
     "LongRope",
     "Manifest",
     "ModelConfig",

@@ -33,3 +33,7 @@ class ProviderError(Phi3OnnxError):
     """An execution provider was named (or needed) and can not run here."""
 
     exit_code = 3
+
+
+class EngineError(Phi3OnnxError):
+    """The engine failed while it ran a package that it had loaded, such as for want of memory."""
