@@ -1,0 +1,95 @@
+"""The command line: one module per verb, imported when the verb runs."""
+
+import importlib
+import sys
+from types import MappingProxyType
+
+import click
+
+from ..configs import Phi3OnnxError
+
+# Verb -> module of this folder that has its `command`. The order is that of the help page.
+VERBS = MappingProxyType(
+    {
+        "demo": "demo",
+        "export": "export",
+        "verify": "verify",
+        "chat": "chat",
+        "generate": "generate",
+        "evaluate": "evaluate",
+        "targets": "targets",
+        "list": "list_packages",
+        "show": "show",
+        "rm": "remove",
+    }
+)
+
+
+class _Verbs(click.Group):
+    """Imports a verb's module only when it is named, so that `--help` and light verbs start at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        return importlib.import_module(f".{VERBS[cmd_name]}", __package__).command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(verb, SUMMARIES[verb]) for verb in VERBS]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+# One line a verb, here so that the help page needs none of the modules.
+SUMMARIES = MappingProxyType(
+    {
+        "demo": "Fetch a small real model, export it, verify it and ask it something.",
+        "export": "Make an ONNX package of a Phi-3 checkpoint.",
+        "verify": "Prove that a package still is the model it was made of.",
+        "chat": "Talk to a package.",
+        "generate": "Answer one prompt.",
+        "evaluate": "Measure a package on a text of your own.",
+        "targets": "List the kinds of package that can be made.",
+        "list": "List the packages in the store.",
+        "show": "Describe a package.",
+        "rm": "Remove packages from the store.",
+    }
+)
+
+
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "PHI3_ONNX"},
+    help="Phi-3 to verified ONNX packages, and one runtime for CUDA, DirectML and CPU.",
+)
+@click.version_option(package_name="phi3-onnx", prog_name="phi3-onnx")
+@click.option("--debug", is_flag=True, help="Show Python's traceback with an error, and log what is done.")
+def root(debug: bool) -> None:
+    """Set up what every verb shares."""
+    if debug:
+        import logging
+
+        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+
+
+def main() -> None:
+    """Run the command line: one line on stderr for each error that has a known cause, and its exit code."""
+    try:
+        code = root(standalone_mode=False)
+    except Phi3OnnxError as error:
+        if "--debug" in sys.argv:
+            raise
+        click.echo(f"phi3-onnx: {error}", err=True)
+        code = error.exit_code
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except BrokenPipeError:  # the reader of our output went away
+        sys.stderr.close()
+        code = 141
+    sys.exit(code if isinstance(code, int) else 0)

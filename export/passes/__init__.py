@@ -1,0 +1,24 @@
+"""Rewrites of the traced graph, each a small function that returns how many places it changed."""
+
+from .contract import name_interface
+from .last_token import slice_last_token
+from .linear import fold_weight_transposes
+from .quantized import QuantizedTensor, quantize_weights
+from .run import Pass, PassError, run_passes
+from .skip_norm import fuse_skip_norms
+from .splits import replace_sequence_splits
+from .tidy import tidy
+
+__all__ = [
+    "Pass",
+    "PassError",
+    "QuantizedTensor",
+    "fold_weight_transposes",
+    "fuse_skip_norms",
+    "name_interface",
+    "quantize_weights",
+    "replace_sequence_splits",
+    "run_passes",
+    "slice_last_token",
+    "tidy",
+]

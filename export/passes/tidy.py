@@ -1,0 +1,19 @@
+"""Remove what tracing leaves behind: identities, dead nodes, duplicate constants, exporter metadata."""
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+
+def tidy(model: ir.Model) -> int:
+    """Clean the graph without changing what it computes; return the number of nodes that are gone."""
+    before = model.graph.num_nodes()
+    # transformers' dropout and contiguous() leave an Identity after every projection.
+    for rewrite in (
+        common.IdentityEliminationPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.ClearMetadataAndDocStringPass(),
+    ):
+        rewrite(model)
+    return before - model.graph.num_nodes()
