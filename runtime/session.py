@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from ..configs import PackageError, ProviderError, UsageError
+from .hardware import default_threads
+from .providers import canonical, import_onnxruntime, remedy
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _DEVICES = {"CUDAExecutionProvider": "cuda"}
@@ -208,11 +209,10 @@ class LogitsSession:
         return self.longrope + 1 if self.longrope is not None and length > self.longrope else 0
 
     def _empty_cache(self) -> list[Any]:
-        import onnxruntime
-
         shape = (1, self.contract.num_kv_heads, 0, self.contract.head_dim)
         empty = np.zeros(shape, dtype=self.io_dtype)
-        return [onnxruntime.OrtValue.ortvalue_from_numpy(empty) for _ in self.contract.past_names()]
+        ort_value = import_onnxruntime().OrtValue
+        return [ort_value.ortvalue_from_numpy(empty) for _ in self.contract.past_names()]
 
     def _run(self, ids: np.ndarray, start: int, cache: list[Any]) -> tuple[np.ndarray, list[Any]]:
         contract, binding = self.contract, self._session.io_binding()
@@ -266,23 +266,23 @@ class LogitsSession:
 
 
 def _open(path: Path, providers: Sequence[str], threads: int | None) -> Any:
-    import onnxruntime
-
-    available = onnxruntime.get_available_providers()
-    if providers[0] not in available:
-        raise ProviderError(f"{providers[0]} is not in the installed onnxruntime, which has {', '.join(available)}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or psutil.cpu_count(logical=False) or 1
-    if providers[0] == "DmlExecutionProvider":
+    ort = import_onnxruntime()
+    wanted, available = providers[0], ort.get_available_providers()
+    if wanted not in available:
+        found = f"onnxruntime {ort.__version__} has {', '.join(available)}"
+        raise ProviderError(f"{wanted} can not run here: {found}; {remedy(canonical(wanted))}")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or default_threads()
+    if wanted == "DmlExecutionProvider":
         # DirectML's terms: https://onnxruntime.ai/docs/execution-providers/DirectML-ExecutionProvider.html
         options.enable_mem_pattern = False
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        session = ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # onnxruntime's own errors have no common base but this
         reason = " ".join(str(error).split())
-        raise PackageError(f"{path} can not be loaded by onnxruntime {onnxruntime.__version__}: {reason}") from error
+        raise PackageError(f"{path} can not be loaded by onnxruntime {ort.__version__}: {reason}") from error
     # A provider whose libraries are missing is left out with no more than a line in the log.
-    if session.get_providers()[0] != providers[0]:
-        raise ProviderError(f"{providers[0]} did not start (its libraries may be missing); see onnxruntime's log above")
+    if session.get_providers()[0] != wanted:
+        raise ProviderError(f"{wanted} did not start; {remedy(canonical(wanted))}")
     return session
