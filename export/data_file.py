@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ..configs import OutputError
 from .graph import initializer_bytes
+from .passes.edit import static_shape, stored_dtype
 
 DATA_NAME = "model.onnx.data"
 _ALIGNMENT, _ALIGN_FROM = 4096, 1 << 20
@@ -24,16 +25,16 @@ class DataFile:
     """
 
     def __init__(self, folder: Path, values: Sequence[ir.Value], progress: Callable[[int], None]) -> None:
-        self._folder, self._values, self._progress = folder, {value.name: value for value in values}, progress
-        self._offsets: dict[str | None, int] = {}
-        self._missing: dict[str | None, int] = {}
+        self._folder, self._values, self._progress = folder, {value.name or "": value for value in values}, progress
+        self._offsets: dict[str, int] = {}
+        self._missing: dict[str, int] = {}
         position = 0
-        for value in values:
+        for name, value in self._values.items():
             size = initializer_bytes(value)
             if size >= _ALIGN_FROM:
                 position = -(-position // _ALIGNMENT) * _ALIGNMENT
-            self._offsets[value.name] = position
-            self._missing[value.name] = size
+            self._offsets[name] = position
+            self._missing[name] = size
             position += size
         self.size = position
         self._lock = threading.Lock()
@@ -59,9 +60,8 @@ class DataFile:
     def write(self, name: str, array: np.ndarray, first_row: int = 0) -> None:
         """Write an initializer, or its rows from `first_row` on; values are cast to the initializer's dtype."""
         value = self._values[name]
-        assert value.dtype is not None and value.shape is not None
-        data = np.ascontiguousarray(array, dtype=value.dtype.numpy())
-        row_bytes = initializer_bytes(value) // int(value.shape[0])
+        data = np.ascontiguousarray(array, dtype=stored_dtype(value).numpy())
+        row_bytes = initializer_bytes(value) // static_shape(value)[0]
         with self._lock:
             self._file.seek(self._offsets[name] + first_row * row_bytes)
             self._file.write(data.data)
@@ -71,13 +71,12 @@ class DataFile:
     def bind(self) -> None:
         """Let each initializer of the graph refer to its place in the file."""
         for name, value in self._values.items():
-            assert name and value.dtype is not None and value.shape is not None
             value.const_value = ir.ExternalTensor(
                 DATA_NAME,
                 self._offsets[name],
                 initializer_bytes(value),
-                value.dtype,
-                shape=ir.Shape(value.shape),
+                stored_dtype(value),
+                shape=ir.Shape(static_shape(value)),
                 name=name,
                 base_dir=self._folder,
             )

@@ -1,5 +1,6 @@
 """From a model's shape to the complete graph of a target, with a plan of what each initializer will hold."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .passes import (
     slice_last_token,
     tidy,
 )
+from .passes.edit import static_shape, stored_dtype
 from .rope import rope_tables
 from .trace import COS_TABLE, SIN_TABLE, trace
 
@@ -63,8 +65,7 @@ class Graph:
 
 def initializer_bytes(value: ir.Value) -> int:
     """Return the bytes that the values of an initializer take."""
-    assert value.dtype is not None and value.shape is not None
-    return int(np.prod(value.shape.numpy(), dtype=np.int64)) * value.dtype.bitwidth // 8
+    return math.prod(static_shape(value)) * stored_dtype(value).bitwidth // 8
 
 
 def build_graph(config: ModelConfig, target: Target) -> Graph:

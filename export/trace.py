@@ -30,8 +30,8 @@ class _Norm(nn.Module):
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
-        self.weight = original.weight
-        self.epsilon = cast("float", original.variance_epsilon)
+        self.weight = cast(Tensor, original.weight)
+        self.epsilon = cast(float, original.variance_epsilon)
 
     def forward(self, hidden: Tensor) -> Tensor:
         attributes: dict[str, Any] = {"axis": -1, "epsilon": self.epsilon, "stash_type": 1}
@@ -108,10 +108,10 @@ class _Attention(nn.Module):
 
     def __init__(self, original: nn.Module, config: ModelConfig) -> None:
         super().__init__()
-        self.qkv_proj = original.qkv_proj
-        self.o_proj = original.o_proj
-        self.layer = cast("int", original.layer_idx)
-        self.scale = cast("float", original.scaling)
+        self.qkv_proj = cast(nn.Module, original.qkv_proj)
+        self.o_proj = cast(nn.Module, original.o_proj)
+        self.layer = cast(int, original.layer_idx)
+        self.scale = cast(float, original.scaling)
         self.config = config
 
     def forward(
@@ -124,22 +124,21 @@ class _Attention(nn.Module):
         config, step = self.config, past_key_values
         cos, sin, positions = position_embeddings
         qkv = self.qkv_proj(hidden_states)
-        query: Tensor
-        key: Tensor | None
-        value: Tensor | None
+        attended: tuple[Tensor | None, ...] = (qkv, None, None)
         if step.separate:
             query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
             query, key, value = qkv.split((query_size, kv_size, kv_size), dim=-1)
             query = self._rotate(query, config.num_heads, positions, cos, sin)
-            key = self._rotate(key, config.num_kv_heads, positions, cos, sin)
-        else:
-            query, key, value = qkv, None, None
+            attended = (query, self._rotate(key, config.num_kv_heads, positions, cos, sin), value)
         batch, length, _width = hidden_states.shape
         kv_shape = (batch, config.num_kv_heads, step.length, config.head_dim)
         output, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
             (
-                *(query, key, value, *step.past[self.layer], step.last_positions, step.total_scalar),
+                *attended,
+                *step.past[self.layer],
+                step.last_positions,
+                step.total_scalar,
                 *(() if step.separate else (cos, sin)),
             ),
             {

@@ -42,7 +42,7 @@ def constant(model: ir.Model, name: str, value: np.ndarray) -> ir.Value:
     """Return a small constant of the graph by name, made at its first use."""
     if name not in model.graph.initializers:
         tensor = ir.tensor(value, name=name)
-        made = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        made = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(value.shape), const_value=tensor)
         model.graph.register_initializer(made)
     return model.graph.initializers[name]
 
@@ -51,6 +51,18 @@ def constant_value(value: ir.Value | None) -> np.ndarray | None:
     """Return what a value always is, where that is known: a Constant node's output or an initializer with data."""
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     return None if tensor is None else tensor.numpy()
+
+
+def static_shape(value: ir.Value) -> tuple[int, ...]:
+    """Return the shape of a value whose every dimension is known, such as an initializer."""
+    assert value.shape is not None
+    return tuple(int(size) for size in value.shape.numpy())
+
+
+def stored_dtype(value: ir.Value) -> ir.DataType:
+    """Return the dtype of a value that has one, such as an initializer."""
+    assert value.dtype is not None
+    return value.dtype
 
 
 def new_initializer(model: ir.Model, name: str, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ...configs import WeightScheme
 from ...quantize.packed import packed_shapes
-from .edit import CONTRIB, constant, new_initializer, new_node, nodes_of, replace_node
+from .edit import CONTRIB, constant, new_initializer, new_node, nodes_of, replace_node, static_shape, stored_dtype
 from .linear import linear_weight
 
 
@@ -79,8 +79,7 @@ def _quantize_embedding(
     # GatherBlockQuantized wants data and zero points as matrices, MatMulNBits data in blocks: the head's tensor is
     # the stored one, and ONNX Runtime folds this reshape when it loads the package.
     packed = inits[stored.packed]
-    assert packed.shape is not None
-    blocks, blob = int(packed.shape[1]), int(packed.shape[2])
+    _, blocks, blob = static_shape(packed)
     flat = new_node(
         model, "Reshape", [packed, constant(model, "embedding_rows", np.array([rows, blocks * blob], np.int64))]
     )
@@ -114,7 +113,7 @@ def _store(
     model: ir.Model, weight: ir.Value, scheme: WeightScheme, done: dict[str, QuantizedTensor]
 ) -> QuantizedTensor:
     """Add the initializers of a quantized weight to the graph."""
-    assert weight.name and weight.dtype is not None
+    assert weight.name
     base = weight.name.removesuffix(".weight")
     shapes = packed_shapes(*_matrix_shape(weight), scheme)
     stored = QuantizedTensor(
@@ -125,7 +124,7 @@ def _store(
         f"{base}.zero_points" if shapes.zero_points else None,
     )
     new_initializer(model, stored.packed, ir.DataType.UINT8, shapes.packed)
-    new_initializer(model, stored.scales, weight.dtype, shapes.scales)
+    new_initializer(model, stored.scales, stored_dtype(weight), shapes.scales)
     if stored.zero_points and shapes.zero_points:
         new_initializer(model, stored.zero_points, ir.DataType.UINT8, shapes.zero_points)
     done[weight.name] = stored
@@ -133,7 +132,5 @@ def _store(
 
 
 def _matrix_shape(weight: ir.Value) -> tuple[int, int]:
-    assert weight.shape is not None and len(weight.shape) == 2
-    rows, columns = weight.shape
-    assert isinstance(rows, int) and isinstance(columns, int)
+    rows, columns = static_shape(weight)
     return rows, columns
