@@ -36,6 +36,13 @@ class TensorSummary:
     details: Mapping[str, Any] = field(default_factory=dict)
     """What the quantizer reports beyond that (method, ratios, whether a search was kept), as JSON values."""
 
+    @property
+    def storage(self) -> str:
+        """Say how it is stored, such as `int4 block 32 symmetric` or `16 bits`."""
+        if self.block_size is None:
+            return f"{self.bits} bits"
+        return f"int{self.bits} block {self.block_size} {'symmetric' if self.symmetric else 'asymmetric'}"
+
 
 @dataclass(frozen=True)
 class Manifest:

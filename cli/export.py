@@ -1,0 +1,101 @@
+"""`phi3-onnx export`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from ..configs import PackageError, read_manifest
+from .screen import bytes_bar, notice, size
+
+
+@click.command(short_help="Make an ONNX package of a Phi-3 checkpoint.")
+@click.argument("source", required=False)
+@click.option("-t", "--target", default="cpu-int4-rtn", show_default=True, help="What to make; see: phi3-onnx targets.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.  [default: in the store]")
+@click.option("--revision", help="Commit, tag or branch of a hub checkpoint.")
+@click.option("--force", is_flag=True, help="Replace the package that is already there.")
+@click.option("--verify/--no-verify", default=True, help="Compare the package with its source.  [default: verify]")
+@click.option("--dry-run", is_flag=True, help="Check and plan only: graph, sizes, memory.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan or the manifest as JSON.")
+def command(
+    source: str | None,
+    target: str,
+    output: Path | None,
+    revision: str | None,
+    force: bool,
+    verify: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Make an ONNX package of a Phi-3 checkpoint.
+
+    SOURCE is a Hugging Face folder, a hub id, or a .gguf file; by default microsoft/Phi-3-mini-4k-instruct.
+    The package is compared with its source before it gets its final name.
+    """
+    from .requirements import require_export
+
+    require_export()
+    from ..export import DEFAULT_SOURCE, Checkpoint, Plan, plan_export, run_export
+
+    if source is None:
+        source = DEFAULT_SOURCE
+        notice(f"source: {source}")
+    plan: Plan = plan_export(source, target, output, revision=revision, force=force)
+    config = plan.checkpoint.config
+    notice(
+        f"{plan.checkpoint.model}: {config.num_parameters / 1e9:.3g} B parameters, {config.num_layers} layers "
+        f"-> {plan.target.name} ({plan.target.weights})"
+    )
+    notice(f"writing {size(plan.package_bytes)} to {plan.output}, in about {size(plan.memory_bytes)} of memory")
+    if dry_run:
+        _print_plan(plan, as_json)
+        return
+
+    def check(folder: Path, checkpoint: Checkpoint, _target: object) -> None:
+        from .verify import verify_and_print
+
+        verify_and_print(folder, checkpoint, plan.target, as_json=False)
+
+    with bytes_bar() as bar:
+        folder = run_export(plan, verify=None if not verify else check, progress=bar)
+    if as_json:
+        click.echo(read_manifest(folder).to_json(), nl=False)
+        return
+    notice(f"done; talk to it: phi3-onnx chat {_short_name(folder)}")
+    click.echo(folder)
+
+
+def _short_name(folder: Path) -> str:
+    """Return the package's name in the store, or its folder."""
+    from ..configs import list_packages
+
+    try:
+        return next((package.name for package in list_packages() if package.folder == folder), str(folder))
+    except PackageError:
+        return str(folder)
+
+
+def _print_plan(plan: object, as_json: bool) -> None:
+    from ..export import Plan
+
+    assert isinstance(plan, Plan)
+    table = {
+        "source": str(plan.checkpoint.source),
+        "model": plan.checkpoint.model,
+        "target": plan.target.name,
+        "output": str(plan.output),
+        "weights": plan.target.weights,
+        "package_bytes": plan.package_bytes,
+        "bits_per_weight": round(plan.graph.weight_bytes * 8 / plan.checkpoint.config.num_parameters, 3),
+        "memory_bytes": plan.memory_bytes,
+        "ops": plan.graph.ops,
+    }
+    if as_json:
+        click.echo(json.dumps(table, indent=1))
+        return
+    for key, value in table.items():
+        if key != "ops":
+            click.echo(f"{key:<16} {value}")
+    for op, count in plan.graph.ops.items():
+        click.echo(f"  {op:<34} {count:>5}")

@@ -1,0 +1,37 @@
+"""`phi3-onnx list`."""
+
+import json
+
+import click
+
+from .screen import notice, size
+
+
+@click.command(short_help="List the packages in the store.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+def command(as_json: bool) -> None:
+    """List the packages in the store, newest first."""
+    from ..configs import list_packages
+    from ..configs.store import home
+
+    packages = list_packages()
+    rows = [
+        {
+            "name": package.name,
+            "folder": str(package.folder),
+            "bytes": sum(entry.size for entry in package.manifest.files.values()),
+            "created": package.manifest.created,
+            "verified": package.manifest.verified,
+        }
+        for package in packages
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    if not rows:
+        notice(f"no packages in {home() / 'packages'}; make one: phi3-onnx export")
+        return
+    words = {True: "verified", False: "FAILED verification", None: "not verified"}
+    width = max(len(str(row["name"])) for row in rows)
+    for row in rows:
+        click.echo(f"{row['name']:<{width}}  {size(row['bytes']):>8}  {row['created'][:10]}  {words[row['verified']]}")

@@ -1,0 +1,48 @@
+"""Where words go: results to stdout, notices and progress to stderr, so that pipes work."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:  # chat and generate print notices too, and start faster without rich
+    from rich.progress import Progress, TaskID
+
+
+def notice(text: str) -> None:
+    """Print a line for the person at the terminal, not for the pipe."""
+    click.echo(text, err=True)
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as people read it, in powers of 1000: `2.49 GB`."""
+    from rich.filesize import decimal
+
+    return decimal(count, precision=2)
+
+
+class BytesBar:
+    """A progress bar of bytes on stderr, one line a stage; it prints nothing where stderr is not a terminal."""
+
+    def __init__(self, progress: "Progress") -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of `total` bytes of a stage are through."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total)
+        self._progress.update(self._tasks[stage], completed=done)
+
+
+@contextmanager
+def bytes_bar() -> Iterator[BytesBar]:
+    """Show a progress bar while the context lasts."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield BytesBar(progress)

@@ -1,0 +1,60 @@
+"""`phi3-onnx show`."""
+
+from collections import Counter
+from typing import Any
+
+import click
+
+from .screen import size
+
+
+@click.command(short_help="Describe a package.")
+@click.argument("package")
+@click.option("--tensors", is_flag=True, help="List how each weight matrix is stored.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def command(package: str, tensors: bool, as_json: bool) -> None:
+    """Describe a package: target, source, sizes, operators, bits per weight, verification."""
+    from ..configs import find_package, read_manifest
+    from ..configs.manifest import check_files
+
+    folder = find_package(package)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    if as_json:
+        click.echo(manifest.to_json(), nl=False)
+        return
+    total = sum(entry.size for entry in manifest.files.values())
+    revision = f" at {manifest.revision}" if manifest.revision else ""
+    schemes = Counter(tensor.storage for tensor in manifest.tensors.values())
+    rows: list[tuple[str, Any]] = [
+        ("package", folder),
+        ("model", manifest.model),
+        ("source", f"{manifest.source}{revision}"),
+        ("target", f"{manifest.target} (provider {manifest.provider}, {manifest.io_dtype})"),
+        ("created", f"{manifest.created} by {', '.join(f'{k} {v}' for k, v in manifest.versions.items())}"),
+        ("size", f"{size(total)} in {len(manifest.files)} files"),
+        ("weights", f"{manifest.num_parameters / 1e9:.3g} B, {manifest.bits_per_weight:.2f} bits per weight"),
+        ("matrices", ", ".join(f"{count} x {scheme}" for scheme, count in schemes.most_common())),
+        ("operators", ", ".join(f"{count} {op}" for op, count in manifest.ops.items())),
+    ]
+    if manifest.quantization:
+        rows.append(("method", manifest.quantization.get("method")))
+    for name, value in rows:
+        click.echo(f"{name:<10} {value}")
+    _print_verification(manifest.verification)
+    if tensors:
+        for name, tensor in manifest.tensors.items():
+            error = "" if tensor.relative_error is None else f"  error {tensor.relative_error:.4f}"
+            click.echo(f"  {name:<48} {tensor.shape!s:<16} {tensor.bits:>2} bits{error}")
+
+
+def _print_verification(verification: Any) -> None:
+    if verification is None:
+        click.echo("verified   not yet; run: phi3-onnx verify")
+        return
+    outcome = "passed" if verification["passed"] else "FAILED"
+    click.echo(f"verified   {outcome} on {verification['provider']}, {verification['created']}")
+    for row in verification["rows"]:
+        mark = {True: "ok", False: "FAILED", None: ""}[row["passed"]]
+        value = "not finite" if row["value"] is None else f"{row['value']:.4g}"
+        click.echo(f"  {row['name']:<18} {value:>10}  {mark}")
