@@ -1,0 +1,21 @@
+"""Short names of models, fit for a folder of the store."""
+
+import re
+
+# llama.cpp's file names end in the type of the weights: `.Q4_K_M`, `-q4`, `-fp16`.
+_WEIGHT_TYPE = re.compile(r"[-._](i?q\d\w*|f(p)?(16|32)|bf16|mxfp4)$", re.IGNORECASE)
+_GENERIC = {"model", "ggml-model", "weights", "consolidated"}
+
+
+def short_name(name: str) -> str:
+    """Return a name with everything that not every file system takes replaced, such as `Phi-3-mini-4k-instruct`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"
+
+
+def gguf_name(stem: str, general_name: str | None) -> str:
+    """Return a GGUF's short name: its file name without the type of the weights, or its own name if that says nothing.
+
+    The file name comes first since `general.name` often is a training run's (`Smollm2 135M 8k Lc100K Mix1 Ep2`).
+    """
+    stem = _WEIGHT_TYPE.sub("", stem)
+    return short_name(general_name if stem.lower() in _GENERIC and general_name else stem)
