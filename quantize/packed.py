@@ -1,10 +1,10 @@
 """A quantized matrix in the layout of `com.microsoft::MatMulNBits`, which `GatherBlockQuantized` reads as well.
 
-Both operators agree (ONNX Runtime 1.32, tests/quantize/test_packed.py) on: codes of one row in blocks along K, the lower
-half of a byte first, a last block that is shorter than the others filled up to full length, zero points packed like
-codes, and 2^(bits - 1) for zero where there is no zero point input. `GatherBlockQuantized` takes the same bytes as a
-matrix (`QuantizedWeight.rows`) and returns rows of the padded length. ONNX Runtime 1.24.4 does the same but for one case:
-its `GatherBlockQuantized` misreads 4-bit zero points where a row has an odd number of blocks.
+Both operators agree (ONNX Runtime 1.32, tests/quantize/test_packed.py) on: codes of one row in blocks along K, the
+lower half of a byte first, a last block that is shorter than the others filled up to full length, zero points packed
+like codes, and 2^(bits - 1) for zero where there is no zero point input. `GatherBlockQuantized` takes the same bytes
+as a matrix (`QuantizedWeight.rows`) and returns rows of the padded length. ONNX Runtime 1.24.4 does the same but for
+one case: its `GatherBlockQuantized` misreads 4-bit zero points where a row has an odd number of blocks.
 """
 
 from collections.abc import Sequence
