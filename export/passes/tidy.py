@@ -1,4 +1,4 @@
-"""Remove what tracing leaves behind: identities, dead nodes, duplicate constants, exporter metadata."""
+"""Remove what tracing leaves behind: identities, dead nodes, constant nodes, exporter metadata."""
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -10,6 +10,7 @@ def tidy(model: ir.Model) -> int:
     # transformers' dropout and contiguous() leave an Identity after every projection.
     for rewrite in (
         common.IdentityEliminationPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),
