@@ -4,13 +4,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 
 from ..configs import ModelConfig
 
 Chat = list[dict[str, str]]
+
+_DATA = Path(__file__).parent / "data"
 
 TOKENS = 2304
 """Tokens compared at least; the window of Phi-3-mini-4k (2,047) lies well within them."""
@@ -38,7 +40,7 @@ def snippets() -> tuple[str, ...]:
 
 
 def _read(name: str) -> str:
-    return (files(__package__ or "phi3_onnx.evaluate") / "data" / name).read_text(encoding="utf-8")
+    return (_DATA / name).read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..configs import PackageError, ProviderError, UsageError
 from .hardware import default_threads
-from .providers import canonical, import_onnxruntime, remedy
+from .providers import canonical, choose, import_onnxruntime, remedy, resolve_ort_providers
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _DEVICES = {"CUDAExecutionProvider": "cuda"}
@@ -263,6 +263,42 @@ class LogitsSession:
 
     def _output_shape(self, name: str) -> Sequence[Any]:
         return next(value.shape for value in self._session.get_outputs() if value.name == name)
+
+
+def open_session(
+    package: Path, provider: str, *, made_for: str | None = None, longrope: int | None = None
+) -> tuple[LogitsSession, str]:
+    """Load a package on the provider named, or with `auto` on the first that runs it.
+
+    Args:
+        package: its folder.
+        provider: `cpu`, `cuda`, `dml`, another that ONNX Runtime knows by name, or `auto`.
+        made_for: the provider that the package was made for, which `auto` tries first.
+        longrope: as `LogitsSession` takes it.
+
+    Returns:
+        The session, and why it runs on this provider and on no other.
+
+    Raises:
+        UsageError: there is no such provider.
+        ProviderError: it can not run here; the message has the remedy.
+        PackageError: the package can not be loaded.
+
+    """
+
+    def attempt(name: str) -> LogitsSession:
+        try:
+            session = LogitsSession(package, providers=resolve_ort_providers(name), longrope=longrope)
+            if name != "cpu":  # a provider can load a graph and yet fail in it
+                next(session.logits(np.zeros(1)))
+        except (ProviderError, PackageError) as error:
+            if name == "cpu" or canonical(provider) != "auto":
+                raise
+            raise RuntimeError(str(error)) from error  # what `choose` takes for a reason to try the next
+        return session
+
+    session, choice = choose(provider, made_for, attempt)
+    return session, str(choice)
 
 
 def _open(path: Path, providers: Sequence[str], threads: int | None) -> Any:

@@ -1,0 +1,225 @@
+"""Proof that a package still is its model: tokens, logits over text and greedy answers, against float32 PyTorch.
+
+The reference runs all text in one pass with one layer's weights in memory at a time, the package loaded next to it.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..configs import PackageError, Target, Thresholds, find_target
+from ..export.checkpoint import Checkpoint
+from ..runtime.package import Package, open_package
+from ..runtime.providers import installed_wheels
+from ..runtime.session import LogitsSession, open_session
+from . import corpus
+from .compare import compare_passage
+from .corpus import Passage, plan_passages
+from .greedy import Agreement, Answer, judge
+from .metrics import Comparison, Metrics
+from .tokens import (
+    Finding,
+    compare_chat_template,
+    compare_end_tokens,
+    compare_token_ids,
+    hugging_face_tokenizer,
+    render_reference,
+)
+from .verification import Row, Verification, record
+
+Notify = Callable[[str], None]
+
+STEPS = 64
+"""Greedy tokens of each conversation."""
+CONVERSATIONS = 5
+"""Conversations that are continued greedily."""
+
+
+def _silent(_: str) -> None:
+    """Report to nobody."""
+
+
+def verify(
+    package: Path,
+    checkpoint: Checkpoint,
+    *,
+    target: Target | None = None,
+    provider: str = "cpu",
+    steps: int = STEPS,
+    notify: Notify = _silent,
+) -> Verification:
+    """Measure how close a package is to the checkpoint it was made from.
+
+    Args:
+        package: the package's folder.
+        checkpoint: its model.
+        target: whose thresholds to use; by default those of the target that the manifest names. A package without a
+            manifest is measured and judged by its tokens alone.
+        provider: where the package runs: `cpu`, `cuda`, `dml`, or `auto` for what it was made for, if that runs here.
+        steps: greedy tokens of each conversation.
+        notify: called with lines of progress.
+
+    Raises:
+        PackageError: the package is damaged, its graph fails, or it is another model's.
+        ProviderError: the provider can not run here.
+        SourceError: the checkpoint can not be read, or transformers can not load its tokenizer.
+
+    """
+    started = time.perf_counter()
+    opened = open_package(package)
+    target = target or _manifest_target(opened)
+    thresholds = target.thresholds if target else Thresholds()
+    notify("comparing token ids")
+    tokenizer = hugging_face_tokenizer(checkpoint)
+    reading = _reading_rows(opened, checkpoint, tokenizer)
+    notify("loading the package")
+    session = _open(opened, checkpoint, provider)
+    passages, skipped = _passages(checkpoint, tokenizer)
+    metrics, agreement = _run(session, checkpoint, tokenizer, passages, steps, notify)
+    return Verification(
+        rows=(*reading, *_metric_rows(metrics, thresholds), _greedy_row(agreement, thresholds)),
+        target=target.name if target else None,
+        provider=session.provider,
+        reference=f"{checkpoint.source}@{checkpoint.revision}" if checkpoint.revision else str(checkpoint.source),
+        metrics=metrics,
+        passages=tuple(f"{len(passage.ids)} tokens: {passage.purpose}" for passage in passages),
+        skipped=tuple(skipped),
+        versions=versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(time.perf_counter() - started, 1),
+    )
+
+
+def checked(package: Path, checkpoint: Checkpoint, target: Target, *, notify: Notify = _silent) -> None:
+    """Verify a package on the provider it was made for, or else the CPU, and record the figures in its manifest.
+
+    Raises:
+        VerificationError: a row is out of its threshold; the message has every such row.
+
+    """
+    verification = verify(package, checkpoint, target=target, provider="auto", notify=notify)
+    record(package, verification)
+    verification.check(f"{checkpoint.model}/{target.name}")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what reference and package run on."""
+    found = {name: version(name) for name in ("phi3-onnx", "torch", "transformers", "tokenizers")}
+    return {**found, **{wheel.name: wheel.version for wheel in installed_wheels()}}
+
+
+def _manifest_target(package: Package) -> Target | None:
+    return find_target(package.manifest.target) if package.manifest else None
+
+
+def _open(package: Package, checkpoint: Checkpoint, provider: str) -> LogitsSession:
+    expected, found = checkpoint.config.vocab_size, package.contract.vocab_size
+    if found != expected:
+        raise PackageError(
+            f"{package.folder} has {found} tokens, {checkpoint.source} {expected}: it was made from another model"
+        )
+    rope = checkpoint.config.longrope
+    switch = rope.original_max_position if rope else 0
+    return open_session(package.folder, provider, made_for=package.made_for, longrope=switch)[0]
+
+
+def _reading_rows(package: Package, checkpoint: Checkpoint, tokenizer: Any) -> list[Row]:
+    chats = corpus.chats()
+    texts = list(corpus.snippets())
+    if tokenizer.chat_template is not None:
+        texts += [text for chat in chats if (text := _try_render(tokenizer, chat)) is not None]
+    findings = {
+        "token_ids": compare_token_ids(tokenizer, package, texts),
+        "chat_template": compare_chat_template(tokenizer, package, chats),
+        "end_tokens": compare_end_tokens(checkpoint, package),
+    }
+    return [Row(name, finding.share, 1.0, "at least", _described(finding)) for name, finding in findings.items()]
+
+
+def _described(finding: Finding) -> str:
+    if not finding.differences:
+        return "; ".join(finding.notes)
+    return f"{len(finding.differences)} of {finding.compared} differ, first: {finding.differences[0]}"
+
+
+def _try_render(tokenizer: Any, chat: corpus.Chat) -> str | None:
+    try:
+        return render_reference(tokenizer, chat)
+    except Exception:  # templates raise what they like, such as for a system message they have no place for
+        return None
+
+
+def _passages(checkpoint: Checkpoint, tokenizer: Any) -> tuple[list[Passage], list[str]]:
+    bare = tokenizer(corpus.text(), add_special_tokens=False).input_ids
+    full = tokenizer(corpus.text()).input_ids
+    prefix = full[: len(full) - len(bare)] if full[-len(bare) :] == bare else []
+    return plan_passages(checkpoint.config, np.array(bare), np.array(prefix, dtype=np.int64))
+
+
+def _prompts(checkpoint: Checkpoint, tokenizer: Any, steps: int) -> list[np.ndarray]:
+    prompts: list[np.ndarray] = []
+    for chat in corpus.chats()[:CONVERSATIONS]:
+        text = _try_render(tokenizer, chat) if tokenizer.chat_template is not None else None
+        if text is not None:
+            ids = tokenizer(text, add_special_tokens=False).input_ids
+        else:
+            ids = tokenizer(chat[-1]["content"]).input_ids
+        room = checkpoint.config.max_position - steps
+        prompts.append(np.array(ids[-room:], dtype=np.int64))
+    return prompts
+
+
+def _run(
+    session: LogitsSession,
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    passages: Sequence[Passage],
+    steps: int,
+    notify: Notify,
+) -> tuple[Metrics, Agreement]:
+    from .reference import Reference
+
+    answers = _answers(session, _prompts(checkpoint, tokenizer, steps), steps, notify)
+    reference = Reference(checkpoint)
+    sequences = [*(passage.ids for passage in passages), *(answer.sequence for answer in answers)]
+    rows = [partial(_rows, reference, hidden) for hidden in reference.hidden_states(sequences, notify=notify)]
+    comparison = Comparison()
+    for number, (passage, wanted) in enumerate(zip(passages, rows, strict=False), start=1):
+        notify(f"package: passage {number} of {len(passages)}, {len(passage.ids)} tokens")
+        compare_passage(comparison, session, passage, wanted)
+    agreement = judge(answers, rows[len(passages) :], lambda token: tokenizer.decode([token]))
+    return comparison.result(), agreement
+
+
+def _rows(reference: Any, hidden: Any, start: int, stop: int) -> np.ndarray:
+    return reference.logits(hidden, start, stop).numpy()
+
+
+def _answers(session: LogitsSession, prompts: Sequence[np.ndarray], steps: int, notify: Notify) -> list[Answer]:
+    answers: list[Answer] = []
+    for number, prompt in enumerate(prompts, start=1):
+        notify(f"package: greedy answer {number} of {len(prompts)}")
+        answers.append(Answer(prompt, session.greedy(prompt, steps)))
+    return answers
+
+
+def _metric_rows(metrics: Metrics, thresholds: Thresholds) -> list[Row]:
+    places = f"{metrics.positions} positions"
+    perplexities = " / ".join(f"{p.value:.4g} ± {p.standard_error:.2g}" for p in (metrics.package, metrics.reference))
+    return [
+        Row("max_abs_diff", metrics.max_abs_diff, thresholds.max_abs_diff, "at most", f"logits, {places}"),
+        Row("mean_kl", metrics.mean_kl, thresholds.mean_kl, "at most", f"nats; median {metrics.median_kl:.3g}"),
+        Row("p99_kl", metrics.p99_kl, thresholds.p99_kl, "at most", "nats"),
+        Row("top1_agreement", metrics.top1_agreement, thresholds.top1_agreement, "at least", places),
+        Row("perplexity_ratio", metrics.perplexity_ratio, thresholds.perplexity_ratio, "at most", perplexities),
+    ]
+
+
+def _greedy_row(agreement: Agreement, thresholds: Thresholds) -> Row:
+    return Row("greedy_agreement", agreement.share, thresholds.greedy_agreement, "at least", str(agreement))
