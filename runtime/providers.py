@@ -16,6 +16,7 @@ KNOWN = ("cpu", "cuda", "dml")
 _ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider"}
 _EXTRAS = {"cpu": "cpu", "cuda": "cuda", "dml": "directml"}
 _SUFFIX = "executionprovider"
+_OR_ANOTHER = "(or [cuda], or [directml])"
 
 # Every wheel that installs a module called `onnxruntime` or `onnxruntime_genai`. Two with the same module name
 # overwrite each other's files without a word (onnxruntime#26996).
@@ -123,9 +124,7 @@ def resolve_ort_providers(name: str) -> list[str]:
     return list(dict.fromkeys([wanted, "CPUExecutionProvider"]))
 
 
-def choose(
-    wanted: str, made_for: str | None, attempt: Callable[[str], _T], *, explain: Callable[[str], str] | None = None
-) -> tuple[_T, ProviderChoice]:
+def choose(wanted: str, made_for: str | None, attempt: Callable[[str], _T]) -> tuple[_T, ProviderChoice]:
     """Take the provider that was named, or with `auto` the first that really runs.
 
     `auto` tries the provider that the package was made for, then CUDA, DirectML and the CPU. A package made for the
@@ -135,30 +134,38 @@ def choose(
         wanted: a provider's name, or `auto`.
         made_for: the provider that the package says it was made for.
         attempt: loads the package on a provider and returns the result; raises RuntimeError where that fails.
-        explain: what to say of a provider that failed; by default its remedy.
 
     Raises:
         UsageError: there is no such provider.
         ProviderError: the named provider can not run, or with `auto` none can.
 
     """
-    wanted, explain = canonical(wanted), explain or remedy
+    wanted = canonical(wanted)
     if wanted != "auto":
         try:
             return attempt(wanted), ProviderChoice(wanted, (Candidate(wanted, True, "named"),))
         except RuntimeError as error:
-            reason = f"provider {wanted} can not run here: {first_line(error)}"
-            raise ProviderError(f"{reason}; {explain(wanted)}") from error
+            raise ProviderError(
+                f"provider {wanted} can not run here: {_why(wanted, error)}; {remedy(wanted)}"
+            ) from error
     tried: list[Candidate] = []
     for provider in _order(made_for):
         try:
             result = attempt(provider)
         except RuntimeError as error:
-            tried.append(Candidate(provider, False, first_line(error)))
+            tried.append(Candidate(provider, False, _why(provider, error)))
             continue
         reason = "the package was made for it" if provider == made_for else "it runs the package"
         return result, ProviderChoice(provider, (*tried, Candidate(provider, True, reason)))
     raise ProviderError(f"no provider can run this package: {'; '.join(map(str, tried))}; see: phi3-onnx doctor")
+
+
+def _why(provider: str, error: BaseException) -> str:
+    found = installed_wheels()
+    if provider in KNOWN and not _wheels_of(provider) & {wheel.name for wheel in found}:
+        names = " and ".join(f"{wheel.name} {wheel.version}" for wheel in found)
+        return f"the installed {names} are built without it"
+    return first_line(error)
 
 
 def _order(made_for: str | None) -> list[str]:
@@ -175,10 +182,13 @@ def remedy(provider: str) -> str:
         return "DirectML exists on Windows only; take --provider cuda or cpu"
     if provider == "cuda" and sys.platform == "darwin":
         return "CUDA exists on Linux and Windows only; take --provider cpu"
-    extra, installed = _EXTRAS[provider], installed_wheels()
-    wanted = _wheels_of(provider)
-    if installed and {wheel.name for wheel in installed} == wanted:
+    installed = installed_wheels()
+    if installed and {wheel.name for wheel in installed} == _wheels_of(provider):
         return _driver_advice(provider)
+    return _install_command(_EXTRAS[provider], installed)
+
+
+def _install_command(extra: str, installed: Sequence[Wheel]) -> str:
     install = f'pip install "phi3-onnx[{extra}]"'
     # All of them go, not just the wrong ones: a wheel that was overwritten, or whose neighbour is removed, is broken.
     names = " ".join(wheel.name for wheel in installed)
@@ -232,10 +242,9 @@ def check_wheels() -> None:
     wheels = installed_wheels()
     for group in clashing_wheels(wheels):
         names = " and ".join(f"{wheel.name} {wheel.version}" for wheel in group)
-        every = " ".join(wheel.name for wheel in wheels)
         raise ProviderError(
             f"{names} are installed together and overwrite each other's module {group[0].module}; "
-            f'run: pip uninstall -y {every} && pip install "phi3-onnx[cpu]" (or [cuda], or [directml])'
+            f"{_install_command('cpu', wheels)} {_OR_ANOTHER}"
         )
 
 
@@ -267,14 +276,18 @@ def _import(name: str) -> ModuleType:
         module = __import__(name)
     except ImportError as error:
         missing = not any(wheel.module == name for wheel in installed_wheels())
-        state = "is not installed" if missing else f"does not load ({first_line(error)})"
-        raise ProviderError(f"{name} {state}; {remedy('cpu')} (or [cuda], or [directml])") from error
+        problem = "is not installed" if missing else f"does not load: {first_line(error)}"
+        raise _import_error(name, problem) from error
     if not hasattr(module, "InferenceSession") and not hasattr(module, "Model"):
         # What is left of a module when one of two wheels that shared it is uninstalled.
-        raise ProviderError(f"{name} is damaged, its files are gone; {remedy('cpu')} (or [cuda], or [directml])")
+        raise _import_error(name, "is damaged, its files are gone")
     if os.environ.get("ORT_DISABLE_TELEMETRY") == "1" and hasattr(module, "disable_telemetry_events"):
         module.disable_telemetry_events()
     return module
+
+
+def _import_error(name: str, problem: str) -> ProviderError:
+    return ProviderError(f"{name} {problem}; {_install_command('cpu', installed_wheels())} {_OR_ANOTHER}")
 
 
 def first_line(error: BaseException) -> str:

@@ -1,0 +1,78 @@
+"""What of this machine a model may use: physical cores and memory, within what a container was given."""
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+
+THREADS_VARIABLE = "PHI3_ONNX_THREADS"
+_CGROUP = Path("/sys/fs/cgroup")
+_CPUS = Path("/sys/devices/system/cpu")
+
+
+def default_threads() -> int:
+    """Return how many threads one operator should use: `$PHI3_ONNX_THREADS`, or the physical cores we may run on.
+
+    More than that makes matrix multiplication slower, since two threads of one core share its vector units.
+    """
+    named = os.environ.get(THREADS_VARIABLE, "")
+    return int(named) if named.isdecimal() and int(named) > 0 else physical_cores()
+
+
+def physical_cores() -> int:
+    """Return the physical cores of the CPUs that this process may run on, at most its quota; at least 1."""
+    cores = _allowed_cores() or psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    quota = _cpu_quota()
+    return max(1, min(cores, quota) if quota else cores)
+
+
+def _allowed_cores() -> int | None:
+    if sys.platform != "linux":
+        return None
+    siblings = set()
+    for cpu in os.sched_getaffinity(0):
+        try:
+            siblings.add((_CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip())
+        except OSError:  # not shown in this container
+            return min(psutil.cpu_count(logical=False) or cpu + 1, len(os.sched_getaffinity(0)))
+    return len(siblings)
+
+
+def _cpu_quota() -> int | None:
+    # cgroup v2: "<quota> <period>" in microseconds, or "max <period>".
+    try:
+        quota, period = (_CGROUP / "cpu.max").read_text().split()
+        return max(1, round(int(quota) / int(period)))
+    except (OSError, ValueError):
+        return None
+
+
+def available_memory() -> int:
+    """Return the bytes that can be taken without swapping, at most what is left of the container's limit."""
+    free = psutil.virtual_memory().available
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
+        return free
+    # The page cache counts as used, and is given back when it is needed.
+    return max(0, min(free, limit - used + _reclaimable()))
+
+
+def _reclaimable() -> int:
+    try:
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    fields = dict(line.split(maxsplit=1) for line in lines if " " in line)
+    return int(fields.get("inactive_file", 0)) + int(fields.get("active_file", 0))
+
+
+def format_bytes(count: float) -> str:
+    """Return a size for people, in binary units: `512 B`, `3.2 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

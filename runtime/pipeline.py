@@ -1,0 +1,163 @@
+"""`pipeline("text-generation", model=folder)`: the transformers call of Phi-3's model card, on a package."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..configs import UsageError
+from .chat import check_messages
+from .generation import Options
+from .model import Model, last_response, load
+from .sampling import Sampling
+from .template import Message
+
+# What transformers' text-generation pipeline takes where neither the call nor generation_config.json says otherwise.
+_DEFAULT_NEW_TOKENS = 256
+_DEFAULT_TEMPERATURE = 0.7
+# Private-use characters, which no conversation is likely to hold.
+_MARK = "\ue0f0\ue0f1"
+
+
+def pipeline(
+    task: str = "text-generation",
+    model: str | Path | Model | None = None,
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    device: int | None = None,
+) -> "TextGenerationPipeline":
+    """Return a callable that takes and returns what transformers' pipeline does.
+
+    Args:
+        task: `text-generation`, the only one.
+        model: a package's folder or store name, or a loaded model.
+        provider: as for `load`.
+        threads: as for `load`.
+        device: as for `load`.
+
+    Raises:
+        UsageError: another task, or no model.
+        PackageError: as for `load`.
+        ProviderError: as for `load`.
+
+    """
+    if task != "text-generation":
+        raise UsageError(f"task must be 'text-generation', got {task!r}")
+    if model is None:
+        raise UsageError("name a model: pipeline('text-generation', model='a package folder')")
+    if not isinstance(model, Model):
+        model = load(model, provider=provider, threads=threads, device=device)
+    return TextGenerationPipeline(model)
+
+
+class TextGenerationPipeline:
+    """Continues texts and conversations; returns `[{"generated_text": ...}]` for one, a list of such for several."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def __call__(
+        self,
+        text_inputs: str | Sequence[Any],
+        *,
+        max_new_tokens: int | None = None,
+        return_full_text: bool = True,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        num_return_sequences: int = 1,
+        seed: int | None = None,
+    ) -> list[Any]:
+        """Generate.
+
+        Args:
+            text_inputs: a text, a conversation (a list of messages), or a list of either.
+            max_new_tokens: tokens of each answer at most; 256 by default.
+            return_full_text: whether what is returned begins with the input: the text, or the list of messages with
+                the answer as another.
+            do_sample: False takes the most likely token always, whatever `temperature` says. By default as the
+                model's `generation_config.json` says, and sampling at temperature 0.7 where it says nothing.
+            temperature: as for `Model.generate`; 0 is greedy.
+            top_k: as for `Model.generate`.
+            top_p: as for `Model.generate`.
+            repetition_penalty: as for `Model.generate`.
+            num_return_sequences: answers to each input; more than one needs sampling.
+            seed: the same seed gives the same text. transformers has `set_seed` for this.
+
+        Raises:
+            UsageError: an option makes no sense, or the input does not fit.
+            EngineError: the engine failed.
+            TypeError: an option that this pipeline does not have; none is ignored.
+
+        """
+        sampling = self._sampling(do_sample, temperature, top_k, top_p, repetition_penalty)
+        if num_return_sequences < 1 or (num_return_sequences > 1 and sampling.greedy):
+            raise UsageError(f"num_return_sequences={num_return_sequences} needs sampling (do_sample=True)")
+        limit = max_new_tokens or int(self._stated("max_new_tokens") or _DEFAULT_NEW_TOKENS)
+        many = not isinstance(text_inputs, str) and not _is_chat(text_inputs)
+        results = []
+        for given in text_inputs if many else [text_inputs]:
+            prompt = self._encode(given)
+            answers = []
+            for i in range(num_return_sequences):
+                options = Options(sampling, limit, None if seed is None else seed + i)
+                answer = last_response(self.model.run(prompt, options)).text
+                answers.append({"generated_text": _joined(given, answer) if return_full_text else answer})
+            results.append(answers)
+        return results if many else results[0]
+
+    def _encode(self, given: Any) -> list[int]:
+        if isinstance(given, str):
+            return self.model.encode(given, raw=True)
+        check_messages(given)
+        if given[-1]["role"] != "assistant":
+            return self.model.encode(given)
+        return self.model.tokenizer.encode(self._opened(given), special=False)
+
+    def _opened(self, messages: Sequence[Message]) -> str:
+        """Render a conversation that ends in words of the assistant, and cut what the template puts after them."""
+        last = {**messages[-1], "content": messages[-1]["content"] + _MARK}
+        rendered = self.model.render([*messages[:-1], last], add_generation_prompt=False)
+        before, mark, _ = rendered.rpartition(_MARK)
+        if not mark:
+            raise UsageError("the chat template changes the assistant's last message, so it can not be continued")
+        return before
+
+    def _sampling(
+        self,
+        do_sample: bool | None,
+        temperature: float | None,
+        top_k: int | None,
+        top_p: float | None,
+        repetition_penalty: float | None,
+    ) -> Sampling:
+        penalty = _first(repetition_penalty, self._stated("repetition_penalty"), 1.0)
+        if not _first(do_sample, self._stated("do_sample"), True):
+            return Sampling(temperature=0.0, repetition_penalty=penalty)
+        return Sampling(
+            temperature=_first(temperature, self._stated("temperature"), _DEFAULT_TEMPERATURE),
+            top_k=_first(top_k, self._stated("top_k"), Sampling.top_k),
+            top_p=_first(top_p, self._stated("top_p"), 1.0),
+            repetition_penalty=penalty,
+        )
+
+    def _stated(self, name: str) -> Any:
+        return self.model.package.generation.get(name)
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
+
+
+def _is_chat(given: Sequence[Any]) -> bool:
+    return bool(given) and isinstance(given[0], Mapping)
+
+
+def _joined(given: Any, answer: str) -> Any:
+    if isinstance(given, str):
+        return given + answer
+    if given[-1]["role"] == "assistant":
+        return [*given[:-1], {**given[-1], "content": given[-1]["content"] + answer}]
+    return [*given, {"role": "assistant", "content": answer}]
