@@ -85,7 +85,7 @@ def _explained(repository: str, revision: str | None) -> Iterator[None]:
         raise SourceError(f"{repository} has no revision {revision!r}; see its branches and tags on the hub") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise SourceError(
-            f"{repository} is not on this machine, and the hub can not be reached (no connection, or HF_HUB_OFFLINE=1); "
+            f"{repository} is not on this machine, and the hub is out of reach (no connection, or HF_HUB_OFFLINE=1); "
             "go online, or name a folder that holds the checkpoint"
         ) from error
     except HFValidationError as error:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from ..configs.errors import SourceError
+from ..configs.manifest import MANIFEST_NAME
 from .checkpoint import Checkpoint
 from .folder_checkpoint import open_folder
 
@@ -13,9 +14,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def open_checkpoint(source: str | Path, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
     """Open a checkpoint and check everything but the values of its weights.
 
-    `source` is a local Hugging Face folder, a `.gguf` file, or a hub id such as `microsoft/Phi-3-mini-4k-instruct`;
-    a path that exists comes first. `revision` (a branch, tag or commit) and `token` (by default `HF_TOKEN`) are for
-    hub ids.
+    `source` is a local Hugging Face folder, an unquantized package, a `.gguf` file, or a hub id such as
+    `microsoft/Phi-3-mini-4k-instruct`; a path that exists comes first. `revision` (a branch, tag or commit) and
+    `token` (by default `HF_TOKEN`) are for hub ids.
 
     Raises:
         SourceError: nothing is there, or it is damaged, incomplete, or of a kind that is not supported.
@@ -24,6 +25,10 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, token: s
     path = Path(source).expanduser()
     if path.exists() and revision is not None:
         raise SourceError(f"{source} is a local path, which has no revisions; leave --revision out")
+    if (path / MANIFEST_NAME).is_file():
+        from .package_checkpoint import open_package_checkpoint
+
+        return open_package_checkpoint(path)
     if path.is_dir():
         return open_folder(path, source=str(source))
     if path.is_file():

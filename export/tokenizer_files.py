@@ -34,13 +34,12 @@ def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
         SourceError: there is no tokenizer, or one of its files is damaged.
 
     """
-    files = {name: _read(folder / name) for name in _OTHERS if (folder / name).is_file()}
-    if (folder / TOKENIZER).is_file():
-        files[TOKENIZER] = _read(folder / TOKENIZER)
-    elif "tokenizer.model" in files or "vocab.json" in files:
-        files[TOKENIZER] = _convert(folder)
-    else:
-        raise SourceError(f"{folder} has no tokenizer: neither {TOKENIZER} nor tokenizer.model")
+    files = {name: _read(folder / name) for name in (TOKENIZER, *_OTHERS) if (folder / name).is_file()}
+    if TOKENIZER not in files:
+        # Not converted from tokenizer.model: transformers 4.57 and 5.23 make different tokenizers of Phi-3's.
+        older = [name for name in ("tokenizer.model", "vocab.json") if name in files]
+        found = f"{older[0]} alone does not say how text is split" if older else "nor an older kind of one"
+        raise SourceError(f"{folder} has no {TOKENIZER} ({found}); take it from the original checkpoint")
     tokenizer = _object(files[TOKENIZER], folder / TOKENIZER)
     config: dict[str, Any] = {}
     if (folder / TOKENIZER_CONFIG).is_file():
@@ -84,7 +83,7 @@ def check_tokenizer(files: Mapping[str, bytes], vocab_size: int, where: str) -> 
         tokenizer = json.loads(files[TOKENIZER])
         vocabulary = tokenizer["model"]["vocab"]
         ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-        top = max([*ids, *(token["id"] for token in tokenizer.get("added_tokens") or [])], default=-1)
+        top = max([int(i) for i in [*ids, *(token["id"] for token in tokenizer.get("added_tokens") or [])]], default=-1)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{where}: {TOKENIZER} is not a tokenizer's ({type(error).__name__}: {error})") from error
     if top >= vocab_size:
@@ -106,21 +105,6 @@ def _template(config: Mapping[str, Any], files: Mapping[str, bytes], folder: Pat
     if isinstance(template, list):  # several templates with names; "default" is the one for chats
         template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
     return template if isinstance(template, str) else None
-
-
-def _convert(folder: Path) -> bytes:
-    """Return tokenizer.json as transformers makes it of the older files."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return tokenizer.backend_tokenizer.to_str().encode("utf-8")
-    except Exception as error:  # whatever a converter (or a package that it needs) meets
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise SourceError(
-            f"{folder} has no {TOKENIZER}, and transformers can not make it from the other files ({reason[0]}); "
-            "try: pip install sentencepiece protobuf"
-        ) from error
 
 
 def _object(data: bytes, path: Path) -> dict[str, Any]:
