@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Phi3Config, masking_utils
+from transformers import masking_utils
 from transformers.models.phi3 import modeling_phi3 as phi3
 
 from ..export.checkpoint import Checkpoint
+from ..export.hf_config import phi3_config
 
 _ROWS_AT_ONCE = 8192
 """Embedding rows read together: 100 MB at Phi-3-mini's width."""
@@ -30,7 +31,7 @@ class Reference:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._config: Any = Phi3Config(**checkpoint.config.to_phi3())
+        self._config: Any = phi3_config(checkpoint.config)
         # Not "eager": it holds every head's full score matrix, which is 2 GB at 4,096 tokens and 32 heads.
         self._config._attn_implementation = "sdpa"
         self._head: torch.Tensor | None = None

@@ -1,6 +1,6 @@
 """Whether a package reads text as its checkpoint does: token ids, chat template, end tokens, against Hugging Face."""
 
-import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,11 +49,14 @@ def hugging_face_tokenizer(checkpoint: Checkpoint) -> Any:
         folder = Path(name)
         for asset, content in checkpoint.assets().items():
             (folder / asset).write_bytes(content)
-        (folder / "config.json").write_text(json.dumps(checkpoint.config.to_phi3()), encoding="utf-8")
+        (folder / "config.json").write_text('{"model_type": "phi3"}', encoding="utf-8")
         try:
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except Exception as error:  # transformers raises whatever its parsers do
-            raise SourceError(f"{checkpoint.source}: transformers can not load its tokenizer: {error}") from error
+            reason = first_line(error)
+            raise SourceError(f"{checkpoint.source}: transformers can not load its tokenizer: {reason}") from error
+    tokenizer.model_max_length = sys.maxsize  # or it warns about texts that are longer than the context
+    return tokenizer
 
 
 def compare_token_ids(tokenizer: Any, package: Package, texts: Sequence[str]) -> Finding:

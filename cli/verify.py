@@ -1,0 +1,151 @@
+"""`phi3-onnx verify`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .status import status_line
+
+if TYPE_CHECKING:
+    from ..configs import Target
+    from ..evaluate.verification import Verification
+    from ..export import Checkpoint
+
+
+@click.command(short_help="Prove that a package still is the model it was made of.")
+@click.argument("package")
+@click.option("--reference", metavar="SOURCE", help="The checkpoint.  [default: what the package was made of]")
+@click.option("--revision", help="Commit, tag or branch of a hub checkpoint.")
+@click.option("--provider", default="auto", show_default=True, help="Where the package runs: auto, cpu, cuda, dml.")
+@click.option("-t", "--target", help="Whose thresholds to judge by.  [default: the package's own]")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=64, show_default=True, help="Greedy tokens of each conversation."
+)
+@click.option("--hashes", is_flag=True, help="Compare the sha256 sums of all files first.")
+@click.option("--record/--no-record", default=True, help="Write the figures into the package.  [default: record]")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def command(
+    package: str,
+    reference: str | None,
+    revision: str | None,
+    provider: str,
+    target: str | None,
+    steps: int,
+    hashes: bool,
+    record: bool,
+    as_json: bool,
+) -> None:
+    """Prove that a package still is the model it was made of.
+
+    Token ids, chat template, logits over text and greedy answers are compared with those of the checkpoint in float32
+    PyTorch, which runs layer by layer. Exit code 1 if a figure is out of the target's threshold. On 2 CPU cores a
+    model of 3.8 B parameters takes some minutes.
+    """
+    from .requirements import require_export
+
+    require_export()
+    from ..configs import find_package, find_target, read_manifest
+    from ..configs.manifest import MANIFEST_NAME, check_files
+
+    judge = find_target(target) if target else None
+    folder = find_package(package)
+    if hashes:
+        with status_line("comparing sha256 sums"):
+            check_files(folder, read_manifest(folder), hashes=True)
+    checkpoint = open_reference(folder, reference, revision)
+    verify_and_print(
+        folder,
+        checkpoint,
+        judge,
+        as_json=as_json,
+        provider=provider,
+        steps=steps,
+        keep=record and (folder / MANIFEST_NAME).is_file(),
+    )
+
+
+def open_reference(folder: Path, named: str | None, revision: str | None) -> "Checkpoint":
+    """Open the checkpoint that was named, or else the one that the package was made of.
+
+    Raises:
+        UsageError: none was named, and the package does not say, or what it names is gone.
+        SourceError: the checkpoint is no good.
+
+    """
+    from ..configs import SourceError, UsageError, read_manifest
+    from ..configs.manifest import MANIFEST_NAME
+    from ..export import open_checkpoint
+
+    if named is not None:
+        return open_checkpoint(named, revision=revision)
+    if not (folder / MANIFEST_NAME).is_file():
+        raise UsageError(f"{folder} does not say what it was made of; name its checkpoint with --reference")
+    manifest = read_manifest(folder)
+    try:
+        return open_checkpoint(manifest.source, revision=revision or manifest.revision)
+    except SourceError as error:
+        raise SourceError(f"{error} (the package was made of it; name another with --reference)") from error
+
+
+def verify_and_print(
+    folder: Path,
+    checkpoint: "Checkpoint",
+    target: "Target | None" = None,
+    *,
+    as_json: bool,
+    provider: str = "auto",
+    steps: int = 64,
+    keep: bool = True,
+) -> None:
+    """Verify a package, write the figures into its manifest if `keep`, and print them.
+
+    Raises:
+        VerificationError: a row is out of its threshold; everything is recorded and printed before.
+
+    """
+    from ..evaluate.verification import record
+    from ..evaluate.verify import verify
+    from ..runtime.package import open_package
+
+    with status_line("verifying") as notify:
+        verification = verify(folder, checkpoint, target=target, provider=provider, steps=steps, notify=notify)
+    if keep:
+        record(folder, verification)
+    if as_json:
+        click.echo(json.dumps(verification.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        _print(verification)
+    opened = open_package(folder)
+    verification.check(f"{checkpoint.model}/{target.name}" if target else opened.name)
+
+
+def _print(verification: "Verification") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("measured", no_wrap=True)
+    table.add_column("value", no_wrap=True, justify="right")
+    table.add_column("must be", no_wrap=True)
+    table.add_column("")
+    table.add_column("over", overflow="fold")
+    for row in verification.rows:
+        limit = "" if row.threshold is None else f"{row.bound} {row.threshold:g}"
+        outcome = {True: "[green]ok[/]", False: "[bold red]FAILED[/]", None: ""}[row.passed]
+        table.add_row(row.name, f"{row.value:.4g}", limit, outcome, escape(row.detail))
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a log has no width; what is folded there is hard to find again
+        console = Console(highlight=False, width=500)
+    with console.capture() as capture:
+        console.print(table)
+    lines = [*capture.get().rstrip().splitlines(), *(f"  {line}" for line in verification.passages)]
+    lines += [f"  {line}" for line in verification.skipped]
+    lines.append(
+        f"on {verification.provider}, against {verification.reference} in float32, {verification.seconds:.0f} s"
+    )
+    if verification.target is None:
+        lines.append("the logits were judged by nothing: the package names no target (see --target)")
+    click.echo("\n".join(line.rstrip() for line in lines))
