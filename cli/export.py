@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..configs import PackageError, read_manifest
 from .screen import bytes_bar, notice, size
+
+if TYPE_CHECKING:
+    from ..configs import Target
+    from ..export import Checkpoint, Plan
 
 
 @click.command(short_help="Make an ONNX package of a Phi-3 checkpoint.")
@@ -36,12 +41,12 @@ def command(
     from .requirements import require_export
 
     require_export()
-    from ..export import DEFAULT_SOURCE, Checkpoint, Plan, plan_export, run_export
+    from ..export import DEFAULT_SOURCE, plan_export
 
     if source is None:
         source = DEFAULT_SOURCE
         notice(f"source: {source}")
-    plan: Plan = plan_export(source, target, output, revision=revision, force=force)
+    plan = plan_export(source, target, output, revision=revision, force=force)
     config = plan.checkpoint.config
     notice(
         f"{plan.checkpoint.model}: {config.num_parameters / 1e9:.3g} B parameters, {config.num_layers} layers "
@@ -52,18 +57,26 @@ def command(
         _print_plan(plan, as_json)
         return
 
-    def check(folder: Path, checkpoint: Checkpoint, _target: object) -> None:
-        from .verify import verify_and_print
-
-        verify_and_print(folder, checkpoint, plan.target, as_json=False)
-
-    with bytes_bar() as bar:
-        folder = run_export(plan, verify=None if not verify else check, progress=bar)
+    folder = run_with_bar(plan, verify=verify)
     if as_json:
         click.echo(read_manifest(folder).to_json(), nl=False)
         return
     notice(f"done; talk to it: phi3-onnx chat {_short_name(folder)}")
     click.echo(folder)
+
+
+def run_with_bar(plan: "Plan", *, verify: bool) -> Path:
+    """Carry out an export, verify the package and print the table if so asked, and return the package's folder."""
+    from ..export import run_export
+    from .verify import verify_and_print
+
+    with bytes_bar() as bar:
+
+        def check(folder: Path, checkpoint: "Checkpoint", target: "Target") -> None:
+            bar.stop()  # one live display at a time
+            verify_and_print(folder, checkpoint, target, as_json=False)
+
+        return run_export(plan, verify=check if verify else None, progress=bar)
 
 
 def _short_name(folder: Path) -> str:
@@ -76,10 +89,7 @@ def _short_name(folder: Path) -> str:
         return str(folder)
 
 
-def _print_plan(plan: object, as_json: bool) -> None:
-    from ..export import Plan
-
-    assert isinstance(plan, Plan)
+def _print_plan(plan: "Plan", as_json: bool) -> None:
     table = {
         "source": str(plan.checkpoint.source),
         "model": plan.checkpoint.model,

@@ -35,6 +35,10 @@ class BytesBar:
             self._tasks[stage] = self._progress.add_task(stage, total=total)
         self._progress.update(self._tasks[stage], completed=done)
 
+    def stop(self) -> None:
+        """Leave the screen to others; the context does so too."""
+        self._progress.stop()
+
 
 @contextmanager
 def bytes_bar() -> Iterator[BytesBar]:

@@ -15,13 +15,8 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(target) for target in targets().values()], indent=1))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("target", "provider", "dtype", "weights", "what for"):
-        table.add_column(column, overflow="fold")
     for target in targets().values():
-        alias = f"\nalso {', '.join(target.aliases)}" if target.aliases else ""
-        table.add_row(target.name, target.provider, target.io_dtype, target.weights, target.description + alias)
-    Console(highlight=False).print(table)
+        click.echo(f"{target.name:<16}{target.provider:<6}{target.io_dtype:<9}{target.weights}")
+        click.echo(f"    {target.description}")
+        if target.aliases:
+            click.echo(f"    also called {', '.join(target.aliases)}")
