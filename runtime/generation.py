@@ -2,9 +2,9 @@
 
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import numpy as np
 
@@ -108,7 +108,7 @@ class Generation:
             EngineError: the engine failed.
 
         """
-        started = time.perf_counter()
+        started = perf_counter()
         cached = self._cache.shared(self._prompt)
         first = last = 0.0
         reason: FinishReason = "cancelled"
@@ -119,7 +119,7 @@ class Generation:
                     reason = "cancelled"
                     break
                 token = self._next_token()
-                last = time.perf_counter()
+                last = perf_counter()
                 first = first or last
                 if token in self._end_tokens:
                     reason = "stop"
@@ -135,7 +135,7 @@ class Generation:
             token_ids=tuple(self._ids),
             prompt_tokens=len(self._prompt),
             cached_tokens=cached,
-            prefill_seconds=(first or time.perf_counter()) - started,
+            prefill_seconds=(first or perf_counter()) - started,
             decode_seconds=last - first,
             finish_reason="stop" if self._stops.stopped else reason,
             logprobs=tuple(self._logprobs) if self._options.logprobs is not None else None,

@@ -5,34 +5,45 @@ Keys cached under one set are wrong under the other, so a text that grows past t
 its first run longer than the switch; transformers does the same when it generates.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from ..configs import UsageError
 from .engine import Engine, GuidedDraws, TokenSequence
-from .hardware import available_memory, format_bytes
+from .hardware import format_bytes
 
 
 class KvCache:
     """One text's cache in an engine. Not for use by two threads at a time."""
 
     def __init__(
-        self, engine: Engine, *, context_length: int, bytes_per_token: int = 0, switch: int | None = None
+        self,
+        engine: Engine,
+        *,
+        context_length: int,
+        bytes_per_token: int = 0,
+        switch: int | None = None,
+        free_memory: Callable[[], int] | None = None,
+        on_reserve: Callable[[int, int], None] | None = None,
     ) -> None:
         """Make an empty cache, which reserves nothing yet.
 
         Args:
             engine: the loaded model.
             context_length: tokens that the model can hold.
-            bytes_per_token: bytes of KV cache for one token, to be compared with the memory that is free; 0 is not.
+            bytes_per_token: bytes of KV cache for one token.
             switch: the most tokens for which LongRoPE's short factors hold; None for a model with one set.
+            free_memory: returns the bytes that can be taken; None where that is not known, and not checked.
+            on_reserve: called with tokens and bytes before they are reserved.
 
         """
         self._engine = engine
         self._context_length = context_length
         self._bytes_per_token = bytes_per_token
         self._switch = switch
+        self._free_memory = free_memory
+        self._on_reserve = on_reserve
         self._sequence: TokenSequence | None = None
         self._tokens: list[int] = []
         self._long = False
@@ -60,13 +71,16 @@ class KvCache:
         if self._sequence and needed <= self._sequence.capacity and guided is None:
             return
         self.close()
-        self._sequence = self._engine.open(self._affordable(needed, spare), guided)
+        capacity = self._affordable(needed, spare)
+        if self._on_reserve:
+            self._on_reserve(capacity, capacity * self._bytes_per_token)
+        self._sequence = self._engine.open(capacity, guided)
 
     def _affordable(self, needed: int, spare: int) -> int:
         most = min(needed + spare, self._context_length)
-        if not self._bytes_per_token:
+        if not self._bytes_per_token or self._free_memory is None:
             return most
-        free = available_memory()
+        free = self._free_memory()
         if needed * self._bytes_per_token > free:
             raise UsageError(
                 f"the KV cache of {needed} tokens takes {format_bytes(needed * self._bytes_per_token)} and "

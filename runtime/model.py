@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..configs import UsageError
 from .engine import Engine, Guidance
 from .generation import Generation, Options, room_for
+from .hardware import available_memory
 from .kvcache import KvCache
 from .package import Package, open_package
 from .providers import Candidate, ProviderChoice
@@ -70,8 +71,10 @@ class Model:
         self.engine = engine
         self.tokenizer = tokenizer
         self.template = template
-        self.choice = choice or ProviderChoice("cpu", (Candidate("cpu", True, "named"),))
+        self.choice = choice or ProviderChoice("cpu", (Candidate("cpu", True, "it was asked for"),))
         """The provider it runs on, and why."""
+        self.on_reserve: Callable[[int, int], None] | None = None
+        """Called with tokens and bytes before a KV cache is reserved."""
         self._closed = False
         self._lock = threading.Lock()
 
@@ -264,12 +267,14 @@ class Model:
         """
         if self._closed:
             raise UsageError("the model was closed")
-        on_cpu = self.provider == "cpu"  # what a GPU has free, only its own library knows
         return KvCache(
             self.engine,
             context_length=self.context_length,
-            bytes_per_token=self.package.kv_bytes_per_token if on_cpu else 0,
+            bytes_per_token=self.package.kv_bytes_per_token,
             switch=self.package.longrope_switch,
+            # What a GPU has free, only its own library knows.
+            free_memory=available_memory if self.provider == "cpu" else None,
+            on_reserve=self.on_reserve,
         )
 
     def run(

@@ -143,7 +143,7 @@ def choose(wanted: str, made_for: str | None, attempt: Callable[[str], _T]) -> t
     wanted = canonical(wanted)
     if wanted != "auto":
         try:
-            return attempt(wanted), ProviderChoice(wanted, (Candidate(wanted, True, "named"),))
+            return attempt(wanted), ProviderChoice(wanted, (Candidate(wanted, True, "it was asked for"),))
         except RuntimeError as error:
             raise ProviderError(
                 f"provider {wanted} can not run here: {_why(wanted, error)}; {remedy(wanted)}"

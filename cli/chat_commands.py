@@ -1,0 +1,177 @@
+"""What can be said to `chat` besides messages: /help, /set and the rest."""
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..configs import UsageError
+from .answering import SAMPLING, notice
+
+if TYPE_CHECKING:
+    from ..runtime import ChatSession, Model, Response
+
+_KINDS: Mapping[str, Callable[[str], Any]] = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "repetition_penalty": float,
+    "seed": int,
+    "max_tokens": int,
+    "stop": shlex.split,
+}
+
+
+class ChatCommands:
+    """The commands of one chat. Each returns nothing, and says on stderr what it did."""
+
+    def __init__(self, model: "Model", session: "ChatSession") -> None:
+        self._model = model
+        self._session = session
+        self._responses: list[Response] = []
+        self.attached = ""
+        """Text that /read puts in front of the next message."""
+        self.done = False
+        """Whether /bye was said."""
+        self.again = False
+        """Whether /regen asks for another answer."""
+
+    def run(self, line: str) -> None:
+        """Carry out a line that begins with a slash.
+
+        Raises:
+            UsageError: there is no such command, or it can not be done.
+
+        """
+        name, _, argument = line[1:].strip().partition(" ")
+        method = getattr(self, f"do_{name}", None)
+        if method is None:
+            raise UsageError(f"unknown command /{name}; /help lists them (// begins a message with a slash)")
+        method(argument.strip())
+
+    def record(self, response: "Response") -> None:
+        """Count an answer for /stats."""
+        self._responses.append(response)
+
+    def do_help(self, _: str) -> None:
+        """List the commands."""
+        rows = [(f"/{name[3:]}", getattr(self, name).__doc__) for name in dir(self) if name.startswith("do_")]
+        width = max(len(name) for name, _ in rows)
+        for name, text in rows:
+            notice(f"{name:<{width}}  {text}")
+        notice('Several lines: put them between two """. Ctrl-C stops an answer, twice ends the chat.')
+
+    def do_bye(self, _: str) -> None:
+        """End the chat."""
+        self.done = True
+
+    def do_clear(self, _: str) -> None:
+        """Forget the conversation, not the system message."""
+        self._session.clear()
+        self.attached = ""
+        notice("the conversation is empty")
+
+    def do_regen(self, _: str) -> None:
+        """Answer the last message again."""
+        self.again = True
+
+    def do_undo(self, _: str) -> None:
+        """Forget the last message and its answer."""
+        notice("undone" if self._session.undo() else "there is nothing to undo")
+
+    def do_system(self, text: str) -> None:
+        """Show the system message, or set it: /system TEXT (/system none removes it)."""
+        if text:
+            self._session.system = None if text == "none" else text
+        notice(f"system message: {self._session.system or 'none'}")
+
+    def do_set(self, argument: str) -> None:
+        """Change a setting: /set temperature 0.7 (/set temperature default takes it back)."""
+        if not argument:
+            self.do_show("")
+            return
+        name, _, value = argument.partition(" ")
+        name, value = name.replace("-", "_"), value.strip()
+        if name not in _KINDS or not value:
+            raise UsageError(f"say /set NAME VALUE with a name of {', '.join(SAMPLING)}")
+        settings = dict(self._session.settings)
+        if value == "default":
+            settings.pop(name, None)
+        else:
+            try:
+                settings[name] = _KINDS[name](value)
+            except ValueError as error:
+                raise UsageError(f"{name} can not be {value!r}") from error
+        self._model.options(**settings)  # refuses what is out of range
+        self._session.settings = settings
+        notice(f"{name}: {settings.get(name, 'default')}")
+
+    def do_show(self, _: str) -> None:
+        """Show the settings."""
+        options = self._model.options(**self._session.settings)
+        notice(f"model: {self._model.package.name} on {self._model.provider}")
+        notice(f"system message: {self._session.system or 'none'}")
+        notice(f"sampling: {options.sampling}{'' if options.seed is None else f', seed {options.seed}'}")
+        notice(f"longest answer: {options.max_tokens or 'what fits, at most 1024'} tokens")
+        notice(f"stop: {', '.join(map(repr, options.stop)) or 'none'}")
+        notice(f"at the context's end ({self._model.context_length} tokens): {self._session.on_overflow}")
+
+    def do_stats(self, _: str) -> None:
+        """Show tokens and speeds of this chat."""
+        responses = self._responses
+        prompt = sum(r.prompt_tokens for r in responses)
+        cached = sum(r.cached_tokens for r in responses)
+        answered = sum(r.completion_tokens for r in responses)
+        prefill = sum(r.prefill_seconds for r in responses)
+        decode = sum(r.decode_seconds for r in responses)
+        steps = sum(max(0, r.completion_tokens - 1) for r in responses)
+        notice(f"{len(responses)} answers, {len(self._session.messages)} messages, forgotten {self._session.forgotten}")
+        notice(f"in the KV cache: {self._session.cached_tokens} of {self._model.context_length} tokens")
+        notice(f"prompts: {prompt} tokens, {cached} of them cached, {_rate(prompt - cached, prefill)}")
+        notice(f"answers: {answered} tokens, {_rate(steps, decode)}")
+
+    def do_save(self, name: str) -> None:
+        """Save the conversation: /save FILE."""
+        path = _path(name)
+        text = json.dumps({"messages": list(self._session.messages)}, indent=1, ensure_ascii=False) + "\n"
+        beside = path.with_name(f".{path.name}.part")
+        try:
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(path)
+        except OSError as error:
+            raise UsageError(f"{path} can not be written: {error}") from error
+        notice(f"saved {len(self._session.messages)} messages to {path}")
+
+    def do_load(self, name: str) -> None:
+        """Go on with a saved conversation: /load FILE."""
+        path = _path(name)
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} can not be read: {error}") from error
+        messages = table.get("messages") if isinstance(table, dict) else table
+        if not isinstance(messages, list):
+            raise UsageError(f"{path} holds no list of messages")
+        self._session.messages = messages
+        notice(f"loaded {len(messages)} messages from {path}")
+
+    def do_read(self, name: str) -> None:
+        """Put a file's text in front of your next message: /read FILE."""
+        path = _path(name)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} can not be read as UTF-8 text: {error}") from error
+        self.attached += text.rstrip("\n") + "\n\n"
+        notice(f"{len(text)} characters of {path} go with your next message")
+
+
+def _path(name: str) -> Path:
+    if not name:
+        raise UsageError("name a file")
+    return Path(name).expanduser()
+
+
+def _rate(tokens: int, seconds: float) -> str:
+    return f"{tokens / seconds:.1f} tok/s" if seconds > 0 else "no speed yet"

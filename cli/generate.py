@@ -1,0 +1,168 @@
+"""`phi3-onnx generate`."""
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..configs import Phi3OnnxError, UsageError
+from .answering import (
+    answering_options,
+    cancel_on_interrupt,
+    load_model,
+    named_options,
+    notice,
+    prefill_bar,
+    show,
+    summary,
+)
+from .prompts import Request, read_file, read_jsonl, read_prompts
+
+if TYPE_CHECKING:
+    from ..runtime import Guidance, Model, Response
+    from ..runtime.kvcache import KvCache
+
+_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+
+
+@click.command(short_help="Answer one prompt.")
+@click.argument("package", required=False)
+@click.option("-p", "--prompt", "prompts", multiple=True, metavar="TEXT", help="Prompt; - is stdin. May be repeated.")
+@click.option("-f", "--file", "files", multiple=True, type=_FILE, help="Read a prompt from a file. May be repeated.")
+@click.option("--jsonl", type=_FILE, help="Read requests from a file of JSON lines, answer in JSON lines.")
+@answering_options
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
+@click.option("--json-schema", type=_FILE, help="The answer must be JSON of this schema.")
+@click.option("--regex", metavar="PATTERN", help="The answer must match this regular expression.")
+@click.option("--grammar", type=_FILE, help="The answer must follow this grammar (Lark, llguidance's dialect).")
+@click.option("--logprobs", type=click.IntRange(0, 20), help="With --json: log probabilities, and of N top tokens.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each prompt.")
+def command(
+    package: str | None,
+    prompts: tuple[str, ...],
+    files: tuple[Path, ...],
+    jsonl: Path | None,
+    system: str | None,
+    raw: bool,
+    json_schema: Path | None,
+    regex: str | None,
+    grammar: Path | None,
+    logprobs: int | None,
+    as_json: bool,
+    provider: str,
+    threads: int | None,
+    device: int | None,
+    **values: Any,
+) -> None:
+    """Answer a prompt, or several, each on its own.
+
+    PACKAGE is a folder or a name in the store; without it the newest package is taken. The answer goes to stdout,
+    everything else to stderr. Each line of a --jsonl file holds a "prompt" or "messages", and may hold "id", "system",
+    "raw" and the flags' values ("max_tokens", "temperature" ...).
+    """
+    if logprobs is not None and not (as_json or jsonl):
+        raise UsageError("--logprobs needs --json, or --jsonl")
+    guidance = _guidance(json_schema, regex, grammar)
+    options = {**named_options(values), **({"logprobs": logprobs} if logprobs is not None else {})}
+    if guidance:
+        options["guidance"] = guidance
+    if jsonl:
+        if prompts or files:
+            raise UsageError("--jsonl holds the prompts: leave out --prompt and --file")
+        requests = read_jsonl(jsonl, system, raw, options)
+    else:
+        requests = [Request(text, system, raw, options) for text in read_prompts(prompts, files)]
+    with load_model(package, provider, threads, device) as model, cancel_on_interrupt() as cancel:
+        failed = _answer_all(model, requests, cancel, as_json=as_json or jsonl is not None, many=jsonl is not None)
+        if cancel.is_set():
+            raise click.exceptions.Exit(130)
+        if failed:
+            raise click.exceptions.Exit(1)
+
+
+def _answer_all(
+    model: "Model", requests: Sequence[Request], cancel: threading.Event, *, as_json: bool, many: bool
+) -> int:
+    """Answer each request, print the answers, and return how many failed (those of --jsonl only; others raise)."""
+    cache, failed = model.new_cache(), 0
+    try:
+        for number, request in enumerate(requests):
+            if cancel.is_set():
+                break
+            if number and not as_json:
+                click.echo()
+            try:
+                _answer(model, cache, request, cancel, as_json)
+            except Phi3OnnxError as error:
+                if not many:
+                    raise
+                failed += 1
+                click.echo(json.dumps({"id": request.id, "error": str(error)}, ensure_ascii=False))
+    finally:
+        cache.close()
+    return failed
+
+
+def _answer(model: "Model", cache: "KvCache", request: Request, cancel: threading.Event, as_json: bool) -> None:
+    from ..runtime.model import last_response
+
+    # One cache for all prompts: what they share from the start, such as a system message, is run once.
+    chunks = model.run(
+        model.encode(request.prompt, raw=request.raw, system=request.system),
+        model.options(**request.options),
+        cache=cache,
+        cancel=cancel,
+        on_prefill=prefill_bar(),
+    )
+    if not as_json:
+        notice(summary(show(chunks)))
+        return
+    response = last_response(chunks)
+    click.echo(json.dumps(_as_json(model, request, response), ensure_ascii=False))
+    notice(summary(response))
+
+
+def _as_json(model: "Model", request: Request, response: "Response") -> dict[str, Any]:
+    table: dict[str, Any] = {} if request.id is None else {"id": request.id}
+    table |= {
+        "text": response.text,
+        "finish_reason": response.finish_reason,
+        "prompt_tokens": response.prompt_tokens,
+        "cached_tokens": response.cached_tokens,
+        "completion_tokens": response.completion_tokens,
+        "prefill_seconds": round(response.prefill_seconds, 6),
+        "decode_seconds": round(response.decode_seconds, 6),
+        "prefill_tokens_per_second": round(response.prefill_tokens_per_second, 2),
+        "decode_tokens_per_second": round(response.decode_tokens_per_second, 2),
+        "model": model.package.name,
+        "provider": model.provider,
+    }
+    if response.logprobs is not None:
+        text = model.tokenizer.token_text
+        table["logprobs"] = [
+            {
+                "token_id": entry.token_id,
+                "token": text(entry.token_id),
+                "logprob": round(entry.logprob, 6),
+                "top": [
+                    {"token_id": token, "token": text(token), "logprob": round(value, 6)} for token, value in entry.top
+                ],
+            }
+            for entry in response.logprobs
+        ]
+    return table
+
+
+def _guidance(json_schema: Path | None, regex: str | None, grammar: Path | None) -> "Guidance | None":
+    if sum(value is not None for value in (json_schema, regex, grammar)) > 1:
+        raise UsageError("take one of --json-schema, --regex and --grammar")
+    from ..runtime import Guidance
+
+    if json_schema:
+        return Guidance("json_schema", read_file(json_schema))
+    if grammar:
+        return Guidance("lark_grammar", read_file(grammar))
+    return Guidance("regex", regex) if regex is not None else None

@@ -1,0 +1,137 @@
+"""Where the prompts of `generate` come from: flags, files, standard input, and files of JSON lines."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..configs import UsageError
+from .answering import SAMPLING
+
+_KEYS = ("id", "prompt", "messages", "system", "raw", "logprobs", *SAMPLING)
+_WHOLE = ("max_tokens", "seed", "top_k", "logprobs")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and how to answer it."""
+
+    prompt: Any
+    """A text, or messages."""
+    system: str | None
+    raw: bool
+    options: Mapping[str, Any]
+    """Options of `Model.generate`."""
+    id: Any = None
+    """What a line of --jsonl calls itself."""
+
+
+def read_prompts(prompts: Sequence[str], files: Sequence[Path]) -> list[str]:
+    """Return the prompts of the flags, or the one on standard input where there are none.
+
+    Raises:
+        UsageError: there are none at all, or a file can not be read.
+
+    """
+    if not prompts and not files:
+        if sys.stdin.isatty():
+            raise UsageError("give a prompt: -p TEXT, -f FILE, or text on stdin")
+        prompts = ("-",)
+    if [*prompts, *map(str, files)].count("-") > 1:
+        raise UsageError("stdin (-) can be read once only")
+    return [_read_stdin() if text == "-" else text for text in prompts] + [read_file(path) for path in files]
+
+
+def _read_stdin() -> str:
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"stdin is not UTF-8 text: {error}") from error
+    # A shell's `echo` ends with a newline that nobody meant to ask about.
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def read_file(path: Path) -> str:
+    """Return the text of a file, or of standard input for `-`.
+
+    Raises:
+        UsageError: it can not be read, or is not UTF-8.
+
+    """
+    if str(path) == "-":
+        return _read_stdin()
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} can not be read as UTF-8 text: {error}") from error
+
+
+def read_jsonl(path: Path, system: str | None, raw: bool, options: Mapping[str, Any]) -> list[Request]:
+    """Return the requests of a file of JSON lines.
+
+    Args:
+        path: the file, or `-`.
+        system: the system message of requests that name none.
+        raw: whether requests that do not say so are raw.
+        options: options of `Model.generate` for requests that do not name them.
+
+    Raises:
+        UsageError: lines are malformed; the message has the first ten.
+
+    """
+    requests: list[Request] = []
+    problems: list[str] = []
+    for number, line in enumerate(read_file(path).splitlines(), start=1):
+        if line.strip():
+            try:
+                requests.append(_parse_request(line, system, raw, options))
+            except UsageError as error:
+                problems.append(f"line {number}: {error}")
+    if problems:
+        raise UsageError(f"{path}: {'; '.join(problems[:10])}{' ...' if len(problems) > 10 else ''}")
+    if not requests:
+        raise UsageError(f"{path} holds no requests")
+    return requests
+
+
+def _parse_request(line: str, system: str | None, raw: bool, options: Mapping[str, Any]) -> Request:
+    try:
+        table = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"not valid JSON ({error})") from error
+    if not isinstance(table, dict):
+        raise UsageError(f"must be a JSON object, got {line!r:.40}")
+    if unknown := sorted(set(table) - set(_KEYS)):
+        raise UsageError(f"unknown key {unknown[0]!r}; known: {', '.join(_KEYS)}")
+    if ("prompt" in table) == ("messages" in table):
+        raise UsageError("must have either prompt or messages")
+    prompt = table.get("prompt", table.get("messages"))
+    if "messages" in table:
+        from ..runtime.chat import check_messages
+
+        check_messages(prompt if isinstance(prompt, list) else [prompt])
+    elif not isinstance(prompt, str):
+        raise UsageError(f"prompt must be a text, got {prompt!r:.40}")
+    given = {key: value for key, value in table.items() if key in (*SAMPLING, "logprobs") and value is not None}
+    _check_numbers(given)
+    return Request(
+        prompt, table.get("system", system), bool(table.get("raw", raw)), {**options, **given}, table.get("id")
+    )
+
+
+def _check_numbers(given: Mapping[str, Any]) -> None:
+    for key, value in given.items():
+        if key == "stop":
+            right, expected = _is_texts(value), "a text or a list of texts"
+        elif key in _WHOLE:
+            right, expected = isinstance(value, int), "a whole number"
+        else:
+            right, expected = isinstance(value, int | float), "a number"
+        if not right or isinstance(value, bool):
+            raise UsageError(f"{key} must be {expected}, got {value!r:.40}")
+
+
+def _is_texts(value: Any) -> bool:
+    return all(isinstance(text, str) for text in (value if isinstance(value, list) else [value]))
