@@ -1,0 +1,226 @@
+"""`phi3-onnx export` and the store's verbs: what they print, and one clear line for each kind of bad input."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from phi3_onnx.cli import main
+from phi3_onnx.configs import read_manifest
+from phi3_onnx.quantize.packed import QuantizedWeight
+from phi3_onnx.quantize.rtn import quantize_rtn
+
+Tiny = Callable[..., Path]
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Return a function that runs the command line and gives its exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["phi3-onnx", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        captured = capsys.readouterr()
+        return Ran(int(exit_info.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+Run = Callable[..., Ran]
+
+
+def assert_one_line(ran: Ran, code: int, *words: str) -> None:
+    """The last line of stderr is the error, and it says these words; no traceback, nothing on stdout."""
+    assert ran.code == code, ran
+    line = ran.err.strip().splitlines()[-1]
+    assert line.startswith("phi3-onnx: "), ran.err
+    assert "Traceback" not in ran.err
+    assert ran.out == ""
+    for word in words:
+        assert word in line, line
+
+
+def assert_nothing_written(folder: Path) -> None:
+    assert not folder.exists()
+    assert not list(folder.parent.glob(".*"))
+
+
+@pytest.fixture
+def checkpoint(tiny: Tiny, tmp_path: Path) -> Path:
+    """A copy of a tiny checkpoint that a test may break."""
+    return Path(shutil.copytree(tiny("plain"), tmp_path / "checkpoint"))
+
+
+def test_into_the_store_and_out_again(run: Run, checkpoint: Path, isolated: Path) -> None:
+    made = run("export", checkpoint, "-t", "cpu-fp32", "--no-verify")
+    assert made.code == 0, made.err
+    folder = isolated / "packages" / "checkpoint" / "cpu-fp32"
+    assert made.out.strip() == str(folder)
+    assert "phi3-onnx chat checkpoint/cpu-fp32" in made.err
+    assert run("list").out.startswith("checkpoint/cpu-fp32 ")
+    shown = run("show", "checkpoint/cpu-fp32")
+    assert "32.00 bits per weight" in shown.out
+    assert "not yet" in shown.out
+    assert_one_line(run("export", checkpoint, "-t", "cpu-fp32"), 1, "already exists", "--force")
+    assert run("export", checkpoint, "-t", "cpu-fp32", "--no-verify", "--force").code == 0
+    assert run("rm", "checkpoint/cpu-fp32", "--yes").code == 0
+    assert not folder.parent.exists()
+    assert "no packages" in run("list").err
+
+
+def test_verification_is_part_of_an_export(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    made = run("export", checkpoint, "-t", "cpu-fp32", "-o", tmp_path / "package")
+    assert made.code == 0, made.err
+    assert "mean_kl" in made.out
+    assert read_manifest(tmp_path / "package").verified is True
+
+
+def test_a_package_that_fails_its_verification_is_kept_beside(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong_scales(*arguments: Any, **options: Any) -> QuantizedWeight:
+        weight = quantize_rtn(*arguments, **options)
+        return replace(weight, scales=weight.scales * 3)
+
+    monkeypatch.setattr("phi3_onnx.export.fill.quantize_rtn", wrong_scales)
+    made = run("export", checkpoint, "-t", "cpu-int4-rtn", "-o", tmp_path / "package")
+    assert made.code == 1
+    assert "mean_kl" in made.err.splitlines()[-1]
+    assert "package.failed" in made.err.splitlines()[-1]
+    assert not (tmp_path / "package").exists()
+    assert read_manifest(tmp_path / "package.failed").verified is False
+
+
+def test_dry_run_plans_and_writes_nothing(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    ran = run("export", checkpoint, "-t", "cpu-int4-rtn", "-o", tmp_path / "package", "--dry-run", "--json")
+    plan = json.loads(ran.out)
+    assert plan["ops"]["MatMulNBits"] == 9
+    assert_nothing_written(tmp_path / "package")
+    run("export", checkpoint, "-t", "cpu-int4-rtn", "-o", tmp_path / "package", "--no-verify")
+    size = sum(path.stat().st_size for path in (tmp_path / "package").iterdir())
+    assert size == pytest.approx(plan["package_bytes"], abs=2 << 20)
+
+
+def test_quantizing_a_float32_package_equals_quantizing_its_checkpoint(
+    run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    run("export", checkpoint, "-t", "cpu-fp32", "-o", tmp_path / "float", "--no-verify")
+    run("export", tmp_path / "float", "-t", "cpu-int4-rtn", "-o", tmp_path / "a", "--no-verify")
+    run("export", checkpoint, "-t", "cpu-int4-rtn", "-o", tmp_path / "b", "--no-verify")
+    assert (tmp_path / "a" / "model.onnx.data").read_bytes() == (tmp_path / "b" / "model.onnx.data").read_bytes()
+    assert_one_line(run("export", tmp_path / "a", "-o", tmp_path / "c"), 1, "quantized package", "cpu-fp32")
+
+
+def test_sources_that_are_none(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "package"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    for source, code, *words in (
+        (tmp_path / "missing", 1, "missing"),
+        (tmp_path / "empty", 1, "config.json"),
+        (tmp_path / "notes.txt", 1, ".gguf"),
+        ("no such thing", 1, "hub id"),
+    ):
+        assert_one_line(run("export", source, "-o", output), code, *words)
+        assert_nothing_written(output)
+
+
+def test_the_hub_when_there_is_none(run: Run, tmp_path: Path) -> None:
+    assert_one_line(run("export", "--target", "cuda-fp16", "-o", tmp_path / "package"), 1, "Phi-3-mini-4k-instruct")
+    assert_nothing_written(tmp_path / "package")
+
+
+def test_an_unknown_target(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    ran = run("export", checkpoint, "-t", "cpu-int3", "-o", tmp_path / "package")
+    assert_one_line(ran, 2, "unknown target 'cpu-int3'", "cpu-int4-rtn")
+
+
+def test_a_truncated_checkpoint(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert_one_line(run("export", checkpoint, "-o", tmp_path / "package"), 1, "model.safetensors")
+    assert_nothing_written(tmp_path / "package")
+
+
+def test_weights_that_are_no_numbers(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    """Found while writing: nothing stays under the final name, and no temporary folder either."""
+    weights = checkpoint / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-4:] = np.array([np.nan], "<f4").tobytes()
+    weights.write_bytes(content)
+    ran = run("export", checkpoint, "-o", tmp_path / "package")
+    assert_one_line(ran, 1, "NaN")
+    assert_nothing_written(tmp_path / "package")
+
+
+def test_an_unknown_architecture(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "model_type": "gpt_neox"}))
+    assert_one_line(run("export", checkpoint, "-o", tmp_path / "package"), 1, "gpt_neox", "phi3")
+
+
+def test_a_full_disk(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills up while the weights are written."""
+
+    class Full:
+        def __init__(self, file: object) -> None:
+            self._file = file
+
+        def __getattr__(self, name: str) -> object:
+            if name == "write":
+                raise OSError(28, "No space left on device")
+            return getattr(self._file, name)
+
+    from phi3_onnx.export.data_file import DataFile
+
+    enter = DataFile.__enter__
+
+    def full(self: DataFile) -> DataFile:
+        enter(self)
+        monkeypatch.setattr(self, "_file", Full(self._file))
+        return self
+
+    monkeypatch.setattr(DataFile, "__enter__", full)
+    assert_one_line(run("export", checkpoint, "-o", tmp_path / "package"), 1, "full", "GB")
+    assert_nothing_written(tmp_path / "package")
+
+
+def test_ctrl_c_leaves_nothing(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("phi3_onnx.export.exporter.fill", interrupt)
+    ran = run("export", checkpoint, "-o", tmp_path / "package")
+    assert ran.code == 130
+    assert_nothing_written(tmp_path / "package")
+
+
+def test_a_package_with_a_changed_byte(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    run("export", checkpoint, "-t", "cpu-fp32", "-o", package, "--no-verify")
+    data = package / "model.onnx.data"
+    content = bytearray(data.read_bytes())
+    content[1000] ^= 1
+    data.write_bytes(content)
+    assert run("show", package).code == 0  # the size is right; sums are compared where asked
+    assert_one_line(run("verify", package, "--hashes"), 1, "model.onnx.data", "sha256")
+    data.write_bytes(content[:-1])
+    assert_one_line(run("show", package), 1, "model.onnx.data", str(len(content)))
+
+
+def test_rm_takes_names_of_the_store_only(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    run("export", checkpoint, "-t", "cpu-fp32", "-o", tmp_path / "package", "--no-verify")
+    assert_one_line(run("rm", tmp_path / "package", "--yes"), 2, "not in the store")
+    assert (tmp_path / "package" / "model.onnx").is_file()
