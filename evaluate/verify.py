@@ -5,8 +5,8 @@ The reference runs all text in one pass with one layer's weights in memory at a 
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .compare import compare_passage
 from .corpus import Passage, plan_passages
 from .greedy import Agreement, Answer, judge
 from .metrics import Comparison, Metrics
+from .shared_reference import SharedReference
 from .tokens import (
     Finding,
     compare_chat_template,
@@ -43,6 +44,108 @@ CONVERSATIONS = 5
 
 def _silent(_: str) -> None:
     """Report to nobody."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What every package of a checkpoint is measured on."""
+
+    checkpoint: Checkpoint
+    tokenizer: Any
+    """transformers' own."""
+    passages: tuple[Passage, ...]
+    skipped: tuple[str, ...]
+    """What the passages leave out."""
+    prompts: tuple[np.ndarray, ...]
+    """Token ids of the conversations that are continued greedily."""
+    steps: int
+    """Greedy tokens of each conversation."""
+
+    @property
+    def sequences(self) -> list[np.ndarray]:
+        """What the reference has to run whatever a package answers."""
+        return [passage.ids for passage in self.passages]
+
+
+def prepare(checkpoint: Checkpoint, steps: int = STEPS) -> Ground:
+    """Choose what packages of a checkpoint are measured on.
+
+    Raises:
+        SourceError: transformers can not load the checkpoint's tokenizer.
+
+    """
+    tokenizer = hugging_face_tokenizer(checkpoint)
+    passages, skipped = _passages(checkpoint, tokenizer)
+    prompts = _prompts(checkpoint, tokenizer, steps)
+    return Ground(checkpoint, tokenizer, tuple(passages), tuple(skipped), tuple(prompts), steps)
+
+
+class Trial:
+    """One package on one provider, taken through its verification step by step.
+
+    The steps are apart so that the reference can run the answers of many packages in one pass.
+    """
+
+    def __init__(
+        self, package: Path, ground: Ground, target: Target | None, provider: str, notify: Notify = _silent
+    ) -> None:
+        """Load the package, compare how it reads text, and have it answer the conversations; see `verify`."""
+        self._ground = ground
+        self._notify = notify
+        opened = open_package(package)
+        self._target = target or _manifest_target(opened)
+        notify("comparing token ids")
+        self._reading = _reading_rows(opened, ground.checkpoint, ground.tokenizer)
+        notify("loading the package")
+        self._session: LogitsSession | None = _open(opened, ground.checkpoint, provider)
+        self.provider = self._session.provider
+        """The execution provider that the package runs on, by ONNX Runtime's name."""
+        self.answers = _answers(self._session, ground.prompts, ground.steps, notify)
+        self._metrics: Metrics | None = None
+
+    @property
+    def sequences(self) -> list[np.ndarray]:
+        """What the reference has to run before `conclude`."""
+        return [answer.sequence for answer in self.answers]
+
+    @property
+    def session(self) -> LogitsSession:
+        """The loaded package, until `close`."""
+        assert self._session is not None, "the trial was closed"
+        return self._session
+
+    def compare(self, reference: SharedReference) -> None:
+        """Hold the package's logits over the text against the reference's, which has run `Ground.sequences`."""
+        comparison = Comparison()
+        passages = self._ground.passages
+        for number, passage in enumerate(passages, start=1):
+            self._notify(f"package: passage {number} of {len(passages)}, {len(passage.ids)} tokens")
+            compare_passage(comparison, self.session, passage, reference.rows(passage.ids))
+        self._metrics = comparison.result()
+
+    def close(self) -> None:
+        """Give the package's memory back; `conclude` needs it no more."""
+        self._session = None
+
+    def conclude(self, reference: SharedReference, seconds: float) -> Verification:
+        """Judge the answers by the reference, which has run `sequences`, and return all that was found."""
+        assert self._metrics is not None, "compare comes first"
+        ground, checkpoint = self._ground, self._ground.checkpoint
+        thresholds = self._target.thresholds if self._target else Thresholds()
+        rows = [reference.rows(ids) for ids in self.sequences]
+        agreement = judge(self.answers, rows, lambda token: ground.tokenizer.decode([token]))
+        return Verification(
+            rows=(*self._reading, *_metric_rows(self._metrics, thresholds), _greedy_row(agreement, thresholds)),
+            target=self._target.name if self._target else None,
+            provider=self.provider,
+            reference=f"{checkpoint.source}@{checkpoint.revision}" if checkpoint.revision else str(checkpoint.source),
+            metrics=self._metrics,
+            passages=tuple(f"{len(passage.ids)} tokens: {passage.purpose}" for passage in ground.passages),
+            skipped=ground.skipped,
+            versions=versions(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(seconds, 1),
+        )
 
 
 def verify(
@@ -72,28 +175,12 @@ def verify(
 
     """
     started = time.perf_counter()
-    opened = open_package(package)
-    target = target or _manifest_target(opened)
-    thresholds = target.thresholds if target else Thresholds()
-    notify("comparing token ids")
-    tokenizer = hugging_face_tokenizer(checkpoint)
-    reading = _reading_rows(opened, checkpoint, tokenizer)
-    notify("loading the package")
-    session = _open(opened, checkpoint, provider)
-    passages, skipped = _passages(checkpoint, tokenizer)
-    metrics, agreement = _run(session, checkpoint, tokenizer, passages, steps, notify)
-    return Verification(
-        rows=(*reading, *_metric_rows(metrics, thresholds), _greedy_row(agreement, thresholds)),
-        target=target.name if target else None,
-        provider=session.provider,
-        reference=f"{checkpoint.source}@{checkpoint.revision}" if checkpoint.revision else str(checkpoint.source),
-        metrics=metrics,
-        passages=tuple(f"{len(passage.ids)} tokens: {passage.purpose}" for passage in passages),
-        skipped=tuple(skipped),
-        versions=versions(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=round(time.perf_counter() - started, 1),
-    )
+    ground = prepare(checkpoint, steps)
+    trial = Trial(package, ground, target, provider, notify)
+    reference = SharedReference(checkpoint)
+    reference.run([*ground.sequences, *trial.sequences], notify=notify)
+    trial.compare(reference)
+    return trial.conclude(reference, time.perf_counter() - started)
 
 
 def checked(package: Path, checkpoint: Checkpoint, target: Target, *, notify: Notify = _silent) -> None:
@@ -173,32 +260,6 @@ def _prompts(checkpoint: Checkpoint, tokenizer: Any, steps: int) -> list[np.ndar
         room = checkpoint.config.max_position - steps
         prompts.append(np.array(ids[-room:], dtype=np.int64))
     return prompts
-
-
-def _run(
-    session: LogitsSession,
-    checkpoint: Checkpoint,
-    tokenizer: Any,
-    passages: Sequence[Passage],
-    steps: int,
-    notify: Notify,
-) -> tuple[Metrics, Agreement]:
-    from .reference import Reference
-
-    answers = _answers(session, _prompts(checkpoint, tokenizer, steps), steps, notify)
-    reference = Reference(checkpoint)
-    sequences = [*(passage.ids for passage in passages), *(answer.sequence for answer in answers)]
-    rows = [partial(_rows, reference, hidden) for hidden in reference.hidden_states(sequences, notify=notify)]
-    comparison = Comparison()
-    for number, (passage, wanted) in enumerate(zip(passages, rows, strict=False), start=1):
-        notify(f"package: passage {number} of {len(passages)}, {len(passage.ids)} tokens")
-        compare_passage(comparison, session, passage, wanted)
-    agreement = judge(answers, rows[len(passages) :], lambda token: tokenizer.decode([token]))
-    return comparison.result(), agreement
-
-
-def _rows(reference: Any, hidden: Any, start: int, stop: int) -> np.ndarray:
-    return reference.logits(hidden, start, stop).numpy()
 
 
 def _answers(session: LogitsSession, prompts: Sequence[np.ndarray], steps: int, notify: Notify) -> list[Answer]:
