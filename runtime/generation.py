@@ -108,11 +108,24 @@ class Generation:
             EngineError: the engine failed.
 
         """
+        return (chunk for chunk in self.steps() if chunk)
+
+    def steps(self) -> Iterator[Chunk | None]:
+        """Yield what the iteration does, and None after each part of the prompt.
+
+        Whoever makes several answers at a time takes turns there, and may give this one up there.
+        """
         started = perf_counter()
         cached = self._cache.shared(self._prompt)
         first = last = 0.0
         reason: FinishReason = "cancelled"
-        if self._prefill():
+        for done in self._cache.prefill(self._prompt):
+            if self._on_prefill:
+                self._on_prefill(done, len(self._prompt))
+            if self._cancel.is_set():
+                break
+            yield None
+        else:
             reason = "length"
             while len(self._ids) < self._room:
                 if self._cancel.is_set():
@@ -141,15 +154,6 @@ class Generation:
             logprobs=tuple(self._logprobs) if self._options.logprobs is not None else None,
         )
         yield Chunk(rest, response=response)
-
-    def _prefill(self) -> bool:
-        """Run the prompt; return whether it was not cancelled."""
-        for done in self._cache.prefill(self._prompt):
-            if self._on_prefill:
-                self._on_prefill(done, len(self._prompt))
-            if self._cancel.is_set():
-                return False
-        return True
 
     def _next_token(self) -> int:
         guided = self._options.guidance is not None
