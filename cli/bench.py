@@ -1,0 +1,55 @@
+"""`phi3-onnx bench`."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+from .screen import size
+
+
+@click.command(short_help="Measure the speed of packages.")
+@click.argument("packages", nargs=-1, required=True)
+@click.option("--provider", default="auto", show_default=True, help="Where to run: auto, cpu, cuda, dml.")
+@click.option("--threads", type=click.IntRange(1), help="Threads on the CPU.  [default: physical cores]")
+@click.option("--prompt", type=click.IntRange(1), default=512, show_default=True, help="Tokens to prefill.")
+@click.option("--decode", type=click.IntRange(1), default=48, show_default=True, help="Tokens to run after them.")
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Repetitions; medians count.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line for each package.")
+def command(
+    packages: tuple[str, ...],
+    provider: str,
+    threads: int | None,
+    prompt: int,
+    decode: int,
+    repeat: int,
+    as_json: bool,
+) -> None:
+    """Measure how fast packages prefill and decode, and what memory they take.
+
+    Each package runs in a process of its own, so that its peak memory is its own.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    from ..configs import find_package
+    from ..evaluate.bench import bench
+
+    options = {
+        "provider": provider,
+        "threads": threads,
+        "prompt_tokens": prompt,
+        "decoded_tokens": decode,
+        "repeat": repeat,
+    }
+    for folder in [find_package(package) for package in packages]:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            speed = process.submit(bench, folder, **options).result()
+        if as_json:
+            click.echo(json.dumps(asdict(speed)))
+            continue
+        click.echo(
+            f"{speed.package}: prefill {speed.prefill_tokens_per_second:.0f} tokens/s over {prompt}, "
+            f"decode {speed.decode_tokens_per_second:.1f} tokens/s, loaded in {speed.load_seconds:.2f} s, "
+            f"peak memory {size(speed.peak_memory_bytes)}, on {speed.provider} ({speed.engine})"
+        )

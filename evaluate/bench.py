@@ -1,0 +1,109 @@
+"""Speed of a package: prefill, decode, loading, memory."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from ..configs import UsageError
+from ..runtime import Model, load
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What `bench` measured."""
+
+    package: str
+    provider: str
+    engine: str
+    prompt_tokens: int
+    decoded_tokens: int
+    repeat: int
+    load_seconds: float
+    prefill_tokens_per_second: float
+    """Median over the repetitions, like the next one."""
+    decode_tokens_per_second: float
+    """At a context of the prompt's length."""
+    peak_memory_bytes: int
+    """Resident memory of this process at its highest, the interpreter included."""
+
+
+def bench(
+    package: str | Path,
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    prompt_tokens: int = 512,
+    decoded_tokens: int = 48,
+    repeat: int = 3,
+) -> Speed:
+    """Measure a package on random tokens, whose values do not matter for speed.
+
+    Args:
+        package: its folder, or its name in the store.
+        provider: as for `load`.
+        threads: as for `load`.
+        prompt_tokens: length of the prompt that is prefilled.
+        decoded_tokens: tokens run one by one after it.
+        repeat: how often; the medians count.
+
+    Raises:
+        PackageError: there is no such package, or it is damaged.
+        ProviderError: the provider can not run here.
+        UsageError: the tokens do not fit into the model's context.
+
+    """
+    start = time.perf_counter()
+    with load(package, provider=provider, threads=threads) as model:
+        loaded = time.perf_counter() - start
+        if prompt_tokens + decoded_tokens > model.context_length:
+            raise UsageError(
+                f"{prompt_tokens} + {decoded_tokens} tokens do not fit into the context of {model.context_length}"
+            )
+        runs = [_run(model, prompt_tokens, decoded_tokens) for _ in range(repeat)]
+        return Speed(
+            package=model.package.name,
+            provider=model.provider,
+            engine=model.engine.name,
+            prompt_tokens=prompt_tokens,
+            decoded_tokens=decoded_tokens,
+            repeat=repeat,
+            load_seconds=round(loaded, 3),
+            prefill_tokens_per_second=round(prompt_tokens / statistics.median(run[0] for run in runs), 2),
+            decode_tokens_per_second=round(decoded_tokens / statistics.median(run[1] for run in runs), 2),
+            peak_memory_bytes=_peak_memory(),
+        )
+
+
+def _run(model: Model, prompt_tokens: int, decoded_tokens: int) -> tuple[float, float]:
+    """Return the seconds of a prefill and those of the steps after it."""
+    vocabulary = model.package.contract.vocab_size
+    ids = np.random.default_rng(0).integers(0, vocabulary, prompt_tokens + decoded_tokens).tolist()
+    cache = model.new_cache()
+    try:
+        cache.reserve(len(ids))
+        start = time.perf_counter()
+        for _ in cache.prefill(ids[:prompt_tokens]):
+            pass
+        cache.logits()
+        middle = time.perf_counter()
+        for token in ids[prompt_tokens:]:
+            cache.append(token)
+            cache.logits().argmax()  # as decoding would
+        return middle - start, time.perf_counter() - middle
+    finally:
+        cache.close()
+
+
+def _peak_memory() -> int:
+    peak = getattr(psutil.Process().memory_info(), "peak_wset", None)
+    if peak is not None:  # Windows
+        return int(peak)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
