@@ -53,13 +53,45 @@ class Metrics:
         return _exp(self.package.mean_nll - self.reference.mean_nll)
 
 
+class Likelihood:
+    """Gathers a perplexity from logits that arrive in pieces, in float64."""
+
+    def __init__(self) -> None:
+        self._nll: list[np.ndarray] = []
+
+    def add(self, logits: np.ndarray, following: np.ndarray) -> None:
+        """Take in the logits of some positions of one sequence.
+
+        Args:
+            logits: [positions, vocabulary], any floating dtype.
+            following: the token that follows each position, [positions], or fewer where the sequence ends.
+
+        """
+        step = max(1, _ELEMENTS_AT_ONCE // logits.shape[1])
+        for start in range(0, len(following), step):
+            tokens = following[start : start + step]
+            self.add_log_probabilities(log_softmax(logits[start : start + len(tokens)].astype(np.float64)), tokens)
+
+    def add_log_probabilities(self, log_probabilities: np.ndarray, following: np.ndarray) -> None:
+        """Take in what `add` makes of logits: float64 [positions, vocabulary]."""
+        self._nll.append(-log_probabilities[np.arange(len(following)), following])
+
+    def result(self) -> Perplexity:
+        """Return the perplexity of all that was added; NaN where nothing was predicted."""
+        nll = np.concatenate(self._nll) if self._nll else np.empty(0)
+        if not len(nll):
+            return Perplexity(math.nan, math.nan, 0)
+        error = float(nll.std(ddof=1) / math.sqrt(len(nll))) if len(nll) > 1 else math.nan
+        return Perplexity(float(nll.mean()), error, len(nll))
+
+
 class Comparison:
     """Gathers what `Metrics` needs from logits that arrive in pieces, in float64, a few numbers per position."""
 
     def __init__(self) -> None:
         self._kl: list[np.ndarray] = []
         self._same: list[np.ndarray] = []
-        self._nll: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        self._reference, self._package = Likelihood(), Likelihood()
         self._max_abs_diff = 0.0
 
     def add(self, reference: np.ndarray, package: np.ndarray, following: np.ndarray) -> None:
@@ -90,9 +122,8 @@ class Comparison:
         log_p, log_q = log_softmax(reference), log_softmax(package)
         # No distribution is closer than equal; below 0 there is only rounding, of about 1e-16.
         self._kl.append(np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=1), 0.0))
-        rows = np.arange(len(following))
-        for found, log_probabilities in zip(self._nll, (log_p, log_q), strict=True):
-            found.append(-log_probabilities[rows, following])
+        self._reference.add_log_probabilities(log_p, following)
+        self._package.add_log_probabilities(log_q, following)
 
     def result(self) -> Metrics:
         """Return the metrics of all that was added.
@@ -104,7 +135,6 @@ class Comparison:
         if not self._kl:
             raise ValueError("no logits were compared")
         kl = np.concatenate(self._kl)
-        reference, package = (_perplexity(np.concatenate(found)) for found in self._nll)
         return Metrics(
             positions=len(kl),
             max_abs_diff=self._max_abs_diff,
@@ -112,8 +142,8 @@ class Comparison:
             median_kl=float(np.median(kl)),
             p99_kl=float(np.quantile(kl, 0.99)),
             top1_agreement=float(np.concatenate(self._same).mean()),
-            reference=reference,
-            package=package,
+            reference=self._reference.result(),
+            package=self._package.result(),
         )
 
 
@@ -127,10 +157,3 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def _exp(exponent: float) -> float:
     # math.exp raises beyond 709.7.
     return math.inf if exponent > 700 else math.exp(exponent)
-
-
-def _perplexity(nll: np.ndarray) -> Perplexity:
-    if not len(nll):
-        return Perplexity(math.nan, math.nan, 0)
-    error = float(nll.std(ddof=1) / math.sqrt(len(nll))) if len(nll) > 1 else math.nan
-    return Perplexity(float(nll.mean()), error, len(nll))

@@ -75,7 +75,7 @@ class Verification:
         table = asdict(self)
         table["rows"] = [{**asdict(row), "passed": row.passed} for row in self.rows]
         table["metrics"] = metrics_dict(self.metrics)
-        return _finite({"passed": self.passed, **table})
+        return finite({"passed": self.passed, **table})
 
     def check(self, name: str) -> None:
         """Raise if a row is out of its threshold.
@@ -104,17 +104,17 @@ def metrics_dict(metrics: Metrics) -> dict[str, Any]:
     for name in ("reference", "package"):
         perplexity = getattr(metrics, name)
         table[name] |= {"perplexity": perplexity.value, "standard_error": perplexity.standard_error}
-    return _finite({**table, "perplexity_ratio": metrics.perplexity_ratio})
+    return finite({**table, "perplexity_ratio": metrics.perplexity_ratio})
 
 
-def _finite(value: Any) -> Any:
-    # JSON has no NaN and no infinity.
+def finite(value: Any) -> Any:
+    """Return JSON values with None for every figure that is not finite, for which JSON has no word."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return value
 
 

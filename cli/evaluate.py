@@ -1,0 +1,114 @@
+"""`phi3-onnx evaluate`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from .status import status_line
+
+if TYPE_CHECKING:
+    from ..evaluate.evaluate import Evaluation
+    from ..evaluate.metrics import Perplexity
+    from ..export import Checkpoint
+
+
+@click.command(short_help="Measure a package on a text of your own.")
+@click.argument("package")
+@click.option(
+    "--reference",
+    metavar="SOURCE|PACKAGE",
+    help="What to compare with: a checkpoint, or another package.  [default: what the package was made of]",
+)
+@click.option("--no-reference", is_flag=True, help="Measure the package's perplexity alone.")
+@click.option("--revision", help="Commit, tag or branch of a hub checkpoint.")
+@click.option("--text", type=click.File(encoding="utf-8"), help="A text, - for stdin.  [default: phi3-onnx's own]")
+@click.option("--max-tokens", type=click.IntRange(min=2), help="Take no more of the text.")
+@click.option(
+    "--context", type=click.IntRange(min=2), default=2048, show_default=True, help="Tokens that are run together."
+)
+@click.option("--provider", default="auto", show_default=True, help="Where packages run: auto, cpu, cuda, dml.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def command(
+    package: str,
+    reference: str | None,
+    no_reference: bool,
+    revision: str | None,
+    text: TextIO | None,
+    max_tokens: int | None,
+    context: int,
+    provider: str,
+    as_json: bool,
+) -> None:
+    """Measure a package on a text of your own.
+
+    Prints its perplexity and, against the reference, the KL divergence of its next-token distributions (mean, median,
+    99th percentile, in nats) and how often both rank the same token first.
+    """
+    from .requirements import require_export
+
+    require_export()
+    from ..configs import UsageError, find_package
+    from ..evaluate.corpus import text as own_text
+    from ..evaluate.evaluate import evaluate
+
+    if no_reference and reference is not None:
+        raise UsageError("--reference and --no-reference exclude each other")
+    folder = find_package(package)
+    try:
+        content = own_text() if text is None else text.read()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{text and text.name} is not UTF-8 text: {error}") from error
+    against = None if no_reference else _open_reference(folder, reference, revision)
+    with status_line("evaluating") as notify:
+        found = evaluate(
+            folder,
+            content,
+            reference=against,
+            provider=provider,
+            max_tokens=max_tokens,
+            context=context,
+            notify=notify,
+        )
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        _print(found)
+
+
+def _open_reference(folder: Path, named: str | None, revision: str | None) -> "Checkpoint | Path":
+    from ..configs import PackageError, find_package
+    from .verify import open_reference
+
+    if named is not None:
+        try:
+            found = find_package(named)
+        except PackageError:  # a hub id or a file, then
+            found = None
+        if found and (found / "genai_config.json").is_file():
+            return found
+    return open_reference(folder, named, revision)
+
+
+def _print(found: "Evaluation") -> None:
+    rows: list[tuple[str, str]] = [("package", f"{found.package} on {found.provider}")]
+    metrics = found.metrics
+    if found.reference is not None:
+        rows.append(("reference", found.reference))
+    rows.append(("text", f"{found.tokens} tokens, {found.context} at a time"))
+    rows.append(("perplexity", _perplexity(found.perplexity)))
+    if metrics is not None:
+        rows += [
+            ("of the reference", _perplexity(metrics.reference)),
+            ("ratio", f"{metrics.perplexity_ratio:.5g}"),
+            ("KL divergence", f"mean {metrics.mean_kl:.4g}, median {metrics.median_kl:.4g}, p99 {metrics.p99_kl:.4g}"),
+            ("same top token", f"{metrics.top1_agreement:.2%}"),
+            ("max difference", f"{metrics.max_abs_diff:.4g} (logits)"),
+        ]
+    for name, value in rows:
+        click.echo(f"{name:<17} {value}")
+
+
+def _perplexity(perplexity: "Perplexity") -> str:
+    return f"{perplexity.value:.5g} ± {perplexity.standard_error:.2g}"

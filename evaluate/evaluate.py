@@ -1,0 +1,196 @@
+"""Measuring a package on a text of one's own: perplexity, and its distance from a reference."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..configs import PackageError, UsageError
+from ..export.checkpoint import Checkpoint
+from ..runtime.package import Package, open_package
+from ..runtime.session import LogitsSession, open_session
+from ..runtime.tokenizer import Tokenizer
+from .compare import PackageRows, Rows, compare_passage, package_logits
+from .corpus import Passage
+from .metrics import Comparison, Likelihood, Metrics, Perplexity
+from .verification import finite, metrics_dict
+from .verify import versions
+
+Notify = Callable[[str], None]
+
+CONTEXT = 2048
+"""Tokens of text that are run together."""
+_TOKENS_AT_ONCE = 32768
+"""Tokens that a PyTorch reference runs in one pass over its layers; 400 MB of hidden states for Phi-3-mini."""
+
+
+def _silent(_: str) -> None:
+    """Report to nobody."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found."""
+
+    package: str
+    provider: str
+    """The execution provider that the package ran on, by ONNX Runtime's name."""
+    reference: str | None
+    """The checkpoint or package it was compared with; None for none."""
+    tokens: int
+    context: int
+    """Tokens of text that were run together; each is predicted from those before it there."""
+    perplexity: Perplexity
+    """The package's."""
+    metrics: Metrics | None
+    """The comparison with the reference; None without one."""
+    versions: Mapping[str, str]
+    created: str
+    """UTC, ISO 8601."""
+    seconds: float
+    """Wall time."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON values; figures that are not finite become None."""
+        table = asdict(self)
+        table["perplexity"] |= {"perplexity": self.perplexity.value, "standard_error": self.perplexity.standard_error}
+        table["metrics"] = metrics_dict(self.metrics) if self.metrics else None
+        return finite(table)
+
+
+def evaluate(
+    package: Path,
+    text: str,
+    *,
+    reference: Checkpoint | Path | None = None,
+    provider: str = "auto",
+    max_tokens: int | None = None,
+    context: int = CONTEXT,
+    notify: Notify = _silent,
+) -> Evaluation:
+    """Measure a package on a text.
+
+    Args:
+        package: the package's folder.
+        text: what to predict. It is cut into stretches of `context` tokens, each run by itself.
+        reference: what to compare with: a checkpoint, which runs in float32 PyTorch, or another package's folder.
+        provider: where packages run: `cpu`, `cuda`, `dml`, or `auto`.
+        max_tokens: take no more than so many tokens from the text's start.
+        context: tokens of each stretch.
+        notify: called with lines of progress.
+
+    Raises:
+        UsageError: the text is too short, or the context longer than the model's.
+        PackageError: a package is damaged or fails, or the reference is another model's.
+        ProviderError: the provider can not run here.
+        SourceError: the checkpoint can not be read.
+
+    """
+    started = time.perf_counter()
+    opened = open_package(package)
+    passages = _stretches(opened, text, max_tokens, context)
+    notify("loading the package")
+    session = _open(opened, provider)
+    metrics, name = None, None
+    if reference is None:
+        perplexity = _likelihood(session, passages, notify)
+    else:
+        name, rows = _reference(reference, opened, provider, passages, notify)
+        metrics = _compare(session, passages, rows, notify)
+        perplexity = metrics.package
+    return Evaluation(
+        package=opened.name,
+        provider=session.provider,
+        reference=name,
+        tokens=sum(len(passage.ids) for passage in passages),
+        context=context,
+        perplexity=perplexity,
+        metrics=metrics,
+        versions=versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(time.perf_counter() - started, 1),
+    )
+
+
+def _stretches(package: Package, text: str, max_tokens: int | None, context: int) -> list[Passage]:
+    if not 2 <= context <= package.context_length:
+        raise UsageError(f"the context must be 2 to {package.context_length} tokens, got {context}")
+    tokenizer = Tokenizer(package.folder)
+    ids = np.array(tokenizer.encode(text, special=False), dtype=np.int64)[:max_tokens]
+    if len(ids) < 2:
+        raise UsageError(f"a text to measure must have 2 tokens or more, got {len(ids)}")
+    prefix = np.array(tokenizer.encode("", special=True), dtype=np.int64)
+    step = context - len(prefix)
+    parts = [np.concatenate([prefix, ids[start : start + step]]) for start in range(0, len(ids), step)]
+    return [Passage(part, 0, "text") for part in parts if len(part) > 1]
+
+
+def _open(package: Package, provider: str) -> LogitsSession:
+    # Not 0 for "none" but what the package says, as far as anyone knows.
+    switch = package.longrope_switch
+    return open_session(package.folder, provider, made_for=package.made_for, longrope=switch or 0)[0]
+
+
+def _likelihood(session: LogitsSession, passages: Sequence[Passage], notify: Notify) -> Perplexity:
+    likelihood = Likelihood()
+    for number, passage in enumerate(passages, start=1):
+        notify(f"package: stretch {number} of {len(passages)}")
+        for start, logits in package_logits(session, passage):
+            likelihood.add(logits, passage.ids[start + 1 : start + 1 + len(logits)])
+    return likelihood.result()
+
+
+def _compare(session: LogitsSession, passages: Sequence[Passage], rows: Iterator[Rows], notify: Notify) -> Metrics:
+    comparison = Comparison()
+    for number, (passage, wanted) in enumerate(zip(passages, rows, strict=True), start=1):
+        notify(f"package: stretch {number} of {len(passages)}")
+        compare_passage(comparison, session, passage, wanted)
+    return comparison.result()
+
+
+def _reference(
+    reference: Checkpoint | Path, package: Package, provider: str, passages: Sequence[Passage], notify: Notify
+) -> tuple[str, Iterator[Rows]]:
+    """Return the reference's name, and its logits of each passage in turn."""
+    if isinstance(reference, Checkpoint):
+        _same_vocabulary(package, reference.config.vocab_size, reference.source)
+        return f"{reference.source} (PyTorch, float32)", _checkpoint_rows(reference, passages, notify)
+    other = open_package(reference)
+    _same_vocabulary(package, other.contract.vocab_size, str(reference))
+    notify("loading the reference")
+    session = _open(other, provider)
+    return f"{other.name} ({session.provider})", (PackageRows(session, passage) for passage in passages)
+
+
+def _same_vocabulary(package: Package, size: int, other: str) -> None:
+    found = package.contract.vocab_size
+    if found != size:
+        raise PackageError(f"{package.folder} has {found} tokens, {other} {size}: they are different models")
+
+
+def _checkpoint_rows(checkpoint: Checkpoint, passages: Sequence[Passage], notify: Notify) -> Iterator[Rows]:
+    from .reference import Reference
+
+    model = Reference(checkpoint)
+    for group in _groups(passages):
+        for hidden in model.hidden_states([passage.ids for passage in group], notify=notify):
+            yield partial(_rows, model, hidden)
+
+
+def _rows(model: Any, hidden: Any, start: int, stop: int) -> np.ndarray:
+    return model.logits(hidden, start, stop).numpy()
+
+
+def _groups(passages: Sequence[Passage]) -> Iterator[list[Passage]]:
+    group: list[Passage] = []
+    for passage in passages:
+        if group and sum(len(p.ids) for p in group) + len(passage.ids) > _TOKENS_AT_ONCE:
+            yield group
+            group = []
+        group.append(passage)
+    yield group
