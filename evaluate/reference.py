@@ -14,7 +14,7 @@ from transformers import masking_utils
 from transformers.models.phi3 import modeling_phi3 as phi3
 
 from ..export.checkpoint import Checkpoint
-from ..export.hf_config import phi3_config
+from ..quantize.hf_config import phi3_config
 
 _ROWS_AT_ONCE = 8192
 """Embedding rows read together: 100 MB at Phi-3-mini's width."""

@@ -5,7 +5,7 @@ import torch
 from transformers.models.phi3 import modeling_phi3
 
 from ..configs import ModelConfig
-from .hf_config import phi3_config
+from ..quantize.hf_config import phi3_config
 
 
 def table_length(config: ModelConfig) -> int:

@@ -18,7 +18,7 @@ from transformers import Phi3ForCausalLM
 from transformers.models.phi3 import modeling_phi3
 
 from ..configs import ModelConfig, Target
-from .hf_config import phi3_config
+from ..quantize.hf_config import phi3_config
 from .rope import switches_factors, table_length
 
 COS_TABLE, SIN_TABLE = "rope.cos", "rope.sin"
