@@ -11,7 +11,7 @@ from ..configs import ModelConfig, parse_model_config
 from ..configs.errors import SourceError
 from .checkpoint import Checkpoint
 from .fusion import Parts, check_parts, fused_parts, read_rows, split_parts
-from .naming import short_name
+from .naming import folder_name, short_name
 from .safetensors_file import SafetensorsFile
 from .tokenizer_files import check_tokenizer, read_tokenizer_files
 
@@ -60,7 +60,7 @@ def open_folder(
 
     """
     return FolderCheckpoint(
-        folder, source=source or str(folder), revision=revision, model=model or short_name(folder.resolve().name)
+        folder, source=source or str(folder), revision=revision, model=model or short_name(folder_name(folder))
     )
 
 

@@ -95,8 +95,8 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
 Its `default`, which stands for "not known", is not among them: GenAI can not run those regexes.
 """
 
-# End tokens by their text, as llama.cpp knows them; each counts where the file types it as a control token and the
-# chat template (or the end of a document) uses it.
+# End tokens by their text, as llama.cpp knows them; each counts where it is an added token (some converters typed them
+# as control tokens, some as user-defined), the first kind where the chat template uses it, too.
 _END_OF_TURN = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "</s>")
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")
 # Phi-3's added tokens swallow the white space behind them, but for these; a GGUF does not say so, so llama.cpp has
@@ -154,7 +154,7 @@ class GgufTokenizer:
         template = self.chat_template or ""
         for i, token in enumerate(self.tokens):
             ends = token in _END_OF_TEXT or (token in _END_OF_TURN and token in template)
-            if ends and self._types[i] == _CONTROL:
+            if ends and self._types[i] in _ADDED:
                 ids.append(i)
         return list(dict.fromkeys(i for i in ids if i is not None))
 

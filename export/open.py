@@ -22,18 +22,18 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, token: s
         SourceError: nothing is there, or it is damaged, incomplete, or of a kind that is not supported.
 
     """
-    path = Path(source).expanduser()
-    if path.exists() and revision is not None:
+    path = _existing(source)
+    if path and revision is not None:
         raise SourceError(f"{source} is a local path, which has no revisions; leave --revision out")
-    if (path / MANIFEST_NAME).is_file():
+    if path and (path / MANIFEST_NAME).is_file():
         from .package_checkpoint import open_package_checkpoint
 
         return open_package_checkpoint(path)
-    if path.is_dir():
+    if path and path.is_dir():
         return open_folder(path, source=str(source))
-    if path.is_file():
+    if path:
         return _open_file(path)
-    if path.suffix.lower() == ".gguf":
+    if str(source).lower().endswith(".gguf"):
         raise SourceError(f"{source} does not exist")
     if isinstance(source, str) and _HUB_ID.fullmatch(source):
         from .hub import open_hub
@@ -42,6 +42,15 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, token: s
     raise SourceError(
         f"{source} is neither a folder, a .gguf file, nor a hub id such as microsoft/Phi-3-mini-4k-instruct"
     )
+
+
+def _existing(source: str | Path) -> Path | None:
+    """Return the path that `source` names, if something is there."""
+    try:
+        path = Path(source).expanduser()
+        return path if str(source) and path.exists() else None  # Path("") would be the folder we are in
+    except (OSError, RuntimeError):  # too long for a path, in a folder that can not be read, or ~ of no known user
+        return None
 
 
 def _open_file(path: Path) -> Checkpoint:
