@@ -1,7 +1,8 @@
 """Whether a package reads text as its checkpoint does: token ids, chat template, end tokens, against Hugging Face."""
 
+import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from ..configs import PackageError, ProviderError, SourceError
 from ..export.checkpoint import Checkpoint
 from ..export.genai_config import end_tokens
+from ..runtime.files import read_json
 from ..runtime.package import Package
 from ..runtime.providers import first_line, import_genai
 from ..runtime.template import read_template
@@ -60,7 +62,7 @@ def hugging_face_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def compare_token_ids(tokenizer: Any, package: Package, texts: Sequence[str]) -> Finding:
-    """Compare token ids with Hugging Face's, as our runtime gives them and as ONNX Runtime GenAI does.
+    """Compare vocabulary and token ids with Hugging Face's, as our runtime gives them and as ONNX Runtime GenAI does.
 
     Args:
         tokenizer: what `hugging_face_tokenizer` returned.
@@ -85,7 +87,34 @@ def compare_token_ids(tokenizer: Any, package: Package, texts: Sequence[str]) ->
         differences += _differences(name, encode, texts, expected[special])
         compared += len(texts)
         notes.append(f"{name}: {len(texts)} texts")
-    return Finding(compared, tuple(differences), tuple(notes))
+    vocabulary = list(_vocabulary_differences(tokenizer, package.folder))
+    return Finding(compared + 2, (*vocabulary, *differences), tuple(notes))
+
+
+def _vocabulary_differences(tokenizer: Any, folder: Path) -> Iterator[str]:
+    """Say where pieces and merges differ: one that no text of ours needs would go unnoticed otherwise."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    ours = read_json(folder / "tokenizer.json").get("model", {})
+    theirs = json.loads(backend.to_str())["model"] if backend is not None else {}
+    if theirs.get("type", "BPE") != ours.get("type", "BPE"):
+        return  # the same tokens written another way; the texts have to show it
+    for kind in ("vocab", "merges"):
+        found, wanted = _listed(ours.get(kind, [])), _listed(theirs.get(kind, []))
+        if found != wanted and theirs:
+            at = _first_difference(found, wanted)
+            values = " and ".join(ascii(values[at] if at < len(values) else None) for values in (found, wanted))
+            yield f"tokenizer.json: {kind} differ from entry {at} on: {values} in package and checkpoint"
+
+
+def _listed(entries: Any) -> list[Any]:
+    # Merges were once written "a b", and are ["a", "b"] today; a vocabulary's order in the file means nothing.
+    if isinstance(entries, dict):
+        return sorted(entries.items(), key=lambda entry: entry[1])
+    return [" ".join(entry) if _is_pair(entry) else entry for entry in entries]
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, list) and all(isinstance(piece, str) for piece in entry)
 
 
 def _ids(tokenizer: Any, text: str, special: bool) -> list[int]:
