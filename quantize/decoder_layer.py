@@ -46,7 +46,7 @@ class DecoderLayers:
         self._layer.to_empty(device="meta")  # the old ones go first
         self._layer.load_state_dict(dict(weights), assign=True)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(
         self, states: Tensor, settings: Mapping[str, Any], see: Callable[[str, Tensor], None] | None = None
     ) -> Tensor:
