@@ -1,0 +1,128 @@
+"""The validation matrix: its cells, its cross-checks, and what it writes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from phi3_onnx.cli import root
+from phi3_onnx.configs import UsageError, find_target
+from phi3_onnx.evaluate.cross_check import Sample, cross_checks
+from phi3_onnx.evaluate.matrix_plan import plan_matrix
+from phi3_onnx.runtime.providers import resolve_ort_providers
+
+Factory = Callable[..., Path]
+
+
+def matrix(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(root, ["matrix", *map(str, arguments)])
+
+
+def without(provider: str) -> None:
+    from phi3_onnx.configs import ProviderError
+
+    try:
+        resolve_ort_providers(provider)
+    except ProviderError:
+        return
+    pytest.skip(f"{provider} runs here")
+
+
+@pytest.fixture(scope="module")
+def packages(tiny: Factory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which one run made two packages, with its reports."""
+    folder = tmp_path_factory.mktemp("matrix")
+    reports = [f"--{kind}={folder}/report.{kind}" for kind in ("json", "junit", "markdown")]
+    targets = ["-t", "cpu-fp32,cuda-fp16", "--steps", "8"]
+    result = matrix(tiny("gqa"), *targets, "-o", folder / "packages", *reports)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return folder
+
+
+def test_each_target_has_a_cell_for_each_provider(packages: Path) -> None:
+    without("cuda")
+    report = json.loads((packages / "report.json").read_text(encoding="utf-8"))
+    cells = {(cell["target"], cell["provider"]): cell for cell in report["cells"]}
+    assert {key: cell["outcome"] for key, cell in cells.items()} == {
+        ("cpu-fp32", "cpu"): "pass",
+        ("cpu-fp32", "cuda"): "not run",
+        ("cuda-fp16", "cpu"): "pass",
+        ("cuda-fp16", "cuda"): "not run",
+    }
+    assert cells["cuda-fp16", "cpu"]["reason"] == "on CPUExecutionProvider"
+    assert "pip install" in cells["cuda-fp16", "cuda"]["reason"]
+    speed = cells["cpu-fp32", "cpu"]["speed"]
+    assert (speed["prompt_tokens"], speed["answer_tokens"]) == (256, 64)
+    assert speed["prefill"] > 0
+    assert speed["decode"] > 0
+
+
+def test_packages_are_held_against_each_other(packages: Path) -> None:
+    report = json.loads((packages / "report.json").read_text(encoding="utf-8"))
+    (check,) = report["cross_checks"]
+    assert (check["first"], check["second"]) == ("cpu-fp32 (CPU)", "cuda-fp16 (CPU)")
+    # Not the same numbers, and no further apart than float16 makes them.
+    assert 0 < check["mean_kl"] < 1e-3
+    assert check["passed"]
+
+
+def test_junit_has_a_case_for_each_row(packages: Path) -> None:
+    suites = ElementTree.parse(packages / "report.junit").getroot()
+    names = [suite.get("name") for suite in suites]
+    assert names == ["cpu-fp32", "cuda-fp16", "cross-checks"]
+    cases = {(case.get("classname"), case.get("name")) for case in suites.iter("testcase")}
+    assert {("cpu-fp32", "weights"), ("cpu-fp32.cpu", "mean_kl"), ("cuda-fp16.cpu", "token_ids")} <= cases
+    assert suites[0].get("failures") == "0"
+
+
+def test_markdown_is_one_table_and_can_be_added_to(packages: Path) -> None:
+    text = (packages / "report.markdown").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| cpu-fp32 | cpu | pass |")]
+    assert len(rows) == 1
+    widths = {line.count(" | ") for line in text.split("Packages against")[0].splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+
+
+def test_what_is_there_is_used_again_and_must_be_of_the_same_source(packages: Path, tiny: Factory) -> None:
+    made = (packages / "packages/cpu-fp32/model.onnx").stat().st_mtime_ns
+    arguments = ("-t", "cpu-fp32", "-p", "cpu", "--no-speed", "--steps", "1", "-o", packages / "packages")
+    assert matrix(tiny("gqa"), *arguments).exit_code == 0
+    assert (packages / "packages/cpu-fp32/model.onnx").stat().st_mtime_ns == made
+    result = matrix(tiny("plain"), *arguments)
+    assert "is a cpu-fp32 package of" in str(result.exception)
+    assert "--force" in str(result.exception)
+
+
+def test_a_required_provider_has_to_run(packages: Path, tiny: Factory) -> None:
+    without("cuda")
+    arguments = ("-t", "cuda-fp16", "-p", "cpu", "--no-speed", "--steps", "1", "-o", packages / "packages")
+    result = matrix(tiny("gqa"), *arguments, "--require", "cuda")
+    assert "cuda-fp16 on cuda: provider cuda can not run here" in str(result.exception)
+    assert getattr(result.exception, "exit_code", None) == 1
+
+
+def test_one_column_is_one_provider() -> None:
+    with pytest.raises(UsageError, match="not auto"):
+        plan_matrix(["cpu-fp32"], ["auto"])
+
+
+def test_packages_rounded_alike_have_to_agree() -> None:
+    logits = np.random.default_rng(0).normal(size=(16, 50)).astype(np.float32)
+
+    def sample(target: str, values: np.ndarray) -> Sample:
+        return Sample(find_target(target), "cpu", "CPUExecutionProvider", values)
+
+    checks = {
+        (check.first.split()[0], check.second.split()[0]): check.passed
+        for check in cross_checks(
+            [sample("cuda-int4-rtn", logits[::-1]), sample("cpu-int4-rtn", logits), sample("cpu-fp32", logits)]
+        )
+    }
+    assert checks == {
+        ("cpu-fp32", "cpu-int4-rtn"): None,
+        ("cpu-fp32", "cuda-int4-rtn"): None,
+        ("cpu-int4-rtn", "cuda-int4-rtn"): False,
+    }
