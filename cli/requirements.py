@@ -16,9 +16,23 @@ def require_export() -> None:
         MissingExtraError: some are not; the message has the command that installs them.
 
     """
-    missing = [name for name in ("torch", "transformers", "onnx", "onnxscript", "onnx_ir") if find_spec(name) is None]
+    _require(("torch", "transformers", "onnx", "onnxscript", "onnx_ir"), "export,cpu")
+
+
+def require_server() -> None:
+    """Check that the packages of the `server` extra are there.
+
+    Raises:
+        MissingExtraError: some are not; the message has the command that installs them.
+
+    """
+    _require(("pydantic", "prometheus_client", "starlette", "uvicorn"), "server")
+
+
+def _require(modules: tuple[str, ...], extras: str) -> None:
+    missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise MissingExtraError(
             f"this needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
-            'run: pip install "phi3-onnx[export,cpu]"'
+            f'run: pip install "phi3-onnx[{extras}]"'
         )

@@ -1,0 +1,100 @@
+"""`phi3-onnx serve`."""
+
+import click
+
+from .screen import notice
+
+
+@click.command(short_help="Serve a package over HTTP, with OpenAI's protocol.")
+@click.argument("package", required=False)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option(
+    "--api-key", metavar="KEY", show_envvar=True, help="Answer only who sends it as bearer token.  [default: everyone]"
+)
+@click.option(
+    "--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin read answers; may be repeated; * is all."
+)
+@click.option(
+    "--allow-host", multiple=True, metavar="NAME", help="Answer under this name, too, behind a proxy on this machine."
+)
+@click.option("--model-name", metavar="NAME", help="What clients call the model.  [default: the package's name]")
+@click.option("--parallel", default=4, show_default=True, type=click.IntRange(1), help="Answers to work on at a time.")
+@click.option(
+    "--queue", default=64, show_default=True, type=click.IntRange(0), help="Requests that may wait; more get 429."
+)
+@click.option(
+    "--max-request-mb", default=4.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Largest request."
+)
+@click.option(
+    "--shutdown-seconds",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="How long answers may go on after SIGTERM or Ctrl-C; a second one ends them at once.",
+)
+@click.option(
+    "--provider",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="auto, cpu, cuda, dml, or another execution provider of the installed ONNX Runtime.",
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: the physical cores]")
+@click.option("--device", type=click.IntRange(0), help="Number of the GPU, where there are several.")
+def command(
+    package: str | None,
+    host: str,
+    port: int,
+    api_key: str | None,
+    cors: tuple[str, ...],
+    allow_host: tuple[str, ...],
+    model_name: str | None,
+    parallel: int,
+    queue: int,
+    max_request_mb: float,
+    shutdown_seconds: float,
+    provider: str,
+    threads: int | None,
+    device: int | None,
+) -> None:
+    """Serve a package over HTTP: OpenAI's protocol at /v1, a page to chat at /, /health, and /metrics.
+
+    PACKAGE is a folder or a name in the store; without it the newest package is taken. The model runs in a process of
+    its own, which is started again should it die.
+    """
+    from .requirements import require_server
+
+    require_server()
+    from ..configs import default_package, find_package
+    from ..runtime.providers import canonical
+    from ..runtime.server.messages import Ready
+    from ..runtime.server.run import serve
+    from ..runtime.server.settings import Settings
+    from ..runtime.server.worker import PackageLoader
+
+    settings = Settings(
+        host=host,
+        port=port,
+        model_name=model_name,
+        api_key=api_key,
+        cors=cors,
+        allowed_hosts=allow_host,
+        parallel=parallel,
+        queue=queue,
+        max_request_bytes=int(max_request_mb * 2**20),
+        shutdown_seconds=shutdown_seconds,
+    )
+    if package is None:
+        wanted = canonical(provider)
+        package = default_package(None if wanted == "auto" else wanted).name
+        notice(f"no package was named, taking {package}")
+    loader = PackageLoader(str(find_package(package)), provider, threads, device)
+    if not settings.local and api_key is None:
+        notice(f"everyone who reaches {host} can use this server; --api-key keeps others out")
+
+    def on_ready(info: Ready, url: str) -> None:
+        notice(f"{info.model} on {info.provider} ({info.choice})")
+        notice(f"ready at {url} (OpenAI's protocol at {url}/v1); Ctrl-C ends it")
+
+    serve(loader, settings, on_ready)

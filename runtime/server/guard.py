@@ -1,0 +1,80 @@
+"""What every request has to pass before it is looked at: the host it was sent to, and the key it brings."""
+
+import hmac
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import ApiError
+from .metrics import Metrics
+from .settings import Settings
+
+_OPEN_PATHS = ("/", "/health")
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+
+class Guard:
+    """ASGI middleware: refuses foreign hosts and wrong keys."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        # A page of another site can make a browser send requests here under a name of its own (DNS rebinding). Behind
+        # a loopback address nobody else has a reason to use another name; elsewhere the names are not known.
+        self._hosts = {*_LOOPBACK, settings.host, *settings.allowed_hosts} if settings.local else None
+        self._key = settings.api_key.encode() if settings.api_key else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with an error."""
+        if scope["type"] == "http":
+            try:
+                self._check(scope["path"], Headers(scope=scope))
+            except ApiError as error:
+                await error.response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, path: str, headers: Headers) -> None:
+        host = _without_port(headers.get("host", ""))
+        if self._hosts is not None and host.lower() not in self._hosts:
+            raise ApiError(
+                403, f"host {host!r} is not served here; if it should be, start with --allow-host {host}", code="host"
+            )
+        if self._key is None or path in _OPEN_PATHS:
+            return
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("utf-8", "replace"), self._key):
+            raise ApiError(
+                401,
+                "the API key is missing or wrong; send it as header: Authorization: Bearer <key>",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdecimal() and (":" not in name or name.startswith("[")) else host
+
+
+class Counted:
+    """ASGI middleware: counts requests by path and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._paths = frozenset(paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and count its answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"] if scope["path"] in self._paths else "other"
+
+        async def counting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.requests.labels(path, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, counting)

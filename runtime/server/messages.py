@@ -1,0 +1,142 @@
+"""What the web process and the engine's process say to each other, pickled over a pipe."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..response import FinishReason
+from ..template import Message
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A prompt that the chat template renders."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] | None = None
+
+
+Prompt = Conversation | str | tuple[int, ...]
+"""A conversation, a text to continue as it is, or token ids."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request: every prompt is answered `choices` times."""
+
+    id: int
+    prompts: tuple[Prompt, ...]
+    choices: int
+    options: Mapping[str, Any]
+    """As for `Model.options`; a seed counts up with each choice of a prompt."""
+    stream: bool
+    """Whether to send the answer piece by piece, or whole at its end."""
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Give a job up: nobody waits for it any more."""
+
+    id: int
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """End the process."""
+
+
+ToEngine = Job | Cancel | Shutdown
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model is loaded."""
+
+    model: str
+    provider: str
+    choice: str
+    """Why this provider and no other."""
+    engine: str
+    context_length: int
+    can_chat: bool
+    """Whether the package has a chat template."""
+    native_tools: bool
+    """Whether that template has a place for tools."""
+
+
+@dataclass(frozen=True)
+class LoadFailed:
+    """The model can not be loaded; the process ends."""
+
+    message: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job makes sense, and waits for its turn."""
+
+    id: int
+    prompt_tokens: int
+    """Of all prompts together."""
+
+
+@dataclass(frozen=True)
+class TokenText:
+    """A token of the answer as text, with its log probability and those of the most likely tokens at its place."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more of one answer of a streamed job."""
+
+    id: int
+    choice: int
+    """Prompts one after another, each with its choices: prompt * choices + choice."""
+    text: str
+    logprobs: tuple[TokenText, ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One answer is complete."""
+
+    id: int
+    choice: int
+    text: str
+    """The whole answer where the job is not streamed, else what was not sent yet."""
+    logprobs: tuple[TokenText, ...]
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    """Tokens of its prompt that needed no run."""
+    prefill_seconds: float
+    decode_seconds: float
+    last: bool
+    """Whether it is the last answer of its job."""
+
+
+RefusalKind = Literal["request", "context", "engine", "stopped"]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A job ends without an answer.
+
+    `request` and `context`: it can not be meant so, or does not fit; `engine`: the engine failed at it; `stopped`: the
+    engine's process ended before it was through.
+    """
+
+    id: int
+    kind: RefusalKind
+    message: str
+
+
+FromEngine = Ready | LoadFailed | Accepted | Piece | Finished | Refused
+Event = Piece | Finished | Refused
+"""What a job comes to, after it was accepted."""

@@ -1,0 +1,233 @@
+"""The web process's side of the engine: starts its process, hands jobs over, and starts it again when it dies."""
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any, Literal
+
+from ...configs import EngineError, Phi3OnnxError
+from .messages import Accepted, Cancel, Event, Finished, FromEngine, Job, LoadFailed, Ready, Refused, Shutdown, ToEngine
+from .worker import run_engine
+
+_LOG = logging.getLogger(__name__)
+_LONGEST_WAIT = 30.0
+_STEADY_SECONDS = 60.0
+_STOP_SECONDS = 5.0
+
+State = Literal["loading", "ready", "restarting", "stopped"]
+
+
+class LoadError(Phi3OnnxError):
+    """The engine's process could not load the model when the server started."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Answers:
+    """A job that was handed over: its events as they come."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.started = time.monotonic()
+        self._events: asyncio.Queue[Accepted | Event] = asyncio.Queue()
+
+    def put(self, event: "Accepted | Event") -> None:
+        """Add an event."""
+        self._events.put_nowait(event)
+
+    async def accepted(self) -> Accepted | Refused:
+        """Wait for the first event: whether the engine takes the job."""
+        event = await self._events.get()
+        assert isinstance(event, Accepted | Refused)
+        return event
+
+    async def next(self) -> Event:
+        """Wait for the next event; after a `Refused`, or a `Finished` that is the last, there is none."""
+        event = await self._events.get()
+        assert not isinstance(event, Accepted)
+        return event
+
+
+class EngineProcess:
+    """The engine's process. All methods are for the event loop that `start` ran in."""
+
+    def __init__(self, loader: Callable[[], Any], parallel: int) -> None:
+        """Prepare it; `start` starts it.
+
+        Args:
+            loader: returns the `Model`, in the engine's process; has to be picklable.
+            parallel: jobs that it works on side by side.
+
+        """
+        self._loader = loader
+        self._parallel = parallel
+        self._jobs: dict[int, Answers] = {}
+        self._numbers = 0
+        self._process: Any = None
+        self._outbox: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
+        self._ready = asyncio.Event()
+        self._failure: LoadError | None = None
+        self._restart: asyncio.Task[None] | None = None
+        self._loaded_at = 0.0
+        self._crashes = 0
+        self.state: State = "loading"
+        self.info: Ready | None = None
+        """What the model is; None until it was loaded for the first time."""
+        self.restarts = 0
+        """How often the process was started again."""
+
+    @property
+    def pid(self) -> int | None:
+        """The process's number, of the one that runs now."""
+        return self._process.pid if self._process else None
+
+    @property
+    def jobs(self) -> int:
+        """Jobs handed over and not yet through."""
+        return len(self._jobs)
+
+    def start(self) -> None:
+        """Start the process; returns at once."""
+        # A fresh interpreter on every platform: threads and a lock of this process do not come along.
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=True)
+        process = context.Process(
+            target=run_engine, args=(theirs, self._loader, self._parallel), name="phi3-onnx-engine", daemon=True
+        )
+        process.start()
+        theirs.close()  # the pipe has to close when the process dies
+        self._process, self._outbox = process, queue.SimpleQueue()
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=_write, args=(ours, self._outbox), name="to-engine", daemon=True).start()
+        threading.Thread(target=self._read, args=(ours, process, loop), name="from-engine", daemon=True).start()
+
+    async def loaded(self) -> Ready:
+        """Wait until the model is loaded for the first time.
+
+        Raises:
+            LoadError: it can not be.
+
+        """
+        await self._ready.wait()
+        if self._failure:
+            raise self._failure
+        assert self.info is not None
+        return self.info
+
+    def submit(self, job: Job) -> Answers:
+        """Hand a job over; its `id` is set here.
+
+        Raises:
+            EngineError: the engine is not ready.
+
+        """
+        if self.state != "ready":
+            raise EngineError(f"the engine is {self.state}")
+        self._numbers += 1
+        answers = Answers(replace(job, id=self._numbers))
+        self._jobs[self._numbers] = answers
+        self._outbox.put(answers.job)
+        return answers
+
+    def cancel(self, answers: Answers) -> None:
+        """Give a job up; does nothing where it is through."""
+        if self._jobs.pop(answers.job.id, None):
+            self._outbox.put(Cancel(answers.job.id))
+
+    def end_jobs(self, message: str) -> None:
+        """Refuse every job that is not through, with kind `stopped`."""
+        for answers in list(self._jobs.values()):
+            self._outbox.put(Cancel(answers.job.id))
+            self._deliver(Refused(answers.job.id, "stopped", message))
+
+    async def stop(self) -> None:
+        """End the process, by force where it does not end by itself within seconds."""
+        self.state = "stopped"
+        if self._restart:
+            self._restart.cancel()
+        self.end_jobs("the server is shutting down")
+        process = self._process
+        if process is None:
+            return
+        self._outbox.put(Shutdown())
+        await asyncio.to_thread(process.join, _STOP_SECONDS)
+        if process.is_alive():
+            process.kill()
+            await asyncio.to_thread(process.join)
+        self._outbox.put(None)
+
+    def _read(self, connection: Connection, process: Any, loop: asyncio.AbstractEventLoop) -> None:
+        """Pass on what the engine says, until its pipe closes (the main function of a thread)."""
+        with contextlib.suppress(RuntimeError):  # the event loop is closed
+            while True:
+                try:
+                    message = connection.recv()
+                except (EOFError, OSError):
+                    break
+                loop.call_soon_threadsafe(self._deliver, message)
+            process.join(_STOP_SECONDS)
+            loop.call_soon_threadsafe(self._on_exit, process)
+
+    def _deliver(self, message: FromEngine) -> None:
+        if isinstance(message, Ready):
+            self.info, self.state, self._loaded_at = message, "ready", time.monotonic()
+            self._ready.set()
+        elif isinstance(message, LoadFailed):
+            if self.info is None:
+                self._failure = LoadError(message.message, message.exit_code)
+            else:
+                _LOG.error("the model can not be loaded again: %s", message.message)
+        elif answers := self._jobs.get(message.id):
+            if isinstance(message, Refused) or (isinstance(message, Finished) and message.last):
+                del self._jobs[message.id]
+            answers.put(message)
+
+    def _on_exit(self, process: Any) -> None:
+        if process is not self._process or self.state == "stopped":
+            return
+        how = f"ended with {_exit(process.exitcode)}"
+        if self.info is None:
+            self._failure = self._failure or LoadError(f"the engine's process {how} while it loaded the model")
+            self.state = "stopped"
+            self._ready.set()
+            return
+        # One that ran for a while starts again at once; one that dies again and again waits longer each time.
+        steady = self.state == "ready" and time.monotonic() - self._loaded_at > _STEADY_SECONDS
+        self._crashes = 0 if steady else self._crashes + 1
+        wait = 0.0 if self._crashes <= 1 else min(_LONGEST_WAIT, 2.0 ** (self._crashes - 2))
+        _LOG.error("the engine's process %s; starting another in %.0f s", how, wait)
+        self.state = "restarting"
+        self._outbox.put(None)
+        for answers in list(self._jobs.values()):
+            self._deliver(Refused(answers.job.id, "stopped", "the engine stopped unexpectedly and is starting again"))
+        self._restart = asyncio.get_running_loop().create_task(self._start_again(wait))
+
+    async def _start_again(self, wait: float) -> None:
+        await asyncio.sleep(wait)
+        self.restarts += 1
+        self.start()
+
+
+def _write(connection: Connection, outbox: "queue.SimpleQueue[ToEngine | None]") -> None:
+    """Send what is in the outbox, since a full pipe blocks (the main function of a thread)."""
+    with contextlib.suppress(OSError):  # the engine is gone; the reading thread sees that
+        while (message := outbox.get()) is not None:
+            connection.send(message)
+
+
+def _exit(code: int | None) -> str:
+    if code is None:
+        return "no exit code"
+    if code < 0:
+        hint = ", as it does when memory runs out" if code == -9 else ""
+        return f"signal {-code}{hint}"
+    return f"exit code {code}"

@@ -1,0 +1,224 @@
+"""What clients get: the JSON of answers, whole or in pieces, of chats and of plain completions."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from .messages import Finished, Piece, TokenText
+from .requests import ChatRequest, CompletionRequest
+from .texts import text_bytes
+from .tools import Call, CallFilter
+
+
+class Reply(Protocol):
+    """The JSON of one request's answers; made anew for each request."""
+
+    def opening(self) -> list[dict[str, Any]]:
+        """Return the chunks that a stream begins with."""
+        ...
+
+    def piece(self, piece: Piece) -> list[dict[str, Any]]:
+        """Return the chunks of some more text."""
+        ...
+
+    def ending(self, finished: Finished) -> list[dict[str, Any]]:
+        """Return the chunks that end one answer of a stream."""
+        ...
+
+    def closing(self, usage: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the chunks that end a stream."""
+        ...
+
+    def whole(self, answers: Sequence[Finished], usage: dict[str, Any]) -> dict[str, Any]:
+        """Return all answers in one object."""
+        ...
+
+
+def usage(prompt_tokens: int, answers: Sequence[Finished], prompts: int) -> dict[str, Any]:
+    """Return the count of tokens of a request.
+
+    Args:
+        prompt_tokens: of all prompts together.
+        answers: all answers.
+        prompts: how many prompts there were.
+
+    """
+    completion = sum(answer.completion_tokens for answer in answers)
+    # Each prompt counts once, and so do its cached tokens: those of its first choice, which ran it.
+    choices = max(1, len(answers) // prompts)
+    cached = sum(answer.cached_tokens for answer in answers if answer.choice % choices == 0)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": prompt_tokens + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+class _Reply:
+    """What both kinds of reply share: the fields around the choices, and the usage."""
+
+    kind = ""
+    chunk_kind = ""
+    prefix = ""
+
+    def __init__(self, model: str, include_usage: bool) -> None:
+        self._head = {
+            "id": f"{self.prefix}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+        }
+        self._include_usage = include_usage
+
+    def opening(self) -> list[dict[str, Any]]:
+        return []
+
+    def closing(self, usage: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{**self._head, "object": self.chunk_kind, "choices": [], "usage": usage}] if self._include_usage else []
+
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        chunk = {**self._head, "object": self.chunk_kind, "choices": [choice]}
+        return {**chunk, "usage": None} if self._include_usage else chunk
+
+    def _object(self, choices: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
+        return {**self._head, "object": self.kind, "choices": choices, "usage": usage}
+
+
+class ChatReply(_Reply):
+    """The answers to `POST /v1/chat/completions`."""
+
+    kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+    prefix = "chatcmpl"
+
+    def __init__(self, request: ChatRequest, model: str) -> None:
+        """Begin one."""
+        super().__init__(model, request.include_usage)
+        self._request = request
+        self._filters = [self._filter() for _ in range(request.n)] if request.calls_tools else []
+
+    def opening(self) -> list[dict[str, Any]]:
+        """Return the chunks that say who speaks."""
+        return [self._delta(number, {"role": "assistant", "content": ""}) for number in range(self._request.n)]
+
+    def piece(self, piece: Piece) -> list[dict[str, Any]]:
+        """Return the chunks of some more text; none while it may be a tool call."""
+        text = self._filters[piece.choice].push(piece.text) if self._filters else piece.text
+        if not text and not piece.logprobs:
+            return []
+        return [self._delta(piece.choice, {"content": text}, piece.logprobs)]
+
+    def ending(self, finished: Finished) -> list[dict[str, Any]]:
+        """Return the rest of one answer, or its tool calls, and why it ended."""
+        shown, calls = self._rest(finished)
+        chunks: list[dict[str, Any]] = []
+        if shown or finished.logprobs:
+            chunks.append(self._delta(finished.choice, {"content": shown}, finished.logprobs))
+        if calls:
+            deltas = [{"index": number, **call.as_json()} for number, call in enumerate(calls)]
+            chunks.append(self._delta(finished.choice, {"tool_calls": deltas}))
+        return [*chunks, self._delta(finished.choice, {}, reason=_reason(finished, calls))]
+
+    def whole(self, answers: Sequence[Finished], usage: dict[str, Any]) -> dict[str, Any]:
+        """Return all answers in one object."""
+        return self._object([self._choice(answer) for answer in answers], usage)
+
+    def _choice(self, finished: Finished) -> dict[str, Any]:
+        text, calls = self._rest(finished)
+        message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
+        if calls:
+            message["tool_calls"] = [call.as_json() for call in calls]
+        return {
+            "index": finished.choice,
+            "message": message,
+            "logprobs": self._logprobs(finished.logprobs),
+            "finish_reason": _reason(finished, calls),
+        }
+
+    def _rest(self, finished: Finished) -> tuple[str, list[Call]]:
+        if not self._filters:
+            return finished.text, []
+        filter_ = self._filters[finished.choice]
+        shown = filter_.push(finished.text)
+        rest, calls = filter_.finish()
+        return shown + rest, calls
+
+    def _filter(self) -> CallFilter:
+        return CallFilter(self._request.tools, self._request.parallel_tool_calls)
+
+    def _delta(
+        self,
+        choice: int,
+        delta: dict[str, Any],
+        logprobs: Sequence[TokenText] = (),
+        reason: str | None = None,
+    ) -> dict[str, Any]:
+        return self._chunk(
+            {
+                "index": choice,
+                "delta": delta,
+                "logprobs": self._logprobs(logprobs) if logprobs else None,
+                "finish_reason": reason,
+            }
+        )
+
+    def _logprobs(self, tokens: Sequence[TokenText]) -> dict[str, Any] | None:
+        if not self._request.logprobs:
+            return None
+        content = [
+            {**_token(entry.text, entry.logprob), "top_logprobs": [_token(text, value) for text, value in entry.top]}
+            for entry in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+
+class CompletionReply(_Reply):
+    """The answers to `POST /v1/completions`."""
+
+    kind = chunk_kind = "text_completion"
+    prefix = "cmpl"
+
+    def __init__(self, request: CompletionRequest, model: str) -> None:
+        """Begin one."""
+        super().__init__(model, request.include_usage)
+        self._request = request
+        self._offsets = [0] * (len(request.prompts) * request.n)
+
+    def piece(self, piece: Piece) -> list[dict[str, Any]]:
+        """Return the chunk of some more text."""
+        return [self._chunk(self._choice(piece.choice, piece.text, piece.logprobs, None))]
+
+    def ending(self, finished: Finished) -> list[dict[str, Any]]:
+        """Return the chunk with the rest of one answer, and why it ended."""
+        return [self._chunk(self._choice(finished.choice, finished.text, finished.logprobs, _reason(finished, [])))]
+
+    def whole(self, answers: Sequence[Finished], usage: dict[str, Any]) -> dict[str, Any]:
+        """Return all answers in one object."""
+        choices = [self._choice(entry.choice, entry.text, entry.logprobs, _reason(entry, [])) for entry in answers]
+        return self._object(choices, usage)
+
+    def _choice(self, number: int, text: str, tokens: Sequence[TokenText], reason: str | None) -> dict[str, Any]:
+        logprobs = None
+        if self._request.logprobs is not None:
+            logprobs = {
+                "tokens": [entry.text for entry in tokens],
+                "token_logprobs": [entry.logprob for entry in tokens],
+                "top_logprobs": [dict(entry.top) for entry in tokens],
+                "text_offset": [self._offset(number, entry.text) for entry in tokens],
+            }
+        return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+    def _offset(self, number: int, text: str) -> int:
+        before = self._offsets[number]
+        self._offsets[number] += len(text)
+        return before
+
+
+def _reason(finished: Finished, calls: Sequence[Call]) -> str:
+    # A forced call that was cut short holds no call that can be read, and stays "length".
+    return "tool_calls" if calls else finished.reason
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": text_bytes(text)}

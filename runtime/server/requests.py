@@ -1,0 +1,363 @@
+"""The requests that are understood, checked to the last parameter: what has no effect here is refused by name."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
+
+from .errors import ApiError
+
+_R = TypeVar("_R", bound=BaseModel)
+
+MOST_CHOICES = 16
+MOST_PROMPTS = 64
+MOST_TOP_LOGPROBS = 20
+# Below it, dividing logits by the temperature overflows; the most likely token has all of the probability long before.
+COLDEST = 1e-4
+
+
+class _Strict(BaseModel):
+    """Takes no unknown parameter and converts nothing; null stands for a parameter that was left out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    # Parameters of the protocol without effect here, at the values that ask for none.
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {
+            key: value
+            for key, value in values.items()
+            if value is not None and not any(_same(value, neutral) for neutral in cls.neutral.get(key, ()))
+        }
+
+
+def _same(value: Any, other: Any) -> bool:
+    # True == 1 in Python, not in JSON; 0 and 0.0 are one number in both.
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+class StreamOptions(_Strict):
+    """`stream_options`."""
+
+    neutral = MappingProxyType({"include_obfuscation": (False,)})
+    include_usage: bool = False
+
+
+class _Generation(_Strict):
+    """What both kinds of completion have in common."""
+
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] = Field(default=[], max_length=2**16)
+    n: int = Field(default=1, ge=1, le=MOST_CHOICES)
+    user: str | None = None
+    """Goes into the log and has no other effect, as OpenAI has it."""
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> "_Generation":
+        if self.stream_options and not self.stream:
+            raise ValueError("stream_options is for stream: true only")
+        if not all(self.stops):
+            raise ValueError("stop must not hold an empty text")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the count of its tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def options(self) -> dict[str, Any]:
+        """Return what `Model.options` takes, of the parameters that were given."""
+        named = {
+            "max_tokens": self.max_tokens,
+            "temperature": None if self.temperature is None else self.temperature * (self.temperature >= COLDEST),
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "repetition_penalty": self.repetition_penalty,
+            "seed": None if self.seed is None else self.seed % 2**63,
+        }
+        return {"stop": self.stops, **{key: value for key, value in named.items() if value is not None}}
+
+
+class CompletionRequest(_Generation):
+    """The body of `POST /v1/completions`."""
+
+    neutral = MappingProxyType(
+        {
+            "best_of": (1,),
+            "echo": (False,),
+            "frequency_penalty": (0,),
+            "logit_bias": ({},),
+            "presence_penalty": (0,),
+            "suffix": ("",),
+        }
+    )
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(max_length=2**24)
+    logprobs: int | None = Field(default=None, ge=0, le=MOST_TOP_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _check_prompts(self) -> "CompletionRequest":
+        if not 1 <= len(self.prompts) <= MOST_PROMPTS:
+            raise ValueError(f"prompt must hold 1 to {MOST_PROMPTS} prompts")
+        return self
+
+    @property
+    def prompts(self) -> tuple[str | tuple[int, ...], ...]:
+        """The prompts, as texts or token ids."""
+        if isinstance(self.prompt, str):
+            return (self.prompt,)
+        if self.prompt and isinstance(self.prompt[0], int):
+            return (tuple(token for token in self.prompt if isinstance(token, int)),)
+        return tuple(entry if isinstance(entry, str) else tuple(entry) for entry in self.prompt)  # pyright: ignore[reportArgumentType]
+
+
+class TextPart(_Strict):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(_Strict):
+    """The function of a tool call."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(_Strict):
+    """A tool call of an earlier answer."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+Content = str | list[TextPart]
+
+
+class _Message(_Strict):
+    content: Content
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class SystemMessage(_Message):
+    """A message of the system, or of the developer, which is the same here."""
+
+    role: Literal["system", "developer"]
+
+
+class UserMessage(_Message):
+    """A message of the user."""
+
+    role: Literal["user"]
+
+
+class AssistantMessage(_Message):
+    """An earlier answer."""
+
+    # What the official client sends when an answer's message is given back as it came.
+    neutral = MappingProxyType({"annotations": ([],), "tool_calls": ([],)})
+    role: Literal["assistant"]
+    content: Content = ""
+    tool_calls: list[ToolCall] = []
+
+
+class ToolMessage(_Message):
+    """What a tool returned."""
+
+    role: Literal["tool"]
+    tool_call_id: str
+
+
+ChatMessage = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage,
+    Field(discriminator="role"),
+]
+
+
+class Function(_Strict):
+    """A function that the model may call."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    description: str = ""
+    parameters: dict[str, Any] = {}
+    strict: bool = False
+
+
+class Tool(_Strict):
+    """An entry of `tools`."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(_Strict):
+    """A function by name."""
+
+    name: str
+
+
+class ToolChoice(_Strict):
+    """`tool_choice` for one function."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class TextFormat(_Strict):
+    """`response_format` for any text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(_Strict):
+    """`response_format` for any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(_Strict):
+    """A schema under a name."""
+
+    name: str = ""
+    description: str = ""
+    strict: bool = True
+    """Without effect: an answer follows the schema always."""
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class JsonSchemaFormat(_Strict):
+    """`response_format` for JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class ChatRequest(_Generation):
+    """The body of `POST /v1/chat/completions`."""
+
+    neutral = MappingProxyType(
+        {
+            "frequency_penalty": (0,),
+            "function_call": ("none",),
+            "functions": ([],),
+            "logit_bias": ({},),
+            "metadata": ({},),
+            "modalities": (["text"],),
+            "presence_penalty": (0,),
+            "service_tier": ("auto", "default"),
+            "store": (False,),
+            "tools": ([],),
+        }
+    )
+    messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_TOP_LOGPROBS)
+    response_format: Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] = (
+        TextFormat(type="text")
+    )
+    tools: list[Tool] = Field(default=[], max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool = True
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "ChatRequest":
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        if self.tool_choice not in (None, "none") and not self.tools:
+            raise ValueError("tool_choice needs tools")
+        names = [tool.function.name for tool in self.tools]
+        if len(set(names)) < len(names):
+            raise ValueError("tools must not hold two functions of one name")
+        if isinstance(self.tool_choice, ToolChoice) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which tools does not hold")
+        if self.calls_tools and self.response_format.type != "text":
+            raise ValueError("response_format can not be had together with tools (unless tool_choice is none)")
+        return self
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the answer may hold tool calls."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+    def options(self) -> dict[str, Any]:
+        """Return what `Model.options` takes; see `_Generation.options`."""
+        options = super().options()
+        if self.max_completion_tokens:
+            options["max_tokens"] = self.max_completion_tokens
+        if self.logprobs:
+            options["logprobs"] = self.top_logprobs or 0
+        return options
+
+
+def parse(kind: type[_R], body: bytes) -> _R:
+    """Return a request from the body of an HTTP request.
+
+    Raises:
+        ApiError: it is not valid JSON (status 400), or a parameter is unknown or wrong; the error names it.
+
+    """
+    try:
+        values = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(400, f"the request's body is not valid JSON: {error}", code="invalid_json") from error
+    if not isinstance(values, dict):
+        raise ApiError(400, f"the request's body must be a JSON object, got {type(values).__name__}")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise _parameter_error(error, values) from error
+
+
+def _parameter_error(error: ValidationError, values: Mapping[str, Any]) -> ApiError:
+    # An alternative that does not fit at all says less than one that failed further in.
+    details = max(error.errors(include_url=False, include_context=False), key=lambda entry: len(entry["loc"]))
+    param = ".".join(map(str, _path(details["loc"], values))) or None
+    if details["type"] == "extra_forbidden":
+        return ApiError(400, f"unsupported parameter: {param}", param=param, code="unsupported_parameter")
+    message = details["msg"].removeprefix("Value error, ")
+    if param and not details["type"].startswith("value_error"):
+        message = f"{param}: {message}"
+    return ApiError(400, message, param=param, code="invalid_value")
+
+
+def _path(location: tuple[Any, ...], values: Any) -> list[Any]:
+    """Return where an error is in the request, without pydantic's names of the alternatives on the way."""
+    path: list[Any] = []
+    for position, part in enumerate(location):
+        inside = (
+            part in values if isinstance(values, Mapping) else isinstance(values, list) and part in range(len(values))
+        )
+        if inside:
+            path.append(part)
+            values = values[part]
+        elif isinstance(values, Mapping) and position == len(location) - 1:
+            path.append(part)  # what is missing
+    return path

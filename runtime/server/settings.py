@@ -1,0 +1,33 @@
+"""What a server was asked to be."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the web side."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    """0 takes any that is free."""
+    model_name: str | None = None
+    """What clients call the model; by default the package's name."""
+    api_key: str | None = None
+    """What clients must send as bearer token; None asks for nothing."""
+    cors: tuple[str, ...] = ()
+    """Origins whose pages may read answers; `*` is all of them."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names under which the server may be called besides its own, where it listens on this machine alone."""
+    parallel: int = 4
+    """Answers to work on side by side, each with a KV cache of its own."""
+    queue: int = 64
+    """Requests that may wait beyond those; more get status 429."""
+    max_request_bytes: int = 4 * 2**20
+    """Size of a request's body at most; more gets status 413."""
+    shutdown_seconds: float = 30.0
+    """How long answers under way may go on after SIGTERM."""
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")

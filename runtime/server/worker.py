@@ -1,0 +1,318 @@
+"""The engine's process: takes jobs from a pipe, and lets their answers grow side by side, one step of each at a time.
+
+One thread does everything, so that nothing waits for a lock: between two steps (a token of one answer, or a chunk of
+one prompt) it looks into the pipe, and a job that was given up is gone by its next step.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+
+from ...configs import EngineError, Phi3OnnxError, UsageError
+from ..generation import Generation, Options, room_for
+from ..hardware import available_memory
+from ..kvcache import KvCache
+from ..model import Model, load
+from ..response import Chunk
+from .caches import CachePool
+from .messages import (
+    Accepted,
+    Cancel,
+    Conversation,
+    Finished,
+    FromEngine,
+    Job,
+    LoadFailed,
+    Piece,
+    Prompt,
+    Ready,
+    RefusalKind,
+    Refused,
+    Shutdown,
+    ToEngine,
+    TokenText,
+)
+from .texts import LogprobTexts
+
+_LOG = logging.getLogger(__name__)
+_LEAST_SPARE = 1024
+# An engine that fails this often without one answer in between is broken (a GPU that was lost): a new process helps.
+_FAILURES_IN_A_ROW = 3
+BROKEN_ENGINE_EXIT = 70
+
+
+@dataclass(frozen=True)
+class PackageLoader:
+    """Loads a package in the engine's process; the arguments are those of `runtime.load`."""
+
+    package: str
+    provider: str = "auto"
+    threads: int | None = None
+    device: int | None = None
+
+    def __call__(self) -> Model:
+        """Load it."""
+        return load(self.package, provider=self.provider, threads=self.threads, device=self.device)
+
+
+def run_engine(connection: Connection, loader: Callable[[], Model], parallel: int) -> None:
+    """Load a model and serve jobs until the pipe closes or `Shutdown` comes: the main function of the process.
+
+    Args:
+        connection: the engine's end of the pipe.
+        loader: returns the model; has to be picklable.
+        parallel: answers to work on side by side.
+
+    """
+    # A Ctrl-C at the terminal and a service manager's SIGTERM reach every process of the group. The web process
+    # decides what happens then; where it dies, the pipe closes.
+    for name in ("SIGINT", "SIGTERM"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    try:
+        model = loader()
+    except Phi3OnnxError as error:
+        _send(connection, LoadFailed(str(error), error.exit_code))
+        return
+    _send(connection, _ready(model))
+    with model:
+        scheduler = Scheduler(model, parallel, lambda message: _send(connection, message))
+        try:
+            while scheduler.failures < _FAILURES_IN_A_ROW:
+                while scheduler.idle or connection.poll():
+                    if not scheduler.take(connection.recv()):
+                        return
+                scheduler.step()
+        except (EOFError, OSError):  # the web process is gone
+            return
+    os._exit(BROKEN_ENGINE_EXIT)
+
+
+def _send(connection: Connection, message: FromEngine) -> None:
+    connection.send(message)
+
+
+def _ready(model: Model) -> Ready:
+    import re
+
+    source = model.template.source if model.template else ""
+    return Ready(
+        model=model.package.name,
+        provider=model.provider,
+        choice=str(model.choice),
+        engine=model.engine.name,
+        context_length=model.context_length,
+        can_chat=model.template is not None,
+        native_tools=re.search(r"\btools\b", source) is not None,
+    )
+
+
+@dataclass
+class _Task:
+    """A job under way: its prompts as tokens, and where its answers stand."""
+
+    job: Job
+    prompts: tuple[tuple[int, ...], ...]
+    options: Options
+    steps: Generator[bool, None, None] | None = None
+    """Yields after each step, whether it could be made; None until it has its turn."""
+
+
+class Scheduler:
+    """Lets several jobs take turns in one engine. For use by one thread."""
+
+    def __init__(self, model: Model, parallel: int, send: Callable[[FromEngine], None]) -> None:
+        """Begin without jobs.
+
+        Args:
+            model: the loaded model.
+            parallel: jobs to work on side by side; the others wait in the order they came.
+            send: called with what there is to say about each job.
+
+        """
+        self._model = model
+        self._parallel = parallel
+        self._send = send
+        self._tasks: dict[int, _Task] = {}
+        self._pool = CachePool(model, parallel)
+        self.failures = 0
+        """How often the engine failed since the last answer."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._tasks
+
+    def take(self, message: ToEngine) -> bool:
+        """Take a message of the web process; return whether to go on."""
+        if isinstance(message, Shutdown):
+            return False
+        if isinstance(message, Cancel):
+            self._end(message.id)
+        else:
+            self._guard(message.id, lambda: self._accept(message))
+        return True
+
+    def step(self) -> None:
+        """Let each job that has its turn make one step."""
+        for task in list(self._tasks.values())[: self._parallel]:
+            self._guard(task.job.id, lambda task=task: self._step(task))
+
+    def _step(self, task: _Task) -> None:
+        if task.steps is None:
+            task.steps = self._answers(task)
+        if next(task.steps, None) is None:
+            self._end(task.job.id)
+
+    def _end(self, job: int) -> None:
+        task = self._tasks.pop(job, None)
+        if task and task.steps:
+            task.steps.close()
+
+    def _guard(self, job: int, action: Callable[[], None]) -> None:
+        """Do something for a job, and where that fails, end this job alone."""
+        kind: RefusalKind = "request"
+        try:
+            action()
+            return
+        except EngineError as error:
+            self.failures += 1
+            kind, reason = "engine", str(error)
+            while self._pool.give_up_one():
+                pass
+        except _ContextError as error:
+            kind, reason = "context", str(error)
+        except Phi3OnnxError as error:
+            reason = str(error)
+        except Exception:
+            _LOG.exception("job %d failed", job)
+            kind, reason = "engine", "the engine met an error that it does not know; its log has the details"
+        self._end(job)
+        self._send(Refused(job, kind, reason))
+
+    def _accept(self, job: Job) -> None:
+        options = self._model.options(**job.options)
+        prompts = tuple(self._encode(prompt) for prompt in job.prompts)
+        for prompt in prompts:
+            try:
+                room_for(len(prompt), options.max_tokens, self._model.context_length)
+            except UsageError as error:
+                raise _ContextError(str(error)) from error
+        if options.guided:  # whether the engine understands it shows when a sequence is opened
+            self._model.engine.open(8, options.guided).close()
+        self._tasks[job.id] = _Task(job, prompts, options)
+        self._send(Accepted(job.id, sum(map(len, prompts))))
+
+    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
+        tokenizer = self._model.tokenizer
+        if isinstance(prompt, Conversation):
+            if self._model.template is None:
+                raise UsageError(f"{self._model.package.name} has no chat template; use /v1/completions")
+            tokens = tokenizer.encode(self._model.template.render(prompt.messages, tools=prompt.tools), special=False)
+        elif isinstance(prompt, str):
+            tokens = tokenizer.encode(prompt)
+        else:
+            tokens = list(prompt)
+            if unknown := [token for token in tokens if not 0 <= token < tokenizer.vocab_size]:
+                raise UsageError(f"token ids must be 0 to {tokenizer.vocab_size - 1}, got {unknown[0]}")
+        if not tokens:
+            raise UsageError("the prompt holds no tokens")
+        return tuple(tokens)
+
+    def _answers(self, task: _Task) -> Generator[bool, None, None]:
+        """Make all answers of a job, one after another, so that the choices of a prompt share its cache."""
+        choices = task.job.choices
+        for number in range(len(task.prompts) * choices):
+            options = task.options
+            if options.seed is not None:
+                options = replace(options, seed=options.seed + number % choices)
+            yield from self._answer(task, number, task.prompts[number // choices], options)
+
+    def _answer(self, task: _Task, number: int, prompt: Sequence[int], options: Options) -> Iterator[bool]:
+        room = room_for(len(prompt), options.max_tokens, self._model.context_length)
+        while self._pool.lent and not self._affordable(len(prompt) + room):
+            yield False  # others give memory back when they are through
+        cache = self._pool.take(prompt)
+        try:
+            self._reserve(cache, len(prompt) + room, options)
+            generation = Generation(
+                cache,
+                prompt,
+                options,
+                room=room,
+                end_tokens=self._model.package.end_tokens,
+                decoder=self._model.tokenizer.stream(),
+            )
+            last = number == len(task.prompts) * task.job.choices - 1
+            reporter = _Reporter(task.job, number, last, LogprobTexts(self._model.tokenizer, prompt[-1]), self._send)
+            for chunk in generation.steps():
+                if chunk:
+                    reporter.report(chunk)
+                yield True
+            self.failures = 0
+        finally:
+            # A cache under guidance is bound to this one answer.
+            self._pool.give_back(cache, keep=options.guidance is None)
+
+    def _reserve(self, cache: KvCache, needed: int, options: Options) -> None:
+        spare = 0 if options.guidance else max(_LEAST_SPARE, needed // 2)
+        while True:
+            try:
+                cache.reserve(needed, spare, options.guided)
+                return
+            except (EngineError, UsageError):
+                if not self._pool.give_up_one():
+                    raise
+
+    def _affordable(self, needed: int) -> bool:
+        if self._model.provider != "cpu":  # what a GPU has free, only its own library knows
+            return True
+        return needed * self._model.package.kv_bytes_per_token <= available_memory() or self._pool.cached_tokens > 0
+
+
+class _ContextError(UsageError):
+    """Prompt and answer are longer than the model's context."""
+
+
+class _Reporter:
+    """Says what becomes of one answer."""
+
+    def __init__(
+        self, job: Job, number: int, last: bool, texts: LogprobTexts, send: Callable[[FromEngine], None]
+    ) -> None:
+        self._job = job
+        self._number = number
+        self._last = last
+        self._texts = texts
+        self._send = send
+        self._logprobs: list[TokenText] = []
+
+    def report(self, chunk: Chunk) -> None:
+        if chunk.token_id is not None and chunk.logprobs:
+            self._texts.push(chunk.token_id, chunk.logprobs)
+        entries = self._texts.shown(chunk.text) if chunk.text else ()
+        if chunk.response:
+            self._send(self._finished(chunk, entries))
+        elif not self._job.stream:
+            self._logprobs += entries
+        elif chunk.text:
+            self._send(Piece(self._job.id, self._number, chunk.text, entries))
+
+    def _finished(self, chunk: Chunk, entries: tuple[TokenText, ...]) -> Finished:
+        response = chunk.response
+        assert response is not None
+        return Finished(
+            id=self._job.id,
+            choice=self._number,
+            text=chunk.text if self._job.stream else response.text,
+            logprobs=(*self._logprobs, *entries),
+            reason=response.finish_reason,
+            prompt_tokens=response.prompt_tokens,
+            completion_tokens=response.completion_tokens,
+            cached_tokens=response.cached_tokens,
+            prefill_seconds=response.prefill_seconds,
+            decode_seconds=response.decode_seconds,
+            last=self._last,
+        )
