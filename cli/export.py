@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..configs import PackageError, read_manifest
-from .screen import bytes_bar, notice, size
+from .quantization_options import calibration_options, chosen_target, quantization_options
+from .screen import notice, size, stage_bars
 
 if TYPE_CHECKING:
     from ..configs import Target
@@ -23,36 +24,54 @@ if TYPE_CHECKING:
 @click.option("--verify/--no-verify", default=True, help="Compare the package with its source.  [default: verify]")
 @click.option("--dry-run", is_flag=True, help="Check and plan only: graph, sizes, memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the manifest as JSON.")
-def command(
-    source: str | None,
-    target: str,
-    output: Path | None,
-    revision: str | None,
-    force: bool,
-    verify: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@quantization_options
+def command(source: str | None, target: str, output: Path | None, revision: str | None, **values: Any) -> None:
     """Make an ONNX package of a Phi-3 checkpoint.
 
     SOURCE is a Hugging Face folder, a hub id, or a .gguf file; by default microsoft/Phi-3-mini-4k-instruct.
     The package is compared with its source before it gets its final name.
     """
+    if source is None:
+        source = "microsoft/Phi-3-mini-4k-instruct"
+        notice(f"source: {source}")
+    make(source, target, output, revision=revision, **values)
+
+
+def make(
+    source: str,
+    target: str,
+    output: Path | None,
+    *,
+    revision: str | None,
+    force: bool,
+    verify: bool,
+    dry_run: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Export as the options of `export` and `quantize` say, and print what those print."""
     from .requirements import require_export
 
     require_export()
-    from ..export import DEFAULT_SOURCE, plan_export
+    from ..export import plan_export
 
-    if source is None:
-        source = DEFAULT_SOURCE
-        notice(f"source: {source}")
-    plan = plan_export(source, target, output, revision=revision, force=force)
+    plan = plan_export(
+        source,
+        chosen_target(target, values),
+        output,
+        revision=revision,
+        force=force,
+        calibration=calibration_options(values),
+    )
     config = plan.checkpoint.config
     notice(
         f"{plan.checkpoint.model}: {config.num_parameters / 1e9:.3g} B parameters, {config.num_layers} layers "
         f"-> {plan.target.name} ({plan.target.weights})"
     )
     notice(f"writing {size(plan.package_bytes)} to {plan.output}, in about {size(plan.memory_bytes)} of memory")
+    if plan.calibration is not None:
+        about = plan.calibration.describe()
+        notice(f"calibrating on {about['tokens']} tokens of {about['text']}")
     if dry_run:
         _print_plan(plan, as_json)
         return
@@ -70,7 +89,7 @@ def run_with_bar(plan: "Plan", *, verify: bool) -> Path:
     from ..export import run_export
     from .verify import verify_and_print
 
-    with bytes_bar() as bar:
+    with stage_bars() as bar:
 
         def check(folder: Path, checkpoint: "Checkpoint", target: "Target") -> None:
             bar.stop()  # one live display at a time

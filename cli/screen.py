@@ -22,18 +22,19 @@ def size(count: int) -> str:
     return decimal(count, precision=2)
 
 
-class BytesBar:
-    """A progress bar of bytes on stderr, one line a stage; it prints nothing where stderr is not a terminal."""
+class StageBars:
+    """Progress bars on stderr, one a stage, with the time left; silent where stderr is not a terminal."""
 
     def __init__(self, progress: "Progress") -> None:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show that `done` of `total` bytes of a stage are through."""
+        """Show how much of a stage is through: bytes, or layers while calibrating."""
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total)
-        self._progress.update(self._tasks[stage], completed=done)
+            self._tasks[stage] = self._progress.add_task(stage, total=total, count="")
+        count = f"{done}/{total} layers" if stage == "calibrating" else f"{size(done)}/{size(total)}"
+        self._progress.update(self._tasks[stage], completed=done, count=count)
 
     def stop(self) -> None:
         """Leave the screen to others; the context does so too."""
@@ -41,12 +42,17 @@ class BytesBar:
 
 
 @contextmanager
-def bytes_bar() -> Iterator[BytesBar]:
-    """Show a progress bar while the context lasts."""
+def stage_bars() -> Iterator[StageBars]:
+    """Show progress bars while the context lasts."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<10}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield BytesBar(progress)
+        yield StageBars(progress)

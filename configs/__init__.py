@@ -13,9 +13,20 @@ from .errors import (
 from .manifest import Manifest, TensorSummary, read_manifest
 from .model import LongRope, ModelConfig, parse_model_config
 from .store import default_package, find_package, list_packages, store_folder
-from .target import Quantization, Target, Thresholds, WeightScheme, find_target, parse_target, targets
+from .target import (
+    METHODS,
+    Quantization,
+    Target,
+    Thresholds,
+    WeightScheme,
+    find_target,
+    parse_target,
+    targets,
+    with_quantization,
+)
 
 __all__ = [
+    "METHODS",
     "EngineError",
     "LongRope",
     "Manifest",
@@ -41,4 +52,5 @@ __all__ = [
     "read_manifest",
     "store_folder",
     "targets",
+    "with_quantization",
 ]

@@ -2,12 +2,12 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from .errors import UsageError
 
@@ -15,6 +15,8 @@ IoDtype = Literal["float32", "float16"]
 Provider = Literal["cpu", "cuda", "dml"]
 Method = Literal["rtn", "awq", "gptq", "awq+gptq"]
 Attention = Literal["packed", "separate"]
+
+METHODS: tuple[Method, ...] = get_args(Method)
 
 _T = TypeVar("_T")
 
@@ -102,6 +104,40 @@ class Target:
         if self.quantization is None:
             return self.io_dtype
         return f"{self.quantization.weights}, {self.quantization.method}"
+
+
+def with_quantization(
+    target: Target,
+    *,
+    method: Method | None = None,
+    bits: int | None = None,
+    block_size: int | None = None,
+    symmetric: bool | None = None,
+) -> Target:
+    """Return a target whose weights are quantized otherwise; None leaves what the target says.
+
+    A target without quantization gets int4, block 32, symmetric as the start. Overrides by tensor name stay.
+
+    Raises:
+        UsageError: a value is out of range, or the target's weights are not quantized and no method is named.
+
+    """
+    changes = {"bits": bits, "block_size": block_size, "symmetric": symmetric}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if method is None and not changes:
+        return target
+    if method is not None and method not in METHODS:
+        raise UsageError(f"unknown quantization method {method!r}; known: {', '.join(METHODS)}")
+    start = target.quantization
+    if start is None:
+        if method is None:
+            raise UsageError(f"target {target.name} keeps its weights in {target.io_dtype}; name a method with --quant")
+        level = 4 if target.provider == "cpu" else 0
+        eight = WeightScheme(8, 32, True)
+        overrides = (("lm_head.weight", eight), ("model.embed_tokens.weight", eight))
+        start = Quantization(method, WeightScheme(4, 32, True), level, overrides)
+    weights = replace(start.weights, **changes)
+    return replace(target, quantization=replace(start, method=method or start.method, weights=weights))
 
 
 def _build(kind: type[_T], table: Mapping[str, Any], where: str) -> _T:

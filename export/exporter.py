@@ -14,18 +14,17 @@ import onnx_ir as ir
 
 from ..configs import Manifest, OutputError, Target, TensorSummary, VerificationError, find_target, store_folder
 from ..configs.manifest import MANIFEST_NAME, FileEntry, file_sha256
+from .calibration import Calibration, CalibrationOptions, calibration_bytes, prepare_calibration
 from .checkpoint import Checkpoint
 from .data_file import DataFile
 from .destination import building, check_destination, swap_in
-from .fill import fill
+from .fill import Progress, fill
 from .genai_config import end_tokens, genai_config
 from .graph import Graph, build_graph
 from .open import open_checkpoint
 
 DEFAULT_SOURCE = "microsoft/Phi-3-mini-4k-instruct"
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage's name, the bytes done and the bytes in all."""
 Verify = Callable[[Path, Checkpoint, Target], None]
 """Compares a finished package with its checkpoint, records the figures, raises VerificationError where one fails."""
 
@@ -44,6 +43,8 @@ class Plan:
     package_bytes: int
     memory_bytes: int
     """Peak memory the export is expected to need."""
+    calibration: Calibration | None = None
+    """For calibrated methods: the token sequences."""
 
 
 def plan_export(
@@ -54,6 +55,7 @@ def plan_export(
     revision: str | None = None,
     token: str | None = None,
     force: bool = False,
+    calibration: CalibrationOptions | None = None,
 ) -> Plan:
     """Check everything that can be checked beforehand, and trace the graph.
 
@@ -74,7 +76,11 @@ def plan_export(
     package_bytes = graph.num_bytes + assets + (1 << 20)
     check_destination(folder, package_bytes, force=force)
     memory = _BASE_MEMORY + (os.cpu_count() or 1) * _MEMORY_PER_THREAD
-    return Plan(checkpoint, chosen, folder, graph, package_bytes, memory)
+    prepared = None
+    if chosen.quantization is not None and chosen.quantization.method != "rtn":
+        prepared = prepare_calibration(checkpoint, calibration or CalibrationOptions())
+        memory += calibration_bytes(checkpoint.config)
+    return Plan(checkpoint, chosen, folder, graph, package_bytes, memory, prepared)
 
 
 def export(
@@ -85,6 +91,7 @@ def export(
     revision: str | None = None,
     token: str | None = None,
     force: bool = False,
+    calibration: CalibrationOptions | None = None,
     verify: Verify | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -97,8 +104,9 @@ def export(
         revision: Commit, tag or branch of a hub checkpoint.
         token: The hub's access token; None takes `HF_TOKEN`.
         force: Replace the package that is already there.
+        calibration: Text and amount for calibrated targets; None takes the project's own text.
         verify: Called with the finished package before it gets its final name (`phi3_onnx.evaluate.checked` is one).
-        progress: Called with (stage, bytes done, bytes in all).
+        progress: Called with (stage, done, in all): bytes of "writing" and "hashing", layers of "calibrating".
 
     Raises:
         SourceError: the checkpoint is missing, damaged or not supported.
@@ -106,7 +114,7 @@ def export(
         VerificationError: `verify` found a difference; the package is kept beside `output` as `<output>.failed`.
 
     """
-    plan = plan_export(source, target, output, revision=revision, token=token, force=force)
+    plan = plan_export(source, target, output, revision=revision, token=token, force=force, calibration=calibration)
     return run_export(plan, verify=verify, progress=progress)
 
 
@@ -141,7 +149,7 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> None:
         progress("writing", done, total)
 
     with DataFile(folder, graph.stored(), wrote) as data:
-        tensors = fill(data, graph, checkpoint, plan.target)
+        tensors = fill(data, graph, checkpoint, plan.target, plan.calibration, progress)
         data.bind()
     (folder / "model.onnx").write_bytes(ir.serde.serialize_model(graph.model).SerializeToString())
     for name, content in checkpoint.assets().items():
@@ -173,6 +181,8 @@ def _manifest(plan: Plan, folder: Path, tensors: Mapping[str, TensorSummary]) ->
             "accuracy_level": target.quantization.accuracy_level,
             "overrides": {pattern: str(scheme) for pattern, scheme in target.quantization.overrides},
         }
+        if plan.calibration is not None:
+            quantization["calibration"] = plan.calibration.describe()
     return Manifest(
         target=target.name,
         source=str(checkpoint.source),

@@ -2,20 +2,28 @@
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..configs import ModelConfig, Target, TensorSummary
+from ..quantize.packed import QuantizedWeight
 from ..quantize.rtn import quantize_rtn
+from .calibration import Calibration, calibrated_layers
 from .checkpoint import Checkpoint
 from .data_file import DataFile
 from .graph import Graph
+from .passes import QuantizedTensor
 
 _CHUNK_BYTES = 16 << 20
 """Bytes of float32 weights that one thread holds at a time."""
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage's name, how much is done and how much there is (bytes; layers while calibrating)."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +32,23 @@ class _Piece:
     rows: slice
 
 
-def fill(data: DataFile, graph: Graph, checkpoint: Checkpoint, target: Target) -> dict[str, TensorSummary]:
+def fill(
+    data: DataFile,
+    graph: Graph,
+    checkpoint: Checkpoint,
+    target: Target,
+    calibration: Calibration | None = None,
+    progress: Progress | None = None,
+) -> dict[str, TensorSummary]:
     """Write every initializer of `graph` and return how each weight matrix was stored.
+
+    Args:
+        data: The file.
+        graph: What belongs into it.
+        checkpoint: The weights.
+        target: How they are stored.
+        calibration: What calibrated methods (all but `rtn`) need.
+        progress: Called with "calibrating", the layers done, and the layers in all.
 
     Raises:
         SourceError: a tensor of the checkpoint can not be read.
@@ -35,6 +58,31 @@ def fill(data: DataFile, graph: Graph, checkpoint: Checkpoint, target: Target) -
     for name, table in graph.tables.items():
         data.write(name, table)
     errors = _Errors()
+    written: set[str] = set()
+    reports: dict[str, Mapping[str, Any]] = {}
+    if calibration is not None:
+        for index, layer in calibrated_layers(checkpoint, target, calibration, progress):
+            prefix = f"model.layers.{index}."
+            for name, weight in layer.matrices.items():
+                _write_quantized(data, graph.quantized[prefix + name], weight)
+            for name, norm in layer.norms.items():
+                data.write(prefix + name, norm)
+            written |= {prefix + name for name in (*layer.matrices, *layer.norms)}
+            reports |= {prefix + name: report for name, report in layer.reports.items()}
+    pieces = [piece for piece in _pieces(checkpoint.config) if piece.tensor not in written]
+    _fill_by_pieces(data, graph, checkpoint, target, pieces, errors)
+    return summaries(checkpoint.config, target, errors.relative(), reports)
+
+
+def _fill_by_pieces(
+    data: DataFile,
+    graph: Graph,
+    checkpoint: Checkpoint,
+    target: Target,
+    pieces: Sequence[_Piece],
+    errors: "_Errors",
+) -> None:
+    """Read, cast or round, and write some rows at a time, on all cores."""
     stop = threading.Event()
 
     def work(piece: _Piece) -> None:
@@ -44,7 +92,7 @@ def fill(data: DataFile, graph: Graph, checkpoint: Checkpoint, target: Target) -
         _store(data, graph, target, piece, rows, errors)
 
     with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="fill") as pool:
-        tasks = [pool.submit(work, piece) for piece in _pieces(checkpoint.config)]
+        tasks = [pool.submit(work, piece) for piece in pieces]
         try:
             finished, _ = wait(tasks, return_when=FIRST_EXCEPTION)
         except BaseException:  # Ctrl-C: threads end with the piece they are at
@@ -55,7 +103,6 @@ def fill(data: DataFile, graph: Graph, checkpoint: Checkpoint, target: Target) -
             stop.set()
     if failed:
         failed.result()
-    return summaries(checkpoint.config, target, errors.relative())
 
 
 def _store(data: DataFile, graph: Graph, target: Target, piece: _Piece, rows: np.ndarray, errors: "_Errors") -> None:
@@ -64,11 +111,15 @@ def _store(data: DataFile, graph: Graph, target: Target, piece: _Piece, rows: np
         data.write(piece.tensor, rows, piece.rows.start)
         return
     weight = quantize_rtn(rows, stored.scheme, target.io_dtype, threads=1)
-    data.write(stored.packed, weight.packed, piece.rows.start)
-    data.write(stored.scales, weight.scales, piece.rows.start)
-    if stored.zero_points and weight.zero_points is not None:
-        data.write(stored.zero_points, weight.zero_points, piece.rows.start)
+    _write_quantized(data, stored, weight, piece.rows.start)
     errors.add(piece.tensor, rows, weight.dequantize())
+
+
+def _write_quantized(data: DataFile, stored: QuantizedTensor, weight: QuantizedWeight, first_row: int = 0) -> None:
+    data.write(stored.packed, weight.packed, first_row)
+    data.write(stored.scales, weight.scales, first_row)
+    if stored.zero_points and weight.zero_points is not None:
+        data.write(stored.zero_points, weight.zero_points, first_row)
 
 
 class _Errors:
@@ -98,8 +149,16 @@ def _pieces(config: ModelConfig) -> Iterator[_Piece]:
             yield _Piece(tensor, slice(start, min(start + step, shape[0])))
 
 
-def summaries(config: ModelConfig, target: Target, errors: Mapping[str, float]) -> dict[str, TensorSummary]:
-    """Describe how `target` stores each weight matrix of the model; `errors` are the relative ones, where known."""
+def summaries(
+    config: ModelConfig,
+    target: Target,
+    errors: Mapping[str, float],
+    reports: Mapping[str, Mapping[str, Any]],
+) -> dict[str, TensorSummary]:
+    """Describe how `target` stores each weight matrix of the model.
+
+    `errors` are the relative ones, where known; `reports` what a calibrated method says of its tensors.
+    """
     found: dict[str, TensorSummary] = {}
     for tensor, shape in config.tensor_shapes().items():
         if len(shape) != 2:
@@ -109,5 +168,7 @@ def summaries(config: ModelConfig, target: Target, errors: Mapping[str, float]) 
             found[tensor] = TensorSummary(shape, bits, None, None)
         else:
             scheme = target.quantization.scheme_for(tensor)
-            found[tensor] = TensorSummary(shape, scheme.bits, scheme.block_size, scheme.symmetric, errors.get(tensor))
+            report = dict(reports.get(tensor, {}))
+            error = report.pop("relative_error", errors.get(tensor))
+            found[tensor] = TensorSummary(shape, scheme.bits, scheme.block_size, scheme.symmetric, error, report)
     return found

@@ -6,7 +6,6 @@ was at.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,8 +63,8 @@ class LayerQuantizer(Protocol):
         ...
 
 
-Progress = Callable[[int, int, float], None]
-"""Called with the layers done, the layers in all, and the estimated seconds left."""
+Progress = Callable[[int, int], None]
+"""Called with the layers done and the layers in all; whoever shows it estimates the time left."""
 
 
 def calibrate(
@@ -94,20 +93,18 @@ def calibrate(
     """
     layers = DecoderLayers(config)
     states = _States(config, samples.shape, work)
-    report = progress or (lambda _done, _total, _left: None)
+    report = progress or (lambda _done, _total: None)
     for index in range(states.layers_done):
         yield index, load_layer(_layer_file(states.work, index))
     if states.layers_done == 0:
         _embed(config, read, samples, states.current)
-    report(states.layers_done, config.num_layers, float("nan"))
-    started, first = time.monotonic(), states.layers_done
-    for index in range(first, config.num_layers):
+    report(states.layers_done, config.num_layers)
+    for index in range(states.layers_done, config.num_layers):
         layer = _one_layer(index, layers, read, states, quantize)
         if states.work is not None:
             save_layer(_layer_file(states.work, index), layer)
         states.advance(index + 1)
-        each = (time.monotonic() - started) / (index + 1 - first)
-        report(index + 1, config.num_layers, each * (config.num_layers - index - 1))
+        report(index + 1, config.num_layers)
         yield index, layer
 
 

@@ -87,7 +87,7 @@ def test_progress_counts_layers(tiny: Tiny) -> None:
             checkpoint.read,
             samples(),
             Rounding(EIGHT_BITS),
-            progress=lambda done, total, _: calls.append((done, total)),
+            progress=lambda done, total: calls.append((done, total)),
         )
     )
     assert calls == [(0, 2), (1, 2), (2, 2)]
