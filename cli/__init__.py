@@ -52,7 +52,6 @@ SUMMARIES = MappingProxyType(
         "demo": "Fetch a small real model, export it, verify it and ask it something.",
         "export": "Make an ONNX package of a Phi-3 checkpoint.",
         "quantize": "Quantize an unquantized package or a checkpoint.",
-        "quantize": "Quantize an unquantized package or a checkpoint.",
         "verify": "Prove that a package still is the model it was made of.",
         "matrix": "Verify every target on every provider, in one table.",
         "chat": "Talk to a package.",
