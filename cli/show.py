@@ -1,6 +1,8 @@
 """`phi3-onnx show`."""
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,11 +15,17 @@ from .screen import size
 @click.option("--tensors", is_flag=True, help="List how each weight matrix is stored.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def command(package: str, tensors: bool, as_json: bool) -> None:
-    """Describe a package: target, source, sizes, operators, bits per weight, verification."""
+    """Describe a package: target, source, sizes, operators, bits per weight, verification.
+
+    A package that phi3-onnx did not make has no manifest: it is described by its genai_config.json and its graph.
+    """
     from ..configs import find_package, read_manifest
-    from ..configs.manifest import check_files
+    from ..configs.manifest import MANIFEST_NAME, check_files
 
     folder = find_package(package)
+    if not (folder / MANIFEST_NAME).is_file():
+        _show_foreign(folder, as_json)
+        return
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     if as_json:
@@ -46,6 +54,17 @@ def command(package: str, tensors: bool, as_json: bool) -> None:
         for name, tensor in manifest.tensors.items():
             error = "" if tensor.relative_error is None else f"  error {tensor.relative_error:.4f}"
             click.echo(f"  {name:<48} {tensor.shape!s:<16} {tensor.bits:>2} bits{error}")
+
+
+def _show_foreign(folder: Path, as_json: bool) -> None:
+    from .foreign import describe, rows
+
+    found = describe(folder)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for name, value in rows(found):
+        click.echo(f"{name:<10} {value}")
 
 
 def _print_verification(verification: Any) -> None:
