@@ -4,17 +4,14 @@ Only one decoder layer's weights are in memory at once, next to the hidden state
 parameters (32 layers of 113 M) needs about 0.5 GB for its layers and 0.4 GB for its head, not 16 GB.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import masking_utils
 from transformers.models.phi3 import modeling_phi3 as phi3
 
 from ..export.checkpoint import Checkpoint
-from ..quantize.hf_config import phi3_config
+from ..quantize.decoder_layer import DecoderLayers
 
 _ROWS_AT_ONCE = 8192
 """Embedding rows read together: 100 MB at Phi-3-mini's width."""
@@ -31,9 +28,6 @@ class Reference:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._config: Any = phi3_config(checkpoint.config)
-        # Not "eager": it holds every head's full score matrix, which is 2 GB at 4,096 tokens and 32 heads.
-        self._config._attn_implementation = "sdpa"
         self._head: torch.Tensor | None = None
 
     @torch.inference_mode()
@@ -52,17 +46,17 @@ class Reference:
 
         """
         hidden = self._embed(sequences)
-        settings = self._attention_settings(hidden)
-        # Built without storage: each layer's weights are put in place as they are read, with no copy.
-        with torch.device("meta"):
-            layer = phi3.Phi3DecoderLayer(self._config, layer_idx=0).eval()
-            norm = phi3.Phi3RMSNorm(self._config.hidden_size, eps=self._config.rms_norm_eps)
+        layers = DecoderLayers(self._checkpoint.config)
+        # One for each sequence: the mask depends on its length, and so do the factors of LongRoPE.
+        settings = [layers.settings(states) for states in hidden]
         for index in range(self._checkpoint.config.num_layers):
             notify(f"reference: layer {index + 1} of {self._checkpoint.config.num_layers}")
-            self._fill(layer, f"model.layers.{index}.")
+            layers.forget_weights()
+            layers.set_weights(self._weights(f"model.layers.{index}.", layers.weight_names))
             for i, states in enumerate(hidden):
-                hidden[i] = layer(states, **settings[i])
-        self._fill(norm, "model.norm.")
+                hidden[i] = layers.run(states, settings[i])
+        norm = phi3.Phi3RMSNorm(self._checkpoint.config.hidden_size, eps=self._checkpoint.config.rms_norm_eps)
+        norm.load_state_dict(self._weights("model.norm.", ["weight"]))
         return [norm(states)[0] for states in hidden]
 
     @torch.inference_mode()
@@ -102,39 +96,5 @@ class Reference:
                 states[here] = rows[ids[here] - first]
         return [torch.from_numpy(states)[None] for states in found]
 
-    def _fill(self, module: torch.nn.Module, prefix: str) -> None:
-        # The old weights go first, so that two layers are never in memory together.
-        module.to_empty(device="meta")
-        weights = {name: torch.from_numpy(self._checkpoint.read(prefix + name)) for name in module.state_dict()}
-        module.load_state_dict(weights, assign=True)
-
-    def _attention_settings(self, hidden: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
-        # One for each sequence: the mask depends on its length, and so do the factors of LongRoPE.
-        rotary = phi3.Phi3RotaryEmbedding(config=self._config)
-        settings: list[dict[str, Any]] = []
-        for states in hidden:
-            positions = torch.arange(states.shape[1])[None]
-            settings.append(
-                {
-                    "attention_mask": self._mask(states, positions),
-                    "position_ids": positions,
-                    "position_embeddings": rotary(states, position_ids=positions),
-                }
-            )
-        return settings
-
-    def _mask(self, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | None:
-        make = masking_utils.create_causal_mask
-        if self._config.sliding_window is not None:
-            make = masking_utils.create_sliding_window_causal_mask
-        values: dict[str, Any] = {
-            "config": self._config,
-            "attention_mask": None,
-            "past_key_values": None,
-            "position_ids": positions,
-            # Called so in transformers 5 / 4, and asked for only by 4.
-            "inputs_embeds": states,
-            "input_embeds": states,
-            "cache_position": positions[0],
-        }
-        return make(**{name: values[name] for name in inspect.signature(make).parameters if name in values})
+    def _weights(self, prefix: str, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(self._checkpoint.read(prefix + name)) for name in names}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..configs import ModelConfig, WeightScheme
-from .decoder_layer import LINEARS, NORMS, DecoderLayers
+from .decoder_layer import LINEARS, DecoderLayers
 from .packed import QuantizedWeight
 
 Read = Callable[[str, slice | None], np.ndarray]
@@ -112,8 +112,8 @@ def _one_layer(
     index: int, layers: DecoderLayers, read: Read, states: "_States", quantize: LayerQuantizer
 ) -> QuantizedLayer:
     prefix = f"model.layers.{index}."
-    names = [f"{module}.weight" for module in (*LINEARS, *NORMS)]
-    weights = {name: torch.from_numpy(read(prefix + name, None)) for name in names}
+    layers.forget_weights()
+    weights = {name: torch.from_numpy(read(prefix + name, None)) for name in layers.weight_names}
     layers.set_weights(weights)
     seen = {name: _Gatherer() for name in LINEARS}
     settings = None

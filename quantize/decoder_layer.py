@@ -13,8 +13,7 @@ from ..configs import ModelConfig
 from .hf_config import phi3_config
 
 LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
-NORMS = ("input_layernorm", "post_attention_layernorm")
-"""Modules of a layer that have a weight, in the order in which a forward pass meets their inputs."""
+"""The linear layers, in the order in which a forward pass meets them."""
 
 
 class DecoderLayers:
@@ -29,6 +28,11 @@ class DecoderLayers:
         with torch.device("meta"):
             self._layer = phi3.Phi3DecoderLayer(self._config, layer_idx=0).eval()
 
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        """The names of a layer's weights, such as `mlp.down_proj.weight`."""
+        return tuple(self._layer.state_dict())
+
     def settings(self, states: Tensor) -> dict[str, Any]:
         """Return what a layer takes beside the hidden states [batch, tokens, hidden size]: positions and mask.
 
@@ -41,9 +45,12 @@ class DecoderLayers:
             "position_embeddings": self._rotary(states, position_ids=positions),
         }
 
+    def forget_weights(self) -> None:
+        """Let go of the weights; called before the next layer's are read, two layers are never in memory together."""
+        self._layer.to_empty(device="meta")
+
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Let the following runs use these weights, by names such as `mlp.down_proj.weight`."""
-        self._layer.to_empty(device="meta")  # the old ones go first
         self._layer.load_state_dict(dict(weights), assign=True)
 
     @torch.no_grad()
