@@ -43,7 +43,8 @@ class Guard:
         if self._key is None or path in _OPEN_PATHS:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("utf-8", "replace"), self._key):
+        # Headers come as Latin-1, whatever was meant: this gives back the bytes that were sent.
+        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self._key):
             raise ApiError(
                 401,
                 "the API key is missing or wrong; send it as header: Authorization: Bearer <key>",

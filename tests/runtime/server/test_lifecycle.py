@@ -1,0 +1,156 @@
+"""Many clients, clients that leave, an engine that dies, and the end of a server."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from conftest import RunningServer, StartServer  # pyright: ignore[reportMissingImports]
+from fake_engine import FakeLoader  # pyright: ignore[reportMissingImports]
+from phi3_onnx.runtime.server.process import LoadError
+
+
+def ask(server: RunningServer, text: str, **options: Any) -> Any:
+    messages: Any = [{"role": "user", "content": text}]
+    return server.client().chat.completions.create(model="fake", messages=messages, **options)
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    """Wait for what has to come; a minute is no limit on its speed, but the end of a test that hangs."""
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen within a minute")
+
+
+def health(server: RunningServer) -> dict[str, Any]:
+    with server.http() as http:
+        return http.get("/health").json()
+
+
+def test_fifty_clients_all_get_their_own_answer(server: RunningServer) -> None:
+    def one(number: int) -> str:
+        text = f"answer number {number}, " * 3
+        if number % 2:
+            return ask(server, f"say {text}{number}").choices[0].message.content
+        chunks = ask(server, f"say {text}{number}", stream=True)
+        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(one, range(50)))
+    assert answers == [f"answer number {number}, " * 3 + str(number) for number in range(50)]
+
+
+def test_answers_grow_side_by_side(server: RunningServer) -> None:
+    with ask(server, "for-ever", stream=True) as endless:
+        next(iter(endless))
+        assert ask(server, "say me first").choices[0].message.content == "me first"
+
+
+def test_health_answers_while_the_engine_is_busy(start_server: StartServer, tmp_path: Path) -> None:
+    server, gate = start_server(parallel=1), tmp_path / "gate"
+    with ThreadPoolExecutor() as pool:
+        blocked = pool.submit(ask, server, f"wait {gate}")
+        wait_until(lambda: server.engine.jobs)
+        waiting = pool.submit(ask, server, "say hi")
+        wait_until(lambda: health(server)["waiting"] == 1)
+        assert health(server)["running"] == 1 and health(server)["status"] == "ok"
+        assert not blocked.done() and not waiting.done()
+        gate.touch()
+        assert blocked.result().choices[0].message.content == "done"
+        assert waiting.result().choices[0].message.content == "hi"
+
+
+def test_who_comes_when_the_queue_is_full_is_told_when_to_come_back(start_server: StartServer, tmp_path: Path) -> None:
+    server, gate = start_server(parallel=1, queue=1), tmp_path / "gate"
+    with ThreadPoolExecutor() as pool:
+        blocked = [pool.submit(ask, server, f"wait {gate}") for _ in range(2)]
+        wait_until(lambda: server.engine.jobs == 2)
+        with pytest.raises(openai.RateLimitError) as caught:
+            ask(server, "say hi")
+        assert caught.value.code == "queue_full"
+        assert int(caught.value.response.headers["Retry-After"]) >= 1
+        gate.touch()
+        assert [future.result().choices[0].message.content for future in blocked] == ["done", "done"]
+    assert ask(server, "say hi").choices[0].message.content == "hi"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_hangs_up_frees_the_engine(start_server: StartServer, stream: bool) -> None:
+    server = start_server(parallel=1, queue=0)
+    if stream:
+        endless = ask(server, "for-ever", stream=True)
+        next(iter(endless))
+        endless.close()
+    else:
+        with pytest.raises(openai.APITimeoutError):
+            ask(server, "for-ever", timeout=httpx.Timeout(60, read=0.3))
+    wait_until(lambda: server.engine.jobs == 0)
+    # With one slot and no queue, this needs the engine itself to have left the other answer.
+    assert ask(server, "say free").choices[0].message.content == "free"
+
+
+def test_the_second_turn_runs_only_what_is_new(server: RunningServer) -> None:
+    messages: Any = [{"role": "user", "content": "say " + "a long story. " * 20}]
+    client = server.client()
+    first = client.chat.completions.create(model="fake", messages=messages)
+    messages += [first.choices[0].message.model_dump(), {"role": "user", "content": "say more"}]
+    second = client.chat.completions.create(model="fake", messages=messages)
+    assert first.usage and second.usage and second.usage.prompt_tokens_details
+    # All of the first turn, the end of the answer included: the template repeats it as it was.
+    cached = second.usage.prompt_tokens_details.cached_tokens
+    assert cached == first.usage.prompt_tokens + first.usage.completion_tokens - 1
+
+
+def test_an_engine_that_dies_is_started_again(start_server: StartServer) -> None:
+    server = start_server()
+    before = server.engine.pid
+    with ask(server, "for-ever", stream=True) as endless:
+        next(iter(endless))
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(server, "crash")
+        assert caught.value.status_code == 503 and caught.value.code == "engine_unavailable"
+        assert "Retry-After" in caught.value.response.headers
+        with pytest.raises(openai.APIError, match="stopped unexpectedly"):  # an answer under way says so, too
+            list(endless)
+    wait_until(lambda: health(server)["status"] == "ok")
+    assert server.engine.pid != before and health(server)["restarts"] == 1
+    assert ask(server, "say hello again").choices[0].message.content == "hello again"
+    with server.http() as http:
+        assert "phi3_onnx_engine_restarts 1.0" in http.get("/metrics").text
+
+
+def test_an_engine_that_is_broken_ends_itself_for_a_new_one(start_server: StartServer) -> None:
+    server = start_server()
+    for _ in range(3):
+        with pytest.raises(openai.InternalServerError):
+            ask(server, "fail")
+    wait_until(lambda: health(server)["restarts"] == 1 and health(server)["status"] == "ok")
+    assert ask(server, "say well").choices[0].message.content == "well"
+
+
+def test_a_model_that_does_not_load_is_said_at_once(start_server: StartServer, fake_package: Path) -> None:
+    with pytest.raises(LoadError, match="ended with exit code 3 while it loaded"):
+        start_server(FakeLoader(fake_package, fail=True))
+
+
+def test_metrics_count_requests_and_tokens(start_server: StartServer) -> None:
+    server = start_server()
+    usage = [ask(server, "say abc").usage for _ in range(2)]
+    with server.http() as http:
+        http.get("/v1/" + "x" * 50)
+        lines = http.get("/metrics").text.splitlines()
+    counts = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+    assert counts['phi3_onnx_requests_total{path="/v1/chat/completions",status="200"}'] == 2
+    assert counts['phi3_onnx_requests_total{path="other",status="404"}'] == 1
+    assert counts['phi3_onnx_tokens_total{kind="generated"}'] == sum(entry.completion_tokens for entry in usage)
+    cached = usage[1].prompt_tokens_details.cached_tokens
+    assert cached == usage[1].prompt_tokens - 1
+    assert counts['phi3_onnx_tokens_total{kind="cached"}'] == cached
+    assert counts['phi3_onnx_tokens_total{kind="prompt"}'] == usage[0].prompt_tokens + 1
+    assert counts["phi3_onnx_request_seconds_count"] == 2 and counts["phi3_onnx_engine_up"] == 1

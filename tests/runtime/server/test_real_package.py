@@ -1,0 +1,185 @@
+"""The official client, the command line and a tiny package that ONNX Runtime GenAI really runs."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from conftest import RunningServer  # pyright: ignore[reportMissingImports]
+from phi3_onnx.runtime import load
+from phi3_onnx.runtime.server.settings import Settings
+from phi3_onnx.runtime.server.worker import PackageLoader
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"size": {"type": "integer", "minimum": 0, "maximum": 9}, "open": {"type": "boolean"}},
+    "required": ["size", "open"],
+    "additionalProperties": False,
+}
+MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def package(tiny_package: Callable[..., Path]) -> Path:
+    return tiny_package("gqa")
+
+
+@pytest.fixture(scope="module")
+def server(package: Path) -> Iterator[RunningServer]:
+    running = RunningServer(PackageLoader(str(package)), Settings(model_name="tiny"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def client(server: RunningServer) -> openai.OpenAI:
+    return server.client()
+
+
+def ask(client: openai.OpenAI, **options: Any) -> Any:
+    options = {"model": "tiny", "messages": MESSAGES, "max_tokens": 12, **options}
+    return client.chat.completions.create(**options)
+
+
+def test_answers_as_the_library_does(client: openai.OpenAI, package: Path) -> None:
+    with load(package) as model:
+        alone = model.generate(MESSAGES, max_tokens=12, logprobs=0)
+    answer = ask(client, logprobs=True)
+    assert answer.choices[0].message.content == alone.text
+    assert answer.usage.completion_tokens == alone.completion_tokens
+    assert alone.logprobs is not None
+    served = [entry.logprob for entry in answer.choices[0].logprobs.content]
+    assert served == [entry.logprob for entry in alone.logprobs[: len(served)]]
+    streamed = ask(client, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == alone.text
+
+
+def test_fifty_clients_get_what_one_gets(client: openai.OpenAI) -> None:
+    questions = [f"What is {number} and {number}?" for number in range(5)]
+
+    def one(number: int) -> str:
+        messages = [{"role": "user", "content": questions[number % 5]}]
+        return ask(client, messages=messages, max_tokens=6).choices[0].message.content
+
+    alone = [one(number) for number in range(5)]
+    with ThreadPoolExecutor(50) as pool:
+        assert list(pool.map(one, range(50))) == alone * 10
+
+
+def test_answers_follow_a_schema(client: openai.OpenAI) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "shop", "schema": SCHEMA, "strict": True}}
+    answer = json.loads(ask(client, response_format=schema, max_tokens=60).choices[0].message.content)
+    assert set(answer) == {"size", "open"} and answer["size"] in range(10) and isinstance(answer["open"], bool)
+    hot = ask(client, response_format=schema, max_tokens=60, temperature=1.0, seed=3, stream=True)
+    json.loads("".join(chunk.choices[0].delta.content or "" for chunk in hot))
+
+
+def test_a_schema_that_is_not_understood_is_refused(client: openai.OpenAI) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "bad", "schema": {"type": "nonsense"}}}
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="Invalid type: nonsense"):
+            ask(client, response_format=schema, stream=stream)
+
+
+def test_a_forced_call_follows_its_parameters(client: openai.OpenAI) -> None:
+    tools = [{"type": "function", "function": {"name": "build", "parameters": SCHEMA}}]
+    choice = ask(client, tools=tools, tool_choice="required", parallel_tool_calls=False, max_tokens=200).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls
+    assert call.function.name == "build" and set(json.loads(call.function.arguments)) == {"size", "open"}
+
+
+def test_free_choice_gives_text_or_a_call(client: openai.OpenAI) -> None:
+    tools = [{"type": "function", "function": {"name": "build", "parameters": SCHEMA}}]
+    choice = ask(client, tools=tools, max_tokens=200).choices[0]
+    assert bool(choice.message.tool_calls) != bool(choice.message.content)
+
+
+def test_the_second_turn_and_the_same_prompt_use_the_cache(client: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": "Once upon a time there was a small model. " * 8}]
+    first = ask(client, messages=messages)
+    again = ask(client, messages=messages)
+    assert again.usage.prompt_tokens_details.cached_tokens == first.usage.prompt_tokens - 1
+    assert again.choices[0].message.content == first.choices[0].message.content
+
+
+def start(package: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """Start the command line's server on a free port; return the process and the address it prints."""
+    command = [sys.executable, "-m", "phi3_onnx.cli", "serve", str(package), "--port", "0", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if found := re.search(r"ready at (http://\S+)", line):
+            return process, found[1]
+    raise AssertionError("".join(lines))
+
+
+def test_sigterm_lets_an_answer_end(package: Path) -> None:
+    process, url = start(package, "--api-key", "k")
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0)
+    name = client.models.list().data[0].id
+    stream: Any = client.chat.completions.create(model=name, messages=MESSAGES, max_tokens=400, stream=True, seed=1)
+    chunks = [next(stream)]
+    process.send_signal(signal.SIGTERM)
+    chunks += list(stream)
+    assert chunks[-1].choices[0].finish_reason in ("stop", "length")
+    assert process.wait(60) == 0
+
+
+def test_sigterm_ends_an_answer_that_takes_longer_than_it_may(package: Path) -> None:
+    process, url = start(package, "--shutdown-seconds", "0")
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0)
+    name = client.models.list().data[0].id
+    # A list this long takes all tokens that there are, whatever the model makes of it.
+    schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 4000}
+    stream: Any = client.chat.completions.create(
+        model=name,
+        messages=MESSAGES,
+        max_tokens=4000,
+        stream=True,
+        response_format={"type": "json_schema", "json_schema": {"name": "long", "schema": schema}},
+    )
+    next(stream)
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(openai.APIError, match="the server is shutting down"):
+        list(stream)
+    assert process.wait(60) == 0
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "phi3_onnx.cli", "serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_port_that_is_taken_is_said_in_a_line(package: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = run(str(package), "--port", str(port))
+    expected = f"port {port} of 127.0.0.1 is taken by another program; take another, such as --port {port + 1}"
+    assert (result.returncode, result.stderr) == (2, f"phi3-onnx: {expected}\n")
+
+
+def test_a_provider_that_can_not_run_is_said_in_a_line(package: Path) -> None:
+    result = run(str(package), "--port", "0", "--provider", "cuda")
+    assert result.returncode == 3 and result.stdout == ""
+    assert result.stderr.startswith("phi3-onnx: provider cuda can not run here: ") and result.stderr.count("\n") == 1
+
+
+def test_open_doors_are_said(package: Path) -> None:
+    process, _ = start(package, "--host", "127.0.0.1")
+    process.terminate()
+    assert process.wait(60) == 0
+    result = run("no-such-package", "--host", "0.0.0.0")
+    assert result.returncode == 1 and "neither a folder nor a package" in result.stderr

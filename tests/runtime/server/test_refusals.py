@@ -1,0 +1,207 @@
+"""What is refused, with which status and which words."""
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from conftest import RunningServer, StartServer  # pyright: ignore[reportMissingImports]
+
+CHAT = {"messages": [{"role": "user", "content": "say hi"}]}
+
+
+def post(server: RunningServer, body: Any, path: str = "/v1/chat/completions", **options: Any) -> httpx.Response:
+    with server.http() as http:
+        if isinstance(body, bytes):
+            return http.post(path, content=body, headers={"Content-Type": "application/json"}, **options)
+        return http.post(path, json=body, **options)
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"presence_penalty": -1}, "presence_penalty"),
+        ({"store": True}, "store"),
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"audio": {"voice": "alloy"}}, "audio"),
+        ({"prediction": {"type": "content"}}, "prediction"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"unheard_of": 1}, "unheard_of"),
+        ({"stream": True, "stream_options": {"chatty": True}}, "stream_options.chatty"),
+        ({"messages": [{"role": "user", "content": "a", "mood": "good"}]}, "messages.0.mood"),
+    ],
+)
+def test_an_unsupported_parameter_is_refused_by_name(server: RunningServer, extra: dict[str, Any], param: str) -> None:
+    reply = post(server, {**CHAT, **extra})
+    assert reply.status_code == 400
+    assert reply.json()["error"] == {
+        "message": f"unsupported parameter: {param}",
+        "type": "invalid_request_error",
+        "param": param,
+        "code": "unsupported_parameter",
+    }
+
+
+@pytest.mark.parametrize("name", ["best_of", "echo", "suffix", "frequency_penalty"])
+def test_so_it_is_for_plain_completions(server: RunningServer, name: str) -> None:
+    reply = post(
+        server, {"prompt": "a", name: {"best_of": 2, "echo": True, "suffix": "b"}.get(name, 1)}, "/v1/completions"
+    )
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, name)
+
+
+def test_what_asks_for_nothing_is_taken(server: RunningServer) -> None:
+    nothing = {
+        "frequency_penalty": 0,
+        "presence_penalty": 0.0,
+        "logit_bias": {},
+        "store": False,
+        "tools": [],
+        "seed": None,
+    }
+    assert post(server, {**CHAT, **nothing, "seed": None, "user": "me"}).status_code == 200
+    assert post(server, {**CHAT, "frequency_penalty": False}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": 1.0}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"seed": 2**64}, "seed"),
+        ({"stop": [""]}, None),
+        ({"stop": 5}, "stop"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": [{"role": "king", "content": "a"}]}, "messages.0"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, None),
+        ({"top_logprobs": 2}, None),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, None),
+        ({"stream_options": {"include_usage": True}}, None),
+        ({"tool_choice": "required"}, None),
+        ({"response_format": {"type": "yaml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+    ],
+)
+def test_a_wrong_value_is_refused(server: RunningServer, extra: dict[str, Any], param: str | None) -> None:
+    reply = post(server, {**CHAT, **extra})
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert error["type"] == "invalid_request_error" and error["message"]
+    if param:
+        assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"messages": NaN}',
+        b'{"a": "\\ud800"}',
+        b"[" * 5000,
+        b"1e999",
+    ],
+)
+def test_a_body_that_is_no_json_object_is_refused(server: RunningServer, body: bytes) -> None:
+    reply = post(server, body)
+    assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_a_prompt_past_the_context_is_refused(server: RunningServer) -> None:
+    reply = post(server, {"messages": [{"role": "user", "content": "a" * 5000}]})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert "context 4096" in reply.json()["error"]["message"]
+    assert post(server, {**CHAT, "max_tokens": 4096}).status_code == 400
+
+
+def test_token_ids_and_empty_prompts_are_checked(server: RunningServer) -> None:
+    assert "0 to 260" in post(server, {"prompt": [10_000]}, "/v1/completions").json()["error"]["message"]
+    assert post(server, {"prompt": ""}, "/v1/completions").status_code == 400
+    assert post(server, {"prompt": []}, "/v1/completions").status_code == 400
+
+
+def test_paths_methods_and_content_types(server: RunningServer) -> None:
+    with server.http() as http:
+        assert http.get("/v1/nothing").json()["error"]["message"] == "there is nothing at /v1/nothing"
+        assert http.get("/v1/chat/completions").status_code == 405
+        reply = http.post("/v1/chat/completions", content=json.dumps(CHAT), headers={"Content-Type": "text/plain"})
+        assert (reply.status_code, reply.json()["error"]["type"]) == (415, "invalid_request_error")
+
+
+def test_an_engine_that_fails_at_a_request_says_so_and_goes_on(server: RunningServer) -> None:
+    reply = post(server, {"messages": [{"role": "user", "content": "fail"}]})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (500, "engine_error")
+    assert post(server, CHAT).status_code == 200
+
+
+def test_a_server_with_a_key_answers_only_who_has_it(start_server: StartServer) -> None:
+    server = start_server(api_key="sécret")
+    messages: Any = CHAT["messages"]
+    for wrong in ("nonsense", "s", "secret2"):
+        with pytest.raises(openai.AuthenticationError) as caught:
+            server.client(api_key=wrong).chat.completions.create(model="fake", messages=messages)
+        assert (caught.value.status_code, caught.value.code) == (401, "invalid_api_key")
+    with server.http() as http:
+        assert http.get("/v1/models").headers["WWW-Authenticate"] == "Bearer"
+        assert http.get("/metrics").status_code == 401
+        assert http.get("/health").status_code == http.get("/").status_code == 200
+        right = {b"Authorization": "Bearer sécret".encode()}
+        assert http.get("/v1/models", headers=right).status_code == 200
+
+
+def test_a_large_request_is_refused_whether_it_says_its_size_or_not(start_server: StartServer) -> None:
+    server = start_server(max_request_bytes=1000)
+    body = json.dumps({"messages": [{"role": "user", "content": "a" * 1000}]}).encode()
+    assert post(server, body).status_code == 413
+
+    def in_parts() -> Any:
+        yield from (body[i : i + 100] for i in range(0, len(body), 100))
+
+    with server.http() as http:
+        reply = http.post("/v1/completions", content=in_parts(), headers={"Content-Type": "application/json"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_another_host_is_refused_on_this_machine(server: RunningServer, start_server: StartServer) -> None:
+    with server.http(headers={"Host": "attacker.example"}) as http:
+        reply = http.get("/v1/models")
+        assert reply.status_code == 403 and "--allow-host attacker.example" in reply.json()["error"]["message"]
+    with server.http(headers={"Host": "localhost:1234"}) as http:
+        assert http.get("/v1/models").status_code == 200
+    behind_proxy = start_server(allowed_hosts=("chat.example",))
+    with behind_proxy.http(headers={"Host": "chat.example"}) as http:
+        assert http.get("/v1/models").status_code == 200
+
+
+def test_pages_of_other_origins_read_answers_only_where_asked(server: RunningServer, start_server: StartServer) -> None:
+    origin = {"Origin": "https://app.example"}
+    preflight = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    with server.http() as http:
+        assert "Access-Control-Allow-Origin" not in http.get("/v1/models", headers=origin).headers
+        assert http.options("/v1/chat/completions", headers=preflight).status_code == 405
+    with start_server(cors=("https://app.example",), api_key="key").http() as http:
+        reply = http.options("/v1/chat/completions", headers=preflight)
+        assert reply.status_code == 200
+        # An error, too: without these lines the page could not read why.
+        refused = http.get("/v1/models", headers=origin)
+        assert refused.status_code == 401
+        assert refused.headers["Access-Control-Allow-Origin"] == "https://app.example"
+        other = http.get("/v1/models", headers={"Origin": "https://other.example"})
+        assert other.headers.get("Access-Control-Allow-Origin") != "https://other.example"
