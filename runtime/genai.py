@@ -81,6 +81,8 @@ class GenAiEngine:
         self._lock = threading.RLock()
         self._model = og.Model(_config(og, package, provider, threads, device))
         self.provider = provider
+        self.pad_token = package.genai["model"].get("pad_token_id")
+        self.end_tokens = frozenset(package.contract.eos_token_ids)
         self.name = f"onnxruntime-genai {og.__version__}"
         self.device_type = str(self._model.device_type)
         self.continuous = self.device_type not in _RESTARTING_DEVICES
@@ -178,6 +180,9 @@ class GenAiSequence:
     def _step(self, token: int) -> bool:
         # A device without continuous decoding takes a further token from GenAI's own search alone: give that search
         # logits with one way out. It takes another where GenAI runs the prompt again first (at token 4097).
+        # After an end token that search takes the text for finished, and computes nothing more.
+        if token in self._engine.end_tokens:
+            return False
         logits = np.full_like(self._generator.get_logits(), -1e9)
         logits[..., token] = 0
         self._generator.set_logits(logits)
@@ -186,6 +191,9 @@ class GenAiSequence:
 
     def logits(self) -> np.ndarray:
         """Return the last token's logits; see `TokenSequence.logits`."""
+        if self._tokens and self._tokens[-1] == self._engine.pad_token:
+            # GenAI would give those of the last token that is no padding, and padding may be an end token too.
+            return self.run_logits()[-1]
         with self._engine.turn("reading logits"):
             return np.asarray(self._generator.get_logits(), dtype=np.float32).reshape(-1)
 

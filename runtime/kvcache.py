@@ -5,7 +5,7 @@ Keys cached under one set are wrong under the other, so a text that grows past t
 its first run longer than the switch; transformers does the same when it generates.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
@@ -97,7 +97,7 @@ class KvCache:
             return 0
         return min(_common(self._tokens, prompt), len(prompt) - 1)
 
-    def prefill(self, prompt: Sequence[int]) -> Iterator[int]:
+    def prefill(self, prompt: Sequence[int]) -> Generator[int, None, None]:
         """Make the cache hold exactly `prompt`, in chunks; yields the tokens it holds before and after each.
 
         The caller may stop between two of them: what is cached by then is right, and counts the next time.

@@ -1,8 +1,7 @@
 """An engine that answers from a script, and a package without a model: to test what is built on `Model`, without one.
 
-write_scripted_package(folder)
-model = scripted_model(folder, ["Hello!", "Goodbye!"])
-assert model.generate("Hi").text == "Hello!"
+After `write_scripted_package(folder)`, the model of `scripted_model(folder, ["Hello!"])` answers "Hello!" to whatever
+it is asked first, and has nothing to say after that.
 """
 
 import json

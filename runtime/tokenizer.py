@@ -13,7 +13,11 @@ _INCOMPLETE = "\ufffd"
 
 
 class Tokenizer:
-    """The tokenizer of a package: `tokenizer.json`, put right by what `tokenizer_config.json` says beyond it."""
+    """The tokenizer of a package: `tokenizer.json`, with the tokens that `tokenizer_config.json` adds or changes.
+
+    `add_bos_token` and `add_eos_token` of that config do nothing beside a `tokenizer.json`, whose own rule for what
+    stands around a text is taken, as transformers 5 does.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Load it.
@@ -35,7 +39,6 @@ class Tokenizer:
         self.special_tokens = _special_tokens(self.config, read_json(folder / "special_tokens_map.json"))
         """The special tokens that have a name (`bos_token`, `eos_token` ...), which chat templates may use."""
         _add_tokens(self._backend, self.config, self.special_tokens)
-        _set_ends(self._backend, self.config, self.special_tokens)
 
     @property
     def vocab_size(self) -> int:
@@ -99,17 +102,23 @@ class StreamDecoder:
 
 
 def _special_tokens(config: Mapping[str, Any], legacy: Mapping[str, Any]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in _NAMED:
-        stated = config.get(name, legacy.get(name))
-        token = stated.get("content") if isinstance(stated, dict) else stated
-        if isinstance(token, str):
-            found[name] = token
-    return found
+    stated = {name: _content(config.get(name, legacy.get(name))) for name in _NAMED}
+    return {name: token for name, token in stated.items() if token is not None}
+
+
+def _content(stated: Any) -> str | None:
+    token = stated.get("content") if isinstance(stated, dict) else stated
+    return token if isinstance(token, str) else None
+
+
+def _extra_tokens(config: Mapping[str, Any]) -> list[str]:
+    listed = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    tokens = listed.values() if isinstance(listed, dict) else listed
+    return [token for token in map(_content, tokens) if token is not None]
 
 
 def _add_tokens(backend: Any, config: Mapping[str, Any], named: Mapping[str, str]) -> None:
-    # As transformers does: the config's list of added tokens wins over tokenizer.json, and named ones are added.
+    # As transformers does: the config's list of added tokens wins over tokenizer.json, and special ones are added.
     from tokenizers import AddedToken
 
     known = {(index, *_flags(token)) for index, token in backend.get_added_tokens_decoder().items()}
@@ -120,23 +129,11 @@ def _add_tokens(backend: Any, config: Mapping[str, Any], named: Mapping[str, str
         if (index, *_flags(token)) not in known:
             wanted.append(token)
     present = {entry[1] for entry in known} | {token.content for token in wanted}
-    wanted += [AddedToken(text, special=True) for text in dict.fromkeys(named.values()) if text not in present]
+    special = dict.fromkeys([*named.values(), *_extra_tokens(config)])
+    wanted += [AddedToken(text, special=True) for text in special if text not in present]
     if wanted:
         backend.add_tokens(wanted)
 
 
 def _flags(token: Any) -> tuple[Any, ...]:
     return (token.content, *(getattr(token, flag) for flag in _TOKEN_FLAGS))
-
-
-def _set_ends(backend: Any, config: Mapping[str, Any], named: Mapping[str, str]) -> None:
-    # Where the config says whether a text begins with bos and ends with eos, that replaces what tokenizer.json says.
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    from tokenizers.processors import TemplateProcessing
-
-    bos = named.get("bos_token") if config.get("add_bos_token") else None
-    eos = named.get("eos_token") if config.get("add_eos_token") else None
-    used = [(token, backend.token_to_id(token)) for token in (bos, eos) if token]
-    single = [*([bos] if bos else []), "$A", *([eos] if eos else [])]
-    backend.post_processor = TemplateProcessing(single=single, pair=[*single, "$B"], special_tokens=used)
