@@ -25,6 +25,8 @@ VERBS = MappingProxyType(
         "list": "list_packages",
         "show": "show",
         "rm": "remove",
+        "pull": "pull",
+        "push": "push",
     }
 )
 
@@ -63,6 +65,8 @@ SUMMARIES = MappingProxyType(
         "list": "List the packages in the store.",
         "show": "Describe a package.",
         "rm": "Remove packages from the store.",
+        "pull": "Fetch a package from the Hugging Face hub.",
+        "push": "Publish packages on the Hugging Face hub.",
     }
 )
 

@@ -29,6 +29,16 @@ def require_server() -> None:
     _require(("pydantic", "prometheus_client", "starlette", "uvicorn"), "server")
 
 
+def require_hub() -> None:
+    """Check that the packages of the `hub` extra are there.
+
+    Raises:
+        MissingExtraError: some are not; the message has the command that installs them.
+
+    """
+    _require(("huggingface_hub",), "hub")
+
+
 def _require(modules: tuple[str, ...], extras: str) -> None:
     missing = [name for name in modules if find_spec(name) is None]
     if missing:

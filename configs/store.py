@@ -67,8 +67,13 @@ def find_package(name: str) -> Path:
     """
     if (path := Path(name).expanduser()).is_dir():
         return path
-    stored = list_packages()
     parts = name.strip("/").split("/")
+    if len(parts) == 2 and ".." not in parts:
+        # One that was fetched and that phi3-onnx did not make has no manifest, so only its full name finds it.
+        foreign = home() / "packages" / "/".join(parts)
+        if (foreign / "genai_config.json").is_file():
+            return foreign
+    stored = list_packages()
     if len(parts) <= 2:
         try:
             target: str | None = find_target(parts[-1]).name

@@ -1,9 +1,13 @@
 """Export: from a checkpoint to a traced graph to a package on disk."""
 
-from .calibration import CalibrationOptions
-from .checkpoint import Checkpoint
-from .exporter import DEFAULT_SOURCE, Plan, export, plan_export, run_export
-from .open import open_checkpoint
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .calibration import CalibrationOptions
+    from .checkpoint import Checkpoint
+    from .exporter import DEFAULT_SOURCE, Plan, export, plan_export, run_export
+    from .open import open_checkpoint
 
 __all__ = [
     "DEFAULT_SOURCE",
@@ -15,3 +19,12 @@ __all__ = [
     "plan_export",
     "run_export",
 ]
+
+_HOMES = {"CalibrationOptions": "calibration", "Checkpoint": "checkpoint", "open_checkpoint": "open"}
+
+
+def __getattr__(name: str) -> Any:
+    # torch is imported with the first name that needs it: fetching a package from the hub does not.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES.get(name, 'exporter')}", __name__), name)

@@ -55,12 +55,12 @@ def _weight_names(folder: Path) -> Sequence[str]:
 def _fetch(repository: str, revision: str | None, token: str | None, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    with _explained(repository, revision):
+    with explained(repository, revision):
         return Path(snapshot_download(repository, revision=revision, token=token, allow_patterns=list(patterns)))
 
 
 @contextmanager
-def _explained(repository: str, revision: str | None) -> Iterator[None]:
+def explained(repository: str, revision: str | None) -> Iterator[None]:
     """Turn what the hub's library raises into one line that says what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -1,0 +1,332 @@
+"""`pull` and `push`, against a stand-in on localhost that speaks as much of the hub's protocol as its library uses."""
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from phi3_onnx.configs import find_target, read_manifest, targets
+from phi3_onnx.configs.manifest import MANIFEST_NAME
+from phi3_onnx.export.published import find_published, published_folder
+
+Factory = Callable[..., Path]
+Files = dict[str, bytes]
+MICROSOFT = "microsoft/Phi-3-mini-4k-instruct-onnx"
+
+
+class Hub(ThreadingHTTPServer):
+    """Holds repositories as files by path; what is committed to one is there for the next request."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repositories: dict[str, Files] = {}
+        self.fetched: list[tuple[str, str | None]] = []
+        self.tokens: set[str | None] = set()
+        self.cut_after: int | None = None
+        """Bytes of the next data file after which the connection breaks, once."""
+
+
+def commit_of(files: Files) -> str:
+    return hashlib.sha1(b"".join(name.encode() + content for name, content in sorted(files.items()))).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub  # pyright: ignore[reportIncompatibleVariableOverride]
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(self.path).partition("?")[0].strip("/").split("/")
+        self.server.tokens.add(self.headers.get("authorization"))
+        name = "/".join(path[2:4] if path[0] == "api" else path[:2])
+        files = self.server.repositories.get(name)
+        if files is None:
+            self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif path[0] != "api":
+            self.send_file(files, "/".join(path[4:]))
+        elif path[4:5] == ["tree"]:
+            tree = [{"type": "file", "path": p, "size": len(c), "oid": etag(c)} for p, c in sorted(files.items())]
+            self.json(tree)
+        elif path[5:] in ([], ["main"], [commit_of(files)]):
+            siblings = [{"rfilename": path} for path in sorted(files)]
+            self.json({"id": name, "sha": commit_of(files), "siblings": siblings})
+        else:
+            self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+
+    def send_file(self, files: Files, path: str) -> None:
+        if path not in files:
+            self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
+        content, asked = files[path], self.headers.get("range")
+        headers = {"ETag": f'"{etag(content)}"', "X-Repo-Commit": commit_of(files), "Accept-Ranges": "bytes"}
+        status = 200
+        if asked and self.command == "GET":
+            start = int(asked.removeprefix("bytes=").partition("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            content, status = content[start:], 206
+        if self.command == "GET":
+            self.server.fetched.append((path, asked))
+        cut, self.server.cut_after = self.server.cut_after, self.server.cut_after
+        if cut is not None and self.command == "GET" and path.endswith(".data"):
+            self.server.cut_after = None
+            self.reply(status, content[:cut], headers, length=len(content))
+            self.close_connection = True
+        else:
+            self.reply(status, content, headers)
+
+    def do_POST(self) -> None:
+        path = unquote(self.path).partition("?")[0].strip("/").split("/")
+        length = self.headers.get("content-length")
+        body = self.rfile.read(int(length)) if length else b"".join(self.chunks())
+        self.server.tokens.add(self.headers.get("authorization"))
+        if path == ["api", "repos", "create"]:
+            asked = json.loads(body)
+            name = f"{asked.get('organization')}/{asked['name']}"
+            self.server.repositories.setdefault(name, {})
+            self.json({"url": f"http://127.0.0.1/{name}", "name": name})
+        elif path[-1] == "validate-yaml":
+            self.json({"warnings": [], "errors": []})
+        elif path[4:5] == ["preupload"]:
+            modes = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
+            self.json({"files": modes})
+        elif path[4:5] == ["commit"]:
+            self.commit("/".join(path[2:4]), [json.loads(line) for line in body.splitlines()])
+        else:
+            self.reply(404, b"{}")
+
+    def commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        files = self.server.repositories[name]
+        for line in lines:
+            if line["key"] == "file":
+                files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        sha = commit_of(files)
+        self.json({"commitUrl": f"http://127.0.0.1/{name}/commit/{sha}", "commitOid": sha, "success": True})
+
+    def chunks(self) -> Iterator[bytes]:
+        while size := int(self.rfile.readline(), 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+
+    def json(self, value: Any) -> None:
+        self.reply(200, json.dumps(value).encode())
+
+    def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None, length: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def etag(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def run(hub: Hub, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return what runs the command line in a process of its own: the library reads its environment when imported."""
+
+    def call(*arguments: str | Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "phi3_onnx.cli", *map(str, arguments)],
+            env={
+                **os.environ,
+                "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
+                "HF_HOME": str(tmp_path / "hf"),
+                "HF_HUB_OFFLINE": "0",
+                "HF_HUB_DISABLE_XET": "1",
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return call
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def foreign(package: Path) -> Files:
+    """Return a package's files without what only we write."""
+    return {p.name: p.read_bytes() for p in package.iterdir() if p.name != MANIFEST_NAME}
+
+
+def add(hub: Hub, repository: str, folder: str, files: Files) -> None:
+    held = hub.repositories.setdefault(repository, {})
+    held.update({f"{folder}/{name}" if folder else name: content for name, content in files.items()})
+
+
+@pytest.mark.parametrize(
+    ("target", "folder"),
+    [
+        ("cpu-int4-rtn", "cpu_and_mobile/cpu-int4-rtn-block-32-acc-level-4"),
+        ("cuda-fp16", "cuda/cuda-fp16"),
+        ("cuda-int4-rtn", "cuda/cuda-int4-rtn-block-32"),
+        ("dml-int4-awq", "directml/directml-int4-awq-block-128"),
+    ],
+)
+def test_the_four_published_folders(target: str, folder: str) -> None:
+    assert published_folder(find_target(target)) == folder
+
+
+def test_every_target_finds_its_own_folder_and_no_other() -> None:
+    folders = {name: published_folder(target) for name, target in targets().items()}
+    assert len(set(folders.values())) == len(folders)
+    files = [f"{folder}/genai_config.json" for folder in folders.values()]
+    assert {name: find_published(files, target) for name, target in targets().items()} == folders
+
+
+def test_a_folder_that_says_more_than_the_target() -> None:
+    files = ["gpu/gpu-int4-awq-block-128/genai_config.json", "x/cpu-int4-awq-block-128-acc-level-4/genai_config.json"]
+    assert find_published(files, find_target("cpu-int4-awq")) == "x/cpu-int4-awq-block-128-acc-level-4"
+    assert find_published(files, find_target("cuda-fp16")) is None
+    assert find_published(["genai_config.json", "README.md"], find_target("cuda-fp16")) == ""
+
+
+def test_pull_one_of_microsofts(hub: Hub, run: Run, tiny_package: Factory, isolated: Path) -> None:
+    ours = tiny_package("plain")
+    add(hub, MICROSOFT, "cpu_and_mobile/cpu-int4-rtn-block-32-acc-level-4", foreign(ours))
+    add(hub, MICROSOFT, "cpu_and_mobile/cpu-int4-rtn-block-32-acc-level-4", {"configuration_phi3.py": b"code"})
+    add(hub, MICROSOFT, "cuda/cuda-fp16", foreign(ours))
+    add(hub, MICROSOFT, "", {"README.md": b"card", "config.json": b"{}"})
+    done = run("pull", MICROSOFT, "--target", "cpu-int4-rtn", HF_TOKEN="hf_secret")
+    folder = isolated / "packages" / "Phi-3-mini-4k-instruct-onnx" / "cpu-int4-rtn"
+    assert done.stdout.strip() == str(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == foreign(ours)
+    assert {name.rpartition("/")[0] for name, _ in hub.fetched} == {"cpu_and_mobile/cpu-int4-rtn-block-32-acc-level-4"}
+    assert not any(name.endswith(".py") for name, _ in hub.fetched)
+    assert "Bearer hf_secret" in hub.tokens
+    # The notice names it as the other verbs take it.
+    name = done.stderr.strip().rpartition("chat ")[2]
+    assert name == "Phi-3-mini-4k-instruct-onnx/cpu-int4-rtn"
+    assert "2 layers" in run("show", name).stdout
+
+
+def test_a_pull_that_was_cut_off_goes_on(hub: Hub, run: Run, tiny_package: Factory, tmp_path: Path) -> None:
+    # The library keeps what it has received in pieces of 10 MB.
+    data = bytes(range(256)) * (24 << 12)
+    add(hub, "org/cut", "", {**foreign(tiny_package("plain")), "model.onnx.data": data})
+    hub.cut_after = 22 << 20
+    run("pull", "org/cut", "-o", tmp_path / "got")  # the library tries again by itself
+    first, *_, last = [asked for name, asked in hub.fetched if name == "model.onnx.data"]
+    assert first is None
+    assert last is not None
+    assert int(last.removeprefix("bytes=").removesuffix("-")) >= 10 << 20
+    assert (tmp_path / "got" / "model.onnx.data").read_bytes() == data
+
+
+def test_what_goes_wrong_is_one_line(hub: Hub, run: Run, tiny_package: Factory, tmp_path: Path) -> None:
+    add(hub, "org/some", "cuda/cuda-fp16", foreign(tiny_package("plain")))
+    add(hub, "org/none", "", {"model.safetensors": b"", "config.json": b"{}"})
+
+    def error(*arguments: str | Path, **environment: str) -> str:
+        line = run("pull", *arguments, code=1, **environment).stderr.strip().splitlines()[-1]
+        assert line.startswith("phi3-onnx: ")
+        return line
+
+    assert "it has cuda/cuda-fp16" in error("org/some", "-t", "cpu-int4-rtn")
+    assert "phi3-onnx export org/none" in error("org/none")
+    assert "the hub has no model 'org/missing'" in error("org/missing")
+    assert "has no revision 'v9'" in error("org/some", "-t", "cuda-fp16", "--revision", "v9")
+    assert "the hub is out of reach" in error("org/some", "-t", "cuda-fp16", HF_HUB_OFFLINE="1")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("kept")
+    assert "already exists" in error("org/some", "-t", "cuda-fp16", "-o", tmp_path / "taken")
+
+
+@pytest.fixture
+def verified(tiny: Factory, tiny_package: Factory, tmp_path: Path) -> Path:
+    """Return a folder of two packages with the figures of a verification in their manifests."""
+    import shutil
+
+    from phi3_onnx.evaluate.verification import record
+    from phi3_onnx.evaluate.verify import verify
+    from phi3_onnx.export import open_checkpoint
+
+    folder = tmp_path / "packages"
+    for target in ("cpu-fp32", "cuda-fp16"):
+        shutil.copytree(tiny_package("plain", target), folder / target)
+        found = verify(folder / target, open_checkpoint(tiny("plain")), provider="cpu", steps=2)
+        record(folder / target, found)
+    return folder
+
+
+def test_push_and_pull_again(hub: Hub, run: Run, verified: Path, tmp_path: Path) -> None:
+    about = ("--base-model", "microsoft/Phi-3-mini-4k-instruct")
+    run("push", verified / "cuda-fp16", "org/tiny-onnx", *about)
+    done = run("push", verified / "cpu-fp32", "org/tiny-onnx", *about)
+    assert "/org/tiny-onnx/commit/" in done.stdout
+    files = hub.repositories["org/tiny-onnx"]
+    assert {name.rpartition("/")[0] for name in files} == {"", "cuda/cuda-fp16", "cpu_and_mobile/cpu-fp32"}
+    card = files["README.md"].decode()
+    # The package that was there already is still in the card.
+    for folder in ("cuda/cuda-fp16", "cpu_and_mobile/cpu-fp32"):
+        assert card.count(f"| `{folder}` | ") == 2
+    run("pull", "org/tiny-onnx", "-t", "cuda-fp16", "-o", tmp_path / "again")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()} == {
+        p.name: p.read_bytes() for p in (verified / "cuda-fp16").iterdir()
+    }
+
+
+def test_a_dry_run_writes_what_would_be_pushed(run: Run, hub: Hub, verified: Path, tmp_path: Path) -> None:
+    run("push", verified, "org/tiny-onnx", "--licence", "apache-2.0", "--dry-run", tmp_path / "dry")
+    assert hub.repositories == {}
+    assert (tmp_path / "dry" / "cuda" / "cuda-fp16" / "model.onnx.data").is_file()
+    card = (tmp_path / "dry" / "README.md").read_text(encoding="utf-8")
+    head = card.split("---")[1]
+    assert "license: apache-2.0" in head
+    assert "base_model" not in head  # a folder on this machine is nobody else's model
+    manifest = read_manifest(verified / "cuda-fp16")
+    assert manifest.verification is not None
+    kl = next(row["value"] for row in manifest.verification["rows"] if row["name"] == "mean_kl")
+    assert f"| `cuda/cuda-fp16` | passed | CPU | {kl:.3g} | " in card
+    assert "not a run on the provider it is for" in card
+    assert "Responsible use" in card
+    for line in card.splitlines():
+        assert "{{" not in line
+        assert "None" not in line
+
+
+def test_what_must_not_be_published(run: Run, verified: Path, tiny_package: Factory, tmp_path: Path) -> None:
+    to = ("org/x", "--dry-run", tmp_path / "dry")
+    error = run("push", verified, *to, code=2).stderr
+    assert "--licence apache-2.0" in error
+    error = run("push", tiny_package("plain"), *to, "--licence", "mit", code=1).stderr
+    assert "was never verified" in error
+    assert not (tmp_path / "dry").exists()
+    run("push", tiny_package("plain"), *to, "--licence", "mit", "--unverified")
+    assert "not verified" in (tmp_path / "dry" / "README.md").read_text(encoding="utf-8")
