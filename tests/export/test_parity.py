@@ -1,6 +1,7 @@
 """Packages of tiny models against transformers, run by plain ONNX Runtime with the cache split at awkward places."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def package_logits(package: Path, ids: np.ndarray, chunks: list[int]) -> np.ndar
     for length in chunks:
         stop = start + length
         feeds = {"input_ids": ids[:, start:stop], "attention_mask": np.ones((len(ids), stop), np.int64), **past}
+        if "position_ids" in inputs:
+            feeds["position_ids"] = np.tile(np.arange(start, stop), (len(ids), 1))
         logits, *present = session.run(None, feeds)
         found.append(np.asarray(logits, np.float32))
         past = dict(zip(past_names, present, strict=True))
@@ -78,6 +81,34 @@ def test_float32_package_equals_transformers(
     for batch, chunks in ((2, [97, 1, 1, 1]), (1, [33, 1, 1, 40, 25])):
         found = package_logits(package, ids[:batch], chunks)
         assert np.abs(found - expected[:batch]).max() < FLOAT32_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "length"),
+    [
+        ("plain", {}, 60),
+        ("gqa", {}, 60),
+        ("partial", {}, 60),
+        ("partial", WIDE_HEADS, 60),
+        ("window", {}, 60),
+        ("longrope", {}, 4096),
+        ("longrope", {}, 4097),
+    ],
+)
+def test_directmls_graph_equals_transformers(
+    tiny: Tiny, tmp_path: Path, kind: str, changes: dict[str, Any], length: int
+) -> None:
+    """Separate q, k and v, rotary nodes and position_ids, in float32 and on the CPU provider."""
+    from phi3_onnx.configs import find_target
+    from phi3_onnx.export import export
+
+    directml = find_target("dml-int4-awq")
+    target = replace(find_target("cpu-fp32"), attention=directml.attention, position_ids=directml.position_ids)
+    package = export(tiny(kind, **changes), target, tmp_path / "package")
+    ids = random_ids(length)
+    expected = reference_logits(tiny(kind, **changes), ids)
+    found = package_logits(package, ids, [length] if kind == "longrope" else [33, 1, length - 34])
+    assert np.abs(found - expected).max() < FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize("length", [4095, 4096, 4097, 4160])
