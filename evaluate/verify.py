@@ -250,6 +250,9 @@ def _passages(checkpoint: Checkpoint, tokenizer: Any) -> tuple[list[Passage], li
 
 
 def _prompts(checkpoint: Checkpoint, tokenizer: Any, steps: int) -> list[np.ndarray]:
+    config = checkpoint.config
+    # An answer that outgrew LongRoPE's short factors could not be judged by one pass, which has one set for all of it.
+    room = min(config.max_position, config.longrope.original_max_position if config.longrope else config.max_position)
     prompts: list[np.ndarray] = []
     for chat in corpus.chats()[:CONVERSATIONS]:
         text = _try_render(tokenizer, chat) if tokenizer.chat_template is not None else None
@@ -257,8 +260,7 @@ def _prompts(checkpoint: Checkpoint, tokenizer: Any, steps: int) -> list[np.ndar
             ids = tokenizer(text, add_special_tokens=False).input_ids
         else:
             ids = tokenizer(chat[-1]["content"]).input_ids
-        room = checkpoint.config.max_position - steps
-        prompts.append(np.array(ids[-room:], dtype=np.int64))
+        prompts.append(np.array(ids[-max(1, room - steps) :], dtype=np.int64))
     return prompts
 
 
