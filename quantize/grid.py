@@ -6,6 +6,7 @@ storing zeros is sum(w q)^2 / sum(q q): that is what the candidates here are com
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -20,6 +21,10 @@ _THOROUGH_FACTORS = (1.05, 1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7)
 # With 256 levels the largest weight decides: no candidate but the full range is ever worth its time.
 _FULL_RANGE = (1.0,)
 _TINY = 1e-30
+
+Effort = Literal["range", "fast", "thorough"]
+"""`range`: the scale that just reaches the largest weight, no search (plain rounding); `fast`: a few scales, for speed;
+`thorough`: several times as many, for methods that spend far more time on each weight anyway."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,7 @@ def fit_grid(
     scheme: WeightScheme,
     scale_dtype: IoDtype,
     importance: torch.Tensor | None = None,
-    *,
-    thorough: bool = False,
+    effort: Effort = "fast",
 ) -> Grid:
     """Return the grid of each block with the least (weighted) squared error among some candidates.
 
@@ -47,17 +51,18 @@ def fit_grid(
         scheme: Bits and symmetry.
         scale_dtype: Dtype in which scales will be stored; the returned ones are rounded to it.
         importance: float32 [blocks or 1, block size], the weight of each squared error; None counts all alike.
-        thorough: Try several times as many candidates, and refine the best: for methods that spend far more time on
-            each weight anyway.
+        effort: How many candidates to try.
 
     """
+    scales, zeros = _candidates(blocks, scheme, effort)
+    if effort == "range":
+        return Grid(round_scales(scales[0], scale_dtype), None if zeros is None else zeros[0])
     search = _Search(blocks, scheme, importance)
-    scales, zeros = _candidates(blocks, scheme, thorough)
     scales, gains = search.refine(scales, zeros)
     best = gains.max(0, keepdim=True).indices  # eight times as fast as argmax
     scales = scales.gather(0, best)
     zeros = None if zeros is None else zeros.gather(0, best)
-    for _ in range(3 if thorough else 0):
+    for _ in range(3 if effort == "thorough" else 0):
         scales, gains = search.refine(scales, zeros)
     return Grid(round_scales(scales[0], scale_dtype), None if zeros is None else zeros[0])
 
@@ -109,21 +114,26 @@ class _Search:
         torch.sum(product, 1, out=squares)
 
 
-def _candidates(blocks: torch.Tensor, scheme: WeightScheme, thorough: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _candidates(
+    blocks: torch.Tensor, scheme: WeightScheme, effort: Effort
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return scales to try and their zero points, both [candidates, blocks]."""
     levels = 1 << scheme.bits
     high, low = blocks.amax(1), blocks.amin(1)
+    factors = _THOROUGH_FACTORS
+    if effort == "range" or scheme.bits == 8:
+        factors = _FULL_RANGE
+    elif effort == "fast":
+        factors = _SYMMETRIC_FACTORS if scheme.symmetric else _ASYMMETRIC_FACTORS
     if scheme.symmetric:
         # The codes reach one step further down than up, so the scale's sign sends the largest weight there.
         base = torch.where(high > -low, high, low) * (-2 / levels)
-        factors = _FULL_RANGE if scheme.bits == 8 else _THOROUGH_FACTORS if thorough else _SYMMETRIC_FACTORS
         return torch.outer(torch.tensor(factors), base), None
     high.clamp_(min=0)
     low.clamp_(max=0)
-    factors = _FULL_RANGE if scheme.bits == 8 else _THOROUGH_FACTORS[1:] if thorough else _ASYMMETRIC_FACTORS
     base = (high - low) / (levels - 1)
     zero = (low * -_inverse(base)).round_()
-    shifts = torch.tensor((0.0, -1.0, 1.0) if thorough else (0.0,))
+    shifts = torch.tensor((0.0, -1.0, 1.0) if effort == "thorough" else (0.0,))
     zeros = (zero + shifts[:, None]).clamp_(0, levels - 1).repeat_interleave(len(factors), 0)
     return torch.outer(torch.tensor(factors).repeat(len(shifts)), base), zeros
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from phi3_onnx.configs import WeightScheme
-from phi3_onnx.quantize.grid import fit_grid, steps
+from phi3_onnx.quantize.grid import Effort, fit_grid, steps
 from phi3_onnx.quantize.packed import concatenate_rows
 from phi3_onnx.quantize.rtn import quantize_rtn
 
@@ -106,13 +106,14 @@ def test_zeros_and_tiny_weights_give_no_nan(scheme: WeightScheme) -> None:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_thorough_search_loses_no_more(symmetric: bool) -> None:
+def test_more_effort_loses_less(symmetric: bool) -> None:
     scheme = WeightScheme(4, 64, symmetric)
     blocks = torch.from_numpy(random_matrix(200, 64))
     importance = torch.rand(200, 64, generator=torch.Generator().manual_seed(0))
     errors = []
-    for thorough in (False, True):
-        grid = fit_grid(blocks, scheme, "float32", importance, thorough=thorough)
+    efforts: tuple[Effort, ...] = ("range", "fast", "thorough")
+    for effort in efforts:
+        grid = fit_grid(blocks, scheme, "float32", importance, effort)
         back = steps(blocks, grid, scheme) * grid.scales[:, None]
         errors.append(float((importance * (blocks - back).square()).sum()))
-    assert errors[1] < errors[0]
+    assert errors[2] < errors[1] < errors[0]
