@@ -1,0 +1,252 @@
+"""Transcripts of `generate`, to the byte, with an engine that answers from a script."""
+
+import json
+import signal
+from itertools import count
+
+import pytest
+from click.testing import CliRunner
+from phi3_onnx.cli.generate import command
+from phi3_onnx.configs import EngineError, PackageError, ProviderError, UsageError
+from phi3_onnx.runtime import genai, generation
+from phi3_onnx.runtime.providers import Candidate, ProviderChoice
+from phi3_onnx.runtime.scripted import ScriptedSequence, scripted_engine, write_scripted_package
+from phi3_onnx.runtime.tokenizer import Tokenizer
+
+CHOICE = ProviderChoice("cpu", (Candidate("cpu", True, "the package was made for it"),))
+LOADED = "pkg on cpu (cpu: chosen, the package was made for it)\n"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Return `run(answers, *arguments)`: the result of the command on a scripted package, and its engine."""
+    folder = tmp_path / "pkg"
+    write_scripted_package(folder, context_length=2000)
+    ticks = count()
+    monkeypatch.setattr(generation, "perf_counter", lambda: next(ticks) * 0.25)
+
+    def invoke(answers, *arguments, stdin=None):
+        engine = scripted_engine(Tokenizer(folder), answers)
+        monkeypatch.setattr(genai, "load_engine", lambda package, provider, **_: (engine, CHOICE))
+        result = CliRunner().invoke(command, [str(folder), *arguments], input=stdin)
+        result.engine = engine  # pyright: ignore[reportAttributeAccessIssue]
+        return result
+
+    return invoke
+
+
+def test_the_answer_is_on_stdout_and_all_else_on_stderr(run):
+    result = run(["Hello!"], "-p", "Hi", "-n", "50")
+    assert result.exit_code == 0
+    assert result.stdout == "Hello!\n"
+    assert result.stderr == (
+        LOADED + "KV cache: 29.0 KiB for 58 tokens\nprompt 8 tokens, 32.0 tok/s; answer 7 tokens, 4.0 tok/s\n"
+    )
+    assert result.engine.closed
+    assert result.engine.open_count == 0
+
+
+def test_an_answer_that_is_cut_says_so(run):
+    result = run(["Hello!"], "-p", "Hi", "-n", "4")
+    assert result.stdout == "Hell\n"
+    assert result.stderr.endswith("answer 4 tokens, 4.0 tok/s; cut at its longest\n")
+
+
+def test_a_final_newline_is_not_doubled(run):
+    assert run(["Hello\n"], "-p", "Hi").stdout == "Hello\n"
+
+
+@pytest.mark.parametrize("arguments", [("-p", "-"), ("-f", "-"), ()])
+def test_a_prompt_from_stdin(run, arguments):
+    result = run(["Hello"], *arguments, stdin="naïve 🙂\n")
+    assert result.stdout == "Hello\n"
+    assert result.stderr.splitlines()[-1].startswith(f"prompt {6 + len('naïve 🙂'.encode())} tokens")
+
+
+def test_a_prompt_from_a_file(run, tmp_path):
+    (tmp_path / "prompt.txt").write_text("x" * 94)
+    assert "prompt 100 tokens" in run(["y"], "-f", str(tmp_path / "prompt.txt")).stderr
+
+
+def test_several_prompts_are_answered_one_by_one_and_share_what_they_begin_with(run):
+    result = run(["one", "two"], "-p", "aaaa1", "-p", "aaaa2", "--system", "S", "-n", "9")
+    assert result.stdout == "one\n\ntwo\n"
+    # `<|system|>\nS<|end|>\n<|user|>\naaaa` is 11 tokens.
+    assert "prompt 16 tokens (11 cached)" in result.stderr
+
+
+def test_stop_strings_end_the_answer_unseen(run):
+    result = run(["one END two"], "-p", "Hi", "--stop", "END", "--stop", "two")
+    assert result.stdout == "one \n"
+
+
+def test_raw_text_is_continued(run):
+    result = run(["bc"], "-p", "a", "--raw")
+    assert result.stdout == "bc\n"
+    assert "prompt 1 tokens" in result.stderr
+
+
+def test_json(run):
+    result = run(["Hé"], "-p", "Hi", "--json", "--logprobs", "1")
+    table = json.loads(result.stdout)
+    logprobs = table.pop("logprobs")
+    assert table == {
+        "text": "Hé",
+        "finish_reason": "stop",
+        "prompt_tokens": 8,
+        "cached_tokens": 0,
+        "completion_tokens": 4,
+        "prefill_seconds": 0.25,
+        "decode_seconds": 0.75,
+        "prefill_tokens_per_second": 32.0,
+        "decode_tokens_per_second": 4.0,
+        "model": "pkg",
+        "provider": "cpu",
+    }
+    assert [entry["token"] for entry in logprobs] == ["H", "\ufffd", "\ufffd", "<|end|>"]
+    assert logprobs[0]["logprob"] == 0
+    assert logprobs[0]["top"] == [{"token_id": logprobs[0]["token_id"], "token": "H", "logprob": 0.0}]
+
+
+def test_jsonl(run, tmp_path):
+    requests = [
+        {"id": 7, "prompt": "Hi", "max_tokens": 3},
+        {"messages": [{"role": "user", "content": "Hi"}], "stop": "l"},
+        {"id": "long", "prompt": "x" * 3000},
+        {"prompt": "Hi", "raw": True, "temperature": 0, "system": None},
+    ]
+    path = tmp_path / "requests.jsonl"
+    path.write_text("\n\n".join(map(json.dumps, requests)))
+    result = run(["one", "tool", "four"], "--jsonl", str(path), "-n", "20")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line.get("id") for line in lines] == [7, None, "long", None]
+    assert [line.get("text") for line in lines] == ["one", "too", None, "four"]
+    assert lines[0]["finish_reason"] == "length"
+    assert lines[2]["error"].startswith("prompt 3006 tokens + 20 > context 2000")
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"line 2: not valid JSON"),
+        ("[]", "line 2: must be a JSON object"),
+        ("{}", "line 2: must have either prompt or messages"),
+        ('{"prompt": 3}', "line 2: prompt must be a text, got 3"),
+        ('{"prompt": "x", "temprature": 1}', "line 2: unknown key 'temprature'; known: id, prompt"),
+        ('{"prompt": "x", "max_tokens": "many"}', "line 2: max_tokens must be a whole number, got 'many'"),
+        ('{"prompt": "x", "temperature": true}', "line 2: temperature must be a number, got True"),
+        ('{"prompt": "x", "stop": [1]}', "line 2: stop must be a text or a list of texts"),
+        ('{"messages": [{"role": "robot"}]}', "line 2: message 1 must have a role"),
+    ],
+)
+def test_malformed_requests_are_named_before_anything_is_loaded(run, tmp_path, line, message):
+    path = tmp_path / "requests.jsonl"
+    path.write_text('{"prompt": "fine"}\n' + line)
+    result = run([], "--jsonl", str(path))
+    assert isinstance(result.exception, UsageError)
+    assert message in str(result.exception)
+    assert result.stderr == ""
+
+
+def test_guidance_reaches_the_engine(run, tmp_path, monkeypatch):
+    seen = []
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    from phi3_onnx.runtime.scripted import ScriptedEngine
+
+    opened = ScriptedEngine.open
+    monkeypatch.setattr(
+        ScriptedEngine, "open", lambda self, capacity, guided=None: (seen.append(guided), opened(self, capacity))[1]
+    )
+    assert run(["{}"], "-p", "Hi", "--json-schema", str(schema)).stdout == "{}\n"
+    assert run(["12"], "-p", "Hi", "--regex", "[0-9]+").stdout == "12\n"
+    assert [guided.guidance.kind for guided in seen] == ["json_schema", "regex"]
+    assert [guided.guidance.text for guided in seen] == ['{"type": "object"}', "[0-9]+"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-p", "x", "--logprobs", "2"), "--logprobs needs --json"),
+        (("-p", "x", "--regex", "a", "--grammar", "-"), "take one of --json-schema, --regex and --grammar"),
+        (("-p", "-", "-f", "-"), r"stdin (-) can be read once only"),
+        (("-p", "x" * 1995), "prompt 2001 tokens + 1 > context 2000"),
+        (("-p", "x", "-n", "2000"), "prompt 7 tokens + 2000 > context 2000"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(run, arguments, message):
+    result = run(["never"], *arguments, stdin="x")
+    assert isinstance(result.exception, UsageError)
+    assert message in str(result.exception)
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-n", "0"),
+        ("--temperature", "-1"),
+        ("--top-p", "0"),
+        ("--top-p", "1.1"),
+        ("--top-k", "-1"),
+        ("--seed", "-1"),
+        ("--threads", "0"),
+        ("--device", "-1"),
+        ("--logprobs", "21"),
+        ("-f", "no-such-file"),
+    ],
+)
+def test_flags_out_of_range_are_clicks_own_errors(run, arguments):
+    result = run([], "-p", "x", *arguments)
+    assert result.exit_code == 2
+    assert "Invalid value for" in result.stderr
+
+
+def test_an_interrupt_ends_the_answer(run, monkeypatch):
+    logits, calls = ScriptedSequence.logits, count()
+
+    def interrupted(self):
+        if next(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return logits(self)
+
+    monkeypatch.setattr(ScriptedSequence, "logits", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    result = run(["Hello"], "-p", "Hi", "-p", "never asked")
+    assert result.exit_code == 130
+    assert result.stdout == "Hell\n"
+    assert result.stderr.endswith("cancelled\n")
+    assert signal.getsignal(signal.SIGINT) == before
+    assert result.engine.open_count == 0
+
+
+def test_a_failing_engine_is_an_error(run):
+    result = run([], "-p", "Hi")
+    assert isinstance(result.exception, EngineError)
+    assert result.engine.closed
+
+
+class TestWithoutAPackage:
+    def test_there_is_none(self):
+        result = CliRunner().invoke(command, ["-p", "Hi"])
+        assert isinstance(result.exception, PackageError)
+        assert "no package in the store; make one: phi3-onnx export --target cpu-int4-rtn" in str(result.exception)
+
+    @pytest.mark.parametrize(("provider", "target"), [("dml", "dml-int4-awq"), ("cudaexecutionprovider", "cuda-fp16")])
+    def test_there_is_none_for_the_provider(self, provider, target):
+        result = CliRunner().invoke(command, ["-p", "Hi", "--provider", provider])
+        assert isinstance(result.exception, PackageError)
+        assert str(result.exception).endswith(f"make one: phi3-onnx export --target {target}")
+
+
+def test_on_a_real_package(tiny_package):
+    folder = str(tiny_package("gqa"))
+    arguments = [folder, "-p", "Hi", "-n", "5", "--temperature", "0.8", "--seed", "4"]
+    first, again = CliRunner().invoke(command, arguments), CliRunner().invoke(command, arguments)
+    assert first.exit_code == 0, first.exception
+    assert first.stdout == again.stdout
+    for provider in ("cuda", "dml"):
+        refused = CliRunner().invoke(command, [folder, "-p", "Hi", "--provider", provider])
+        assert isinstance(refused.exception, ProviderError)
+        assert refused.stdout == ""
