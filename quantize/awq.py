@@ -1,7 +1,7 @@
 """AWQ (Lin et al., arXiv:2306.00978): input channels that matter are scaled up before rounding, then ranges clipped.
 
-As in llm-awq, s = mean|x|^r for r = 0, 0.05 ... 0.95, clamped at 1e-4 and divided by sqrt(max * min), and the r with the
-least output error stays; where that is 0, all scales are 1. In place of twenty forward passes per search stands
+As in llm-awq, s = mean|x|^r for r = 0, 0.05 ... 0.95, clamped at 1e-4 and divided by sqrt(max * min), and the r with
+the least output error stays; where that is 0, all scales are 1. In place of twenty forward passes per search stands
 tr(D H D^T), with D the rounding error of the weight and H the inputs' Gram matrix: the same squared error of the same
 outputs, from one pass over the samples.
 """
