@@ -7,6 +7,7 @@ from types import MappingProxyType
 import click
 
 from ..configs import Phi3OnnxError
+from .versions import print_versions
 
 # Verb -> module of this folder that has its `command`. The order is that of the help page.
 VERBS = MappingProxyType(
@@ -27,6 +28,7 @@ VERBS = MappingProxyType(
         "rm": "remove",
         "pull": "pull",
         "push": "push",
+        "doctor": "doctor",
     }
 )
 
@@ -67,6 +69,7 @@ SUMMARIES = MappingProxyType(
         "rm": "Remove packages from the store.",
         "pull": "Fetch a package from the Hugging Face hub.",
         "push": "Publish packages on the Hugging Face hub.",
+        "doctor": "Find out what runs here, and what mends what does not.",
     }
 )
 
@@ -76,7 +79,14 @@ SUMMARIES = MappingProxyType(
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "PHI3_ONNX"},
     help="Phi-3 to verified ONNX packages, and one runtime for CUDA, DirectML and CPU.",
 )
-@click.version_option(package_name="phi3-onnx", prog_name="phi3-onnx")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=print_versions,
+    help="Print the versions that matter, and leave.",
+)
 @click.option("--debug", is_flag=True, help="Show Python's traceback with an error, and log what is done.")
 def root(debug: bool) -> None:
     """Set up what every verb shares."""

@@ -30,6 +30,18 @@ _OPTIONS = (
     click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True), help="Above 1, repeat less."),
     click.option("--seed", type=click.IntRange(0), help="The same seed gives the same text."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
+)
+
+
+def _list_devices(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from .doctor import print_devices
+
+        print_devices()
+        ctx.exit()
+
+
+_LOADING_OPTIONS = (
     click.option(
         "--provider",
         default="auto",
@@ -39,12 +51,27 @@ _OPTIONS = (
     ),
     click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: the physical cores]"),
     click.option("--device", type=click.IntRange(0), help="Number of the GPU, where there are several."),
+    click.option(
+        "--list-devices",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_list_devices,
+        help="Print the processors of this machine, and leave.",
+    ),
 )
 
 
 def answering_options(command: _F) -> _F:
     """Give a command the flags that decide how a package is loaded and how it answers."""
-    for option in reversed(_OPTIONS):
+    for option in reversed((*_OPTIONS, *_LOADING_OPTIONS)):
+        command = option(command)
+    return command
+
+
+def loading_options(command: _F) -> _F:
+    """Give a command the flags that decide how a package is loaded, and no others."""
+    for option in reversed(_LOADING_OPTIONS):
         command = option(command)
     return command
 

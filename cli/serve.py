@@ -2,6 +2,7 @@
 
 import click
 
+from .answering import loading_options
 from .screen import notice
 
 
@@ -33,15 +34,7 @@ from .screen import notice
     type=click.FloatRange(0),
     help="How long answers may go on after SIGTERM or Ctrl-C; a second one ends them at once.",
 )
-@click.option(
-    "--provider",
-    default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="auto, cpu, cuda, dml, or another execution provider of the installed ONNX Runtime.",
-)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: the physical cores]")
-@click.option("--device", type=click.IntRange(0), help="Number of the GPU, where there are several.")
+@loading_options
 def command(
     package: str | None,
     host: str,

@@ -1,0 +1,135 @@
+"""The processors of this machine: its CPU and its GPUs, with their drivers, as the operating system tells."""
+
+import csv
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_SECONDS = 20
+_DRM = Path("/sys/class/drm")
+# https://pci-ids.ucw.cz, the makers of GPUs.
+_MAKERS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
+_SMI_FIELDS = ("index", "name", "driver_version", "memory.total", "memory.free", "compute_cap")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A processor that can run a model."""
+
+    kind: str
+    """`cpu`, `nvidia`, or `gpu` for another."""
+    number: int
+    """What `--device` takes."""
+    name: str
+    driver: str | None = None
+    memory: int | None = None
+    """Bytes in all; None where it is not known."""
+    free: int | None = None
+    """Bytes free; None where it is not known."""
+    compute_capability: str | None = None
+    """NVIDIA's."""
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that run on it."""
+        if self.kind == "cpu":
+            return ("cpu",)
+        dml = ("dml",) if sys.platform == "win32" else ()
+        return ("cuda", *dml) if self.kind == "nvidia" else dml
+
+
+def list_devices() -> list[Device]:
+    """Return the CPU, and then every GPU that is found; those without a driver that works may be missing."""
+    nvidia = _nvidia()
+    others = _windows() if sys.platform == "win32" else _linux() if sys.platform == "linux" else []
+    if nvidia:
+        others = [device for device in others if "NVIDIA" not in device.name.upper()]
+    return [_cpu(), *nvidia, *others]
+
+
+def _cpu() -> Device:
+    memory = psutil.virtual_memory()
+    return Device("cpu", 0, _cpu_name(), memory=memory.total, free=memory.available)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
+
+
+def _nvidia() -> list[Device]:
+    """Return NVIDIA's GPUs, by the tool that comes with their driver."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    output = _run(["nvidia-smi", f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"])
+    return read_nvidia_smi(output)
+
+
+def read_nvidia_smi(output: str) -> list[Device]:
+    """Return the GPUs in a listing of `nvidia-smi`, whose memory is in MiB; lines of another kind are passed over."""
+    devices = []
+    for row in csv.reader(output.splitlines(), skipinitialspace=True):
+        if len(row) == len(_SMI_FIELDS) and row[0].isdecimal():
+            index, name, driver, total, free, capability = row
+            devices.append(Device("nvidia", int(index), name, driver, _mebibytes(total), _mebibytes(free), capability))
+    return devices
+
+
+def _mebibytes(text: str) -> int | None:
+    return int(text) * 2**20 if text.isdecimal() else None
+
+
+def _windows() -> list[Device]:
+    script = "Get-CimInstance Win32_VideoController | Select-Object Name,DriverVersion | ConvertTo-Json"
+    return read_video_controllers(_run(["powershell", "-NoProfile", "-NonInteractive", "-Command", script]))
+
+
+def read_video_controllers(output: str) -> list[Device]:
+    """Return the GPUs in PowerShell's JSON of `Win32_VideoController`: a list, or an object where there is but one."""
+    try:
+        found = json.loads(output or "[]")
+    except ValueError:
+        return []
+    entries = found if isinstance(found, list) else [found]
+    return [
+        Device("gpu", number, str(entry.get("Name")), entry.get("DriverVersion"))
+        for number, entry in enumerate(entry for entry in entries if isinstance(entry, dict))
+    ]
+
+
+def _linux() -> list[Device]:
+    devices = []
+    for card in sorted(_DRM.glob("card[0-9]*")):
+        if "-" in card.name:  # one of its outputs
+            continue
+        maker = _MAKERS.get(_line(card / "device/vendor"))
+        if maker:
+            driver = card / "device/driver"
+            name = f"{maker} GPU ({_line(card / 'device/device')})"
+            devices.append(Device("gpu", len(devices), name, driver.resolve().name if driver.exists() else None))
+    return devices
+
+
+def _line(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

@@ -1,0 +1,138 @@
+"""What the server costs: tokens/s of one client beside plain ONNX Runtime GenAI, on one package in one sitting.
+
+    python tests/bench/serve_overhead.py PACKAGE [--prompt 64] [--tokens 128] [--rounds 5] [--threads N]
+
+Both run the same token ids greedily, in turn, each round another prompt, so that no cache helps. The plain side is
+GenAI's own loop, `append_tokens` and `generate_next_token`, with the same number of threads, for as many tokens as the
+server gave. Its time is that of the loop; the server's is the client's, from request to last byte. Beside speed: the
+longest that /health took while a prompt of the context's length was run, and the time to the first token of a
+conversation's second turn, with the kept cache and without.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from phi3_onnx.runtime.hardware import default_threads
+from phi3_onnx.runtime.providers import import_genai
+
+
+def start(package: Path, threads: int) -> tuple[subprocess.Popen[str], str]:
+    """Start the server on a free port; return its process and address."""
+    command = [sys.executable, "-m", "phi3_onnx.cli", "serve", str(package), "--port", "0", "--threads", str(threads)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"ready at (http://\S+)", line):
+            return process, found[1]
+    raise SystemExit("the server did not start")
+
+
+def plain(og: Any, model: Any, prompt: list[int], tokens: int) -> float:
+    """Return the seconds that GenAI's own loop takes for `tokens` tokens after a prompt."""
+    length = len(prompt) + tokens
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=length, min_length=length, do_sample=False)
+    generator = og.Generator(model, params)
+    begun = time.perf_counter()
+    generator.append_tokens(np.asarray(prompt, dtype=np.int32))
+    for _ in range(tokens):
+        generator.generate_next_token()
+    return time.perf_counter() - begun
+
+
+def served(http: httpx.Client, prompt: list[int], tokens: int, stream: bool) -> tuple[float, int, float]:
+    """Return the seconds that the server takes, the tokens that it gave, and the seconds to the first event of text."""
+    body: dict[str, Any] = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": stream}
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    begun, first, usage = time.perf_counter(), 0.0, {}
+    with http.stream("POST", "/v1/completions", json=body) as reply:
+        if stream:
+            for line in reply.iter_lines():
+                if line.startswith("data: {"):
+                    first = first or time.perf_counter() - begun
+                    usage = json.loads(line[6:])["usage"] or usage
+        else:
+            usage = json.loads(reply.read())["usage"]
+    return time.perf_counter() - begun, usage["completion_tokens"], first
+
+
+def slowest_health(http: httpx.Client, url: str, prompt: list[int]) -> tuple[float, int]:
+    """Return the longest that /health took while a prompt was run, in seconds, and how often it was asked."""
+    running = threading.Thread(target=served, args=(http, prompt, 1, False))
+    running.start()
+    taken: list[float] = []
+    with httpx.Client(base_url=url) as other:
+        other.get("/health")  # connect
+        while running.is_alive():
+            begun = time.perf_counter()
+            other.get("/health").raise_for_status()
+            taken.append(time.perf_counter() - begun)
+            time.sleep(0.02)
+    return max(taken), len(taken)
+
+
+def main() -> None:
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("package", type=Path)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--long", type=int, default=1500)
+    parser.add_argument("--threads", type=int, default=default_threads())
+    args = parser.parse_args()
+    og = import_genai()
+    config = og.Config(str(args.package))
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": args.threads}}}}))
+    model = og.Model(config)
+    process, url = start(args.package, args.threads)
+    speeds: dict[str, list[float]] = {"plain": [], "whole": [], "stream": []}
+    random = np.random.default_rng(0)
+    try:
+        with httpx.Client(base_url=url, timeout=600) as http:
+            for _ in range(args.rounds + 1):  # the first one warms up
+                for kind in ("whole", "stream"):
+                    prompt = random.integers(1000, 20000, args.prompt).tolist()
+                    seconds, tokens, _ = served(http, prompt, args.tokens, kind == "stream")
+                    speeds[kind].append(tokens / seconds)
+                    if kind == "whole":
+                        speeds["plain"].append(tokens / plain(og, model, prompt, tokens))
+            long = random.integers(1000, 20000, args.long).tolist()
+            health, asked = slowest_health(http, url, long)
+            cached = served(http, [*long, *prompt[:16]], 2, True)[2]
+            fresh = random.integers(1000, 20000, args.long + 16).tolist()
+            anew = served(http, fresh, 2, True)[2]
+    finally:
+        process.terminate()
+        process.wait()
+    medians = {kind: statistics.median(values[1:]) for kind, values in speeds.items()}
+    print(
+        json.dumps(
+            {
+                "engine": f"onnxruntime-genai {og.__version__}",
+                "package": str(args.package),
+                "threads": args.threads,
+                **{f"{kind}_tok_s": round(value, 2) for kind, value in medians.items()},
+                "whole_to_plain": round(medians["whole"] / medians["plain"], 3),
+                "stream_to_plain": round(medians["stream"] / medians["plain"], 3),
+                "slowest_health_ms": round(1000 * health, 1),
+                "health_asked": asked,
+                "second_turn_first_token_s": {"cached": round(cached, 3), "anew": round(anew, 3)},
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
