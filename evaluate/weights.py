@@ -4,9 +4,9 @@ For every block of weights that shares a scale, the factor f that brings the sto
 (least squares) is 1 but for rounding. On the small real model in int4, block 32, it lies between 0.95 and 1.10; a
 scale that is twice too large makes it 0.5, weights from elsewhere make it about 0.
 
-AWQ multiplies columns of a matrix (and, between two matrices, rows of the one before) and divides the norm or the
-matrix before it. There the factors of columns and rows are estimated first, so that only what differs from block to
-block counts, and norms are left to the comparison of logits.
+AWQ multiplies the columns of a matrix and divides the norm before it, or the rows of the matrix before it (V before the
+output projection, up before down). There the factors of columns and rows are estimated first, so that only what differs
+from block to block counts, and norms are left to the comparison of logits.
 """
 
 import math
@@ -31,6 +31,8 @@ _PLAIN, _ROUNDED, _CALIBRATED = 1.001, 1.25, 2.0
 halve a block's outlier."""
 _NEGLIGIBLE = 1e-3
 """A block stored as zeros may have this much of the matrix's root mean square."""
+_SCALED_ROWS = ("qkv_proj.weight", "gate_up_proj.weight")
+"""Matrices whose rows AWQ may divide."""
 _NAMED = 3
 """Blocks named for one tensor at most."""
 
@@ -114,7 +116,8 @@ def _compare(pair: _Pair) -> _Block:
     for start, wanted, stored in pair.pieces():
         if columns is not None:
             wanted = wanted * columns
-            wanted *= _factor((stored * wanted).sum(1), (wanted * wanted).sum(1))[:, None]
+            if pair.name.endswith(_SCALED_ROWS):
+                wanted *= _row_factors(pair, wanted, stored)
         _judge(found, pair, start, wanted, stored)
     return found
 
@@ -131,12 +134,22 @@ def _factor(dots: np.ndarray, squares: np.ndarray) -> np.ndarray:
     return np.divide(dots, squares, out=np.ones_like(dots), where=squares > 0)
 
 
-def _judge(found: _Block, pair: _Pair, start: int, wanted: np.ndarray, stored: np.ndarray) -> None:
+def _row_factors(pair: _Pair, wanted: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    # The median of a row's blocks, which one wrong scale hardly moves.
+    dots, _, theirs = _products(pair, wanted, stored)
+    return np.median(_factor(dots, theirs), axis=1, keepdims=True)
+
+
+def _products(pair: _Pair, wanted: np.ndarray, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return stored . wanted, stored . stored and wanted . wanted of each block, [rows, blocks]."""
     pad = ((0, 0), (0, -wanted.shape[1] % pair.block))
-    wanted, stored = (np.pad(x, pad).reshape(len(x), -1, pair.block) for x in (wanted, stored))
-    dots, own, theirs = (
-        np.einsum("rbk,rbk->rb", a, b) for a, b in ((wanted, stored), (stored, stored), (wanted, wanted))
-    )
+    one, other = (np.pad(x, pad).reshape(len(x), -1, pair.block) for x in (stored, wanted))
+    dots, own, theirs = (np.einsum("rbk,rbk->rb", a, b) for a, b in ((one, other), (one, one), (other, other)))
+    return dots, own, theirs
+
+
+def _judge(found: _Block, pair: _Pair, start: int, wanted: np.ndarray, stored: np.ndarray) -> None:
+    dots, own, theirs = _products(pair, wanted, stored)
     with np.errstate(divide="ignore", invalid="ignore"):
         factor = dots / own
     good = (factor >= 1 / pair.limit) & (factor <= pair.limit)
