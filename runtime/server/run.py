@@ -68,8 +68,11 @@ async def _serve(
         on_ready(info, address(listener))
 
     announcing = asyncio.create_task(announce())
-    await server.serve(sockets=[listener])
-    announcing.cancel()
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        announcing.cancel()
+        await engine.stop()  # uvicorn leaves the lifespan's end out where it was told to hurry
     if failure:
         raise failure[0]
 
@@ -85,12 +88,16 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         # uvicorn's own raises the signal again in the end, which makes an orderly end look like a killed process.
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.force_exit = self.should_exit  # the second one hurries
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         ending = asyncio.create_task(self._end_answers())
