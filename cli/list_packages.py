@@ -10,9 +10,9 @@ from .screen import notice, size
 @click.command(short_help="List the packages in the store.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def command(as_json: bool) -> None:
-    """List the packages in the store, newest first."""
+    """List the packages in the store, newest first; those that phi3-onnx did not make come last."""
     from ..configs import list_packages
-    from ..configs.store import home
+    from ..configs.store import foreign_packages, home
 
     packages = list_packages()
     rows = [
@@ -25,6 +25,9 @@ def command(as_json: bool) -> None:
         }
         for package in packages
     ]
+    for name, folder in foreign_packages().items():
+        total = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        rows.append({"name": name, "folder": str(folder), "bytes": total, "created": None, "verified": None})
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
@@ -34,4 +37,5 @@ def command(as_json: bool) -> None:
     words = {True: "verified", False: "FAILED verification", None: "not verified"}
     width = max(len(str(row["name"])) for row in rows)
     for row in rows:
-        click.echo(f"{row['name']:<{width}}  {size(row['bytes']):>8}  {row['created'][:10]}  {words[row['verified']]}")
+        day = row["created"][:10] if row["created"] else "not made here"
+        click.echo(f"{row['name']:<{width}}  {size(row['bytes']):>8}  {day:<10}  {words[row['verified']]}".rstrip())

@@ -13,18 +13,20 @@ from .screen import notice
 def command(names: tuple[str, ...], yes: bool) -> None:
     """Remove packages from the store, by their names in it."""
     from ..configs import UsageError, find_package, list_packages
+    from ..configs.store import foreign_packages
 
-    stored = {package.folder.resolve(): package for package in list_packages()}
+    stored = {package.folder.resolve(): package.name for package in list_packages()}
+    stored |= {folder.resolve(): name for name, folder in foreign_packages().items()}
     chosen = []
     for name in names:  # all of them are found before any goes away
         folder = find_package(name).resolve()
         if folder not in stored:
             raise UsageError(f"{folder} is not in the store, so it is not removed; delete the folder yourself")
-        chosen.append(stored[folder])
-    for package in chosen:
-        if not yes and not click.confirm(f"remove {package.name} ({package.folder})?"):
+        chosen.append(folder)
+    for folder in chosen:
+        if not yes and not click.confirm(f"remove {stored[folder]} ({folder})?"):
             continue
-        shutil.rmtree(package.folder)
-        if not any(package.folder.parent.iterdir()):
-            package.folder.parent.rmdir()
-        notice(f"removed {package.name}")
+        shutil.rmtree(folder)
+        if not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+        notice(f"removed {stored[folder]}")

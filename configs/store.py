@@ -55,6 +55,17 @@ def list_packages() -> list[StoredPackage]:
     return sorted(found, key=lambda package: package.manifest.created, reverse=True)
 
 
+def foreign_packages() -> dict[str, Path]:
+    """Return the packages of the store that phi3-onnx did not make (`phi3-onnx pull` fetched them), by name."""
+    root = home() / "packages"
+    folders = sorted(path.parent for path in root.glob("*/*/genai_config.json"))
+    return {
+        folder.relative_to(root).as_posix(): folder
+        for folder in folders
+        if not folder.name.startswith(".") and not (folder / MANIFEST_NAME).is_file()
+    }
+
+
 def find_package(name: str) -> Path:
     """Return the folder of a package, named by its path or by its name in the store.
 
@@ -68,11 +79,9 @@ def find_package(name: str) -> Path:
     if (path := Path(name).expanduser()).is_dir():
         return path
     parts = name.strip("/").split("/")
-    if len(parts) == 2 and ".." not in parts:
-        # One that was fetched and that phi3-onnx did not make has no manifest, so only its full name finds it.
-        foreign = home() / "packages" / "/".join(parts)
-        if (foreign / "genai_config.json").is_file():
-            return foreign
+    # One that was fetched and that phi3-onnx did not make has no manifest, so only its full name finds it.
+    if len(parts) == 2 and (foreign := foreign_packages().get("/".join(parts))):
+        return foreign
     stored = list_packages()
     if len(parts) <= 2:
         try:

@@ -234,6 +234,9 @@ def test_pull_one_of_microsofts(hub: Hub, run: Run, tiny_package: Factory, isola
     name = done.stderr.strip().rpartition("chat ")[2]
     assert name == "Phi-3-mini-4k-instruct-onnx/cpu-int4-rtn"
     assert "2 layers" in run("show", name).stdout
+    assert run("list").stdout.startswith(f"{name} ")
+    run("rm", name, "--yes")
+    assert not folder.exists()
 
 
 def test_a_pull_that_was_cut_off_goes_on(hub: Hub, run: Run, tiny_package: Factory, tmp_path: Path) -> None:
