@@ -114,9 +114,7 @@ class _Search:
         torch.sum(product, 1, out=squares)
 
 
-def _candidates(
-    blocks: torch.Tensor, scheme: WeightScheme, effort: Effort
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _candidates(blocks: torch.Tensor, scheme: WeightScheme, effort: Effort) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return scales to try and their zero points, both [candidates, blocks]."""
     levels = 1 << scheme.bits
     high, low = blocks.amax(1), blocks.amin(1)

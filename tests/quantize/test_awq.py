@@ -1,0 +1,102 @@
+import pytest
+import torch
+from phi3_onnx.configs import WeightScheme
+from phi3_onnx.quantize.awq import RATIOS, channel_scales, clip, scale_gram, search_scaling
+from phi3_onnx.quantize.rounding import output_error, round_matrix
+from torch import Tensor
+
+SCHEME = WeightScheme(4, 32, symmetric=False)
+
+
+def plain(weight: Tensor, _gram: Tensor) -> Tensor:
+    return round_matrix(weight, SCHEME, "float32", effort="range").dequantize()
+
+
+def salient_inputs(columns: int, seed: int, strength: float) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.exp(strength * torch.randn(columns, generator=generator))
+    return torch.randn(300, columns, generator=generator) * sizes + 0.1 * sizes
+
+
+def literal_search(weights: list[Tensor], inputs: Tensor) -> tuple[float, float]:
+    """AWQ as the paper says it: one forward pass of the scaled and rounded layers for each ratio."""
+    mean_abs = inputs.abs().mean(0)
+    errors: list[float] = []
+    for ratio in RATIOS:
+        scales = mean_abs.pow(ratio).clamp(min=1e-4)
+        scales = scales / (scales.max() * scales.min()).sqrt()
+        error = 0.0
+        for weight in weights:
+            outputs = (inputs / scales) @ plain(weight * scales, inputs).T
+            error += float((outputs - inputs @ weight.T).double().square().sum(1).mean())
+        errors.append(error)
+    best = min(range(len(errors)), key=errors.__getitem__)
+    return RATIOS[best], errors[best] / errors[0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.5])
+def test_the_gram_matrix_picks_the_ratio_that_twenty_forward_passes_pick(seed: int, strength: float) -> None:
+    inputs = salient_inputs(96, seed, strength)
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(rows, 96, generator=generator) for rows in (24, 40)]
+    ratio, gain = literal_search(weights, inputs)
+    found = search_scaling(weights, inputs.T @ inputs / len(inputs), inputs.abs().mean(0), plain)
+    assert found.ratio == ratio
+    # The same sums in another order, in float32.
+    assert found.gain == pytest.approx(gain, rel=1e-3)
+
+
+def test_salient_channels_are_scaled_up_and_plain_ones_left_alone() -> None:
+    inputs = salient_inputs(64, 0, 1.5)
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(3))
+    found = search_scaling([weight], inputs.T @ inputs / len(inputs), inputs.abs().mean(0), plain)
+    assert found.ratio > 0
+    assert found.gain < 0.9
+    assert torch.equal(found.scale.argsort(), inputs.abs().mean(0).argsort())
+    alike = torch.ones(64)
+    found = search_scaling([weight], torch.eye(64), alike, plain)
+    assert (found.ratio, found.gain) == (0.0, 1.0)
+    assert torch.equal(found.scale, alike)
+
+
+def test_scales_are_clamped_and_normalized() -> None:
+    scale = channel_scales(torch.tensor([0.0, 1.0, 16.0]), 0.5)
+    # 0, 1 and 4 before; the least becomes 1e-4, and then max * min is 1.
+    torch.testing.assert_close(scale, torch.tensor([1e-4, 1.0, 4.0]) / (4e-4**0.5))
+    assert torch.equal(channel_scales(torch.tensor([0.3, 7.0]), 0.0), torch.ones(2))
+
+
+def test_scaled_inputs_have_the_scaled_gram_matrix() -> None:
+    inputs, scale = salient_inputs(16, 0, 1.0), torch.linspace(0.5, 2, 16)
+    scaled = inputs / scale
+    expected = scaled.T @ scaled / len(inputs)
+    torch.testing.assert_close(scale_gram(inputs.T @ inputs / len(inputs), scale), expected)
+
+
+@pytest.mark.parametrize("columns", [96, 80])
+def test_clipping_lowers_the_error_of_each_block_alone(columns: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(20, columns, generator=generator)
+    weight[:, ::29] *= 4  # a few weights widen the range for all
+    inputs = salient_inputs(columns, 1, 0.5)
+    inputs[:, ::29] *= 0.1
+    gram = inputs.T @ inputs / len(inputs)
+    clipped = clip(weight, gram, SCHEME, "float32", first_row=8)
+    assert torch.equal(clipped.weight[:8], weight[:8]), "Q and K are not clipped"
+    assert 0 < clipped.share <= 1
+    for start in range(0, columns, 32):
+        part = slice(start, min(start + 32, columns))
+        here = gram[part, part]
+        before = plain(weight, gram)[:, part] - weight[:, part]
+        after = plain(clipped.weight, gram)[:, part] - weight[:, part]
+        for row in range(8, 20):
+            # The block's own inputs alone decide; equal where it was left as it is (float32 sums in another order).
+            assert output_error(after[row : row + 1], here) <= output_error(before[row : row + 1], here) * (1 + 1e-4)
+
+
+def test_what_needs_no_clipping_stays() -> None:
+    weight = torch.tensor([1.0, -1.0]).repeat(4, 48)
+    clipped = clip(weight, torch.eye(96), SCHEME, "float32")
+    assert torch.equal(clipped.weight, weight)
+    assert clipped.share == 0

@@ -1,0 +1,118 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from phi3_onnx.configs import WeightScheme
+from phi3_onnx.quantize.gptq import Order, descend, gptq, inverse_factor
+from phi3_onnx.quantize.rounding import column_importance, output_error, round_matrix
+from torch import Tensor
+
+ORDERS: tuple[Order, ...] = ("importance", "storage")
+SCHEMES = [
+    WeightScheme(bits, block, symmetric)
+    for bits, block in ((4, 16), (4, 128), (4, 256), (8, 32))
+    for symmetric in (True, False)
+]
+
+
+def random_inputs(columns: int, tokens: int = 600, seed: int = 0) -> Tensor:
+    """Correlated inputs of very different sizes, as a trained model's are."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns, columns, generator=generator) / columns**0.5
+    sizes = torch.exp(torch.randn(columns, generator=generator))
+    return torch.randn(tokens, columns, generator=generator) @ (mixing + torch.eye(columns)) * sizes
+
+
+def random_weight(rows: int, columns: int, seed: int = 1) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def gram_of(inputs: Tensor) -> Tensor:
+    return inputs.T @ inputs / len(inputs)
+
+
+def test_the_factor_is_that_of_the_damped_inverse() -> None:
+    gram = gram_of(random_inputs(40))
+    factor = inverse_factor(gram, 0.01).double()
+    damped = gram.double() + 0.01 * gram.diagonal().mean() * torch.eye(40)
+    assert torch.equal(factor, factor.triu())
+    # Float32 keeps about seven digits of the factor, the condition number of the damped matrix takes up to three.
+    torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(40, dtype=torch.float64), atol=1e-3, rtol=0)
+
+
+def test_a_singular_gram_matrix_is_damped_until_it_can_be_factored() -> None:
+    inputs = random_inputs(30, tokens=5)
+    inputs[:, 7] = 0
+    factor = inverse_factor(gram_of(inputs), 1e-12)
+    assert torch.isfinite(factor).all()
+
+
+def test_inputs_that_are_not_numbers_are_refused() -> None:
+    gram = gram_of(random_inputs(8))
+    gram[3, 3] = torch.nan
+    with pytest.raises(ValueError, match="not positive definite"):
+        inverse_factor(gram, 0.01)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("columns", [72, 320])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_output_error_is_never_above_that_of_rounding(scheme: WeightScheme, columns: int, order: Order) -> None:
+    gram, weight = gram_of(random_inputs(columns)), random_weight(24, columns)
+    quantized = gptq(weight, gram, scheme, "float32", order=order)
+    for importance in (None, column_importance(gram)):
+        rounded = round_matrix(weight, scheme, "float32", importance, "thorough")
+        assert output_error(weight - quantized.dequantize(), gram) < output_error(weight - rounded.dequantize(), gram)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_uncorrelated_inputs_leave_nothing_to_correct(scheme: WeightScheme) -> None:
+    gram = torch.diag(torch.linspace(0.5, 3, 96))
+    weight = random_weight(8, 96)
+    rounded = round_matrix(weight, scheme, "float32", column_importance(gram), "thorough")
+    torch.testing.assert_close(gptq(weight, gram, scheme, "float32").dequantize(), rounded.dequantize(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_packs_what_it_computed_with(order: Order) -> None:
+    scheme = WeightScheme(4, 32, symmetric=False)
+    gram, weight = gram_of(random_inputs(72)), random_weight(10, 72)
+    quantized = gptq(weight, gram, scheme, "float16", order=order)
+    packed = quantized.pack()
+    np.testing.assert_array_equal(packed.dequantize(), quantized.dequantize().numpy())
+    np.testing.assert_array_equal(packed.scales, packed.scales.astype(np.float16).astype(np.float32))
+    assert packed.codes().max() <= 15
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_order_of_inputs_that_are_all_alike_is_that_of_the_columns(symmetric: bool) -> None:
+    # With exchangeable inputs "importance" has nothing to sort by, and both orders sweep alike over the same grids.
+    scheme = WeightScheme(4, 128, symmetric)
+    gram = torch.full((128, 128), 0.5) + 0.5 * torch.eye(128)
+    weight = random_weight(6, 128)
+    first, second = (gptq(weight, gram, scheme, "float32", order=order) for order in ORDERS)
+    assert torch.equal(first.steps, second.steps)
+    # Scales are fitted on tensors of other shapes, whose sums run in another order.
+    torch.testing.assert_close(first.scales, second.scales, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_descent_only_improves_and_comes_to_rest(scheme: WeightScheme) -> None:
+    gram, weight = gram_of(random_inputs(100)), random_weight(12, 100)
+    start = gptq(weight, gram, scheme, "float32")
+    results = [start, *(descend(weight, start, gram, sweeps) for sweeps in (1, 2, 30, 31))]
+    errors = [output_error(weight - result.dequantize(), gram) for result in results]
+    # Float32 sums of 100 terms agree to about 1e-5.
+    assert all(later <= earlier * (1 + 1e-5) for earlier, later in pairwise(errors))
+    assert errors[1] < errors[0] or scheme.bits == 8
+    assert errors[4] == pytest.approx(errors[3], rel=1e-5)
+
+
+def test_same_input_same_result() -> None:
+    scheme = WeightScheme(4, 16, symmetric=True)
+    gram, weight = gram_of(random_inputs(64)), random_weight(8, 64)
+    results = [gptq(weight.clone(), gram.clone(), scheme, "float32") for _ in range(2)]
+    assert torch.equal(results[0].steps, results[1].steps)
+    assert torch.equal(weight, random_weight(8, 64)), "arguments are left alone"
+    assert torch.equal(gram, gram_of(random_inputs(64)))
