@@ -98,26 +98,37 @@ def penalize(logits: np.ndarray, seen: Iterable[int], penalty: float) -> np.ndar
 
 
 def distribution(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens that may be drawn, most likely first, and their probabilities.
+    """Return the tokens that may be drawn and their probabilities.
 
     Args:
         logits: float32 [vocabulary].
         sampling: with a temperature above 0.
 
     Returns:
-        int64 [tokens] and float64 [tokens]; equal logits keep the order of their ids.
+        int64 [tokens] and float64 [tokens]. With top_k or top_p the most likely come first, and equal logits keep the
+        order of their ids; without either, all tokens come in the order of their ids.
 
     """
-    tokens = _most_likely(logits, sampling.top_k or len(logits))
+    tokens = _most_likely(logits, sampling.top_k) if sampling.top_k else np.arange(len(logits))
     scores = logits[tokens].astype(np.float64) / sampling.temperature
-    weights = np.exp(scores - scores[0])
+    weights = np.exp(scores - scores.max())
     probabilities = weights / weights.sum()
     if sampling.top_p < 1:
+        if not sampling.top_k:
+            tokens = _likelier_than(probabilities, (1 - sampling.top_p) / (2 * len(logits)))
+            probabilities = probabilities[tokens]
         # A token stays where those before it fall short of top_p; the first always does.
         before = np.cumsum(probabilities) - probabilities
         count = int(np.count_nonzero(before < sampling.top_p))
         tokens, probabilities = tokens[:count], probabilities[:count] / probabilities[:count].sum()
     return tokens, probabilities
+
+
+def _likelier_than(probabilities: np.ndarray, least: float) -> np.ndarray:
+    # All tokens below (1 - top_p) / vocabulary have less than 1 - top_p together, so none of them can stay. That
+    # leaves few to sort (all of them would take 13 ms a token with a vocabulary of 49152); half of it for rounding.
+    candidates = np.flatnonzero(probabilities > least)
+    return candidates[np.argsort(-probabilities[candidates], kind="stable")]
 
 
 def _most_likely(logits: np.ndarray, count: int) -> np.ndarray:
