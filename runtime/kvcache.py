@@ -45,6 +45,7 @@ class KvCache:
         self._free_memory = free_memory
         self._on_reserve = on_reserve
         self._sequence: TokenSequence | None = None
+        self._guided: GuidedDraws | None = None
         self._tokens: list[int] = []
         self._long = False
 
@@ -58,6 +59,11 @@ class KvCache:
         """Tokens that memory is reserved for."""
         return self._sequence.capacity if self._sequence else 0
 
+    @property
+    def guided(self) -> GuidedDraws | None:
+        """The guidance that the cached tokens can go on under; None for free text."""
+        return self._guided
+
     def reserve(self, needed: int, spare: int = 0, guided: GuidedDraws | None = None) -> None:
         """Make room for `needed` tokens; where that takes a new reservation, for `spare` more, and the cache is empty.
 
@@ -68,13 +74,15 @@ class KvCache:
         """
         if needed > self._context_length:
             raise UsageError(f"{needed} tokens do not fit into the model's context of {self._context_length}")
-        if self._sequence and needed <= self._sequence.capacity and guided is None:
+        # A rewind takes guidance back to its beginning, but not the engine's random numbers to their seed.
+        seeded = guided is not None and guided.seed is not None and not guided.sampling.greedy
+        if self._sequence and needed <= self._sequence.capacity and guided == self._guided and not seeded:
             return
         self.close()
         capacity = self._affordable(needed, spare)
         if self._on_reserve:
             self._on_reserve(capacity, capacity * self._bytes_per_token)
-        self._sequence = self._engine.open(capacity, guided)
+        self._sequence, self._guided = self._engine.open(capacity, guided), guided
 
     def _affordable(self, needed: int, spare: int) -> int:
         most = min(needed + spare, self._context_length)
@@ -95,7 +103,9 @@ class KvCache:
             return 0
         if self._switch is not None and self._long != (len(prompt) > self._switch):
             return 0
-        return min(_common(self._tokens, prompt), len(prompt) - 1)
+        # Guidance goes back to its beginning with a rewind, so there has to be one.
+        most = len(prompt) - 1 if self._guided is None else min(len(prompt), len(self._tokens)) - 1
+        return max(0, min(_common(self._tokens, prompt), most))
 
     def prefill(self, prompt: Sequence[int]) -> Generator[int, None, None]:
         """Make the cache hold exactly `prompt`, in chunks; yields the tokens it holds before and after each.
@@ -155,7 +165,7 @@ class KvCache:
         """Give the memory back; the cache is empty then, and can be used again."""
         if self._sequence:
             self._sequence.close()
-        self._sequence, self._tokens, self._long = None, [], False
+        self._sequence, self._guided, self._tokens, self._long = None, None, [], False
 
     def _opened(self) -> TokenSequence:
         if self._sequence is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..engine import GuidedDraws
 from ..kvcache import KvCache
 from ..model import Model
 
@@ -21,13 +22,14 @@ class CachePool:
         """Tokens in the caches that nobody uses now."""
         return sum(len(cache.tokens) for cache in self._idle)
 
-    def take(self, prompt: Sequence[int]) -> KvCache:
+    def take(self, prompt: Sequence[int], guided: GuidedDraws | None = None) -> KvCache:
         """Return a cache for a prompt: one that holds much of it, else a new one, else the longest unused.
 
         "Much" is half of the prompt or half of what is cached: less than that saves little here, and costs whoever
-        comes back for the rest of that cache all of it.
+        comes back for the rest of that cache all of it. What is cached under guidance is of use under the same only.
         """
-        best = max(self._idle, key=lambda cache: cache.shared(prompt), default=None)
+        fitting = [cache for cache in self._idle if cache.guided == guided]
+        best = max(fitting, key=lambda cache: cache.shared(prompt), default=None)
         if best is not None:
             shared = best.shared(prompt)
             if shared and 2 * shared >= min(len(prompt), len(best.tokens)):
@@ -37,10 +39,10 @@ class CachePool:
             return self._model.new_cache()
         return self._lend(self._idle[0])
 
-    def give_back(self, cache: KvCache, *, keep: bool = True) -> None:
-        """Take a cache back after an answer; what it holds is kept for the next one, or not."""
+    def give_back(self, cache: KvCache) -> None:
+        """Take a cache back after an answer, and keep what it holds for the next one."""
         self.lent -= 1
-        if keep and cache.tokens:
+        if cache.tokens:
             self._idle.append(cache)
         else:
             cache.close()

@@ -234,7 +234,7 @@ class Scheduler:
         room = room_for(len(prompt), options.max_tokens, self._model.context_length)
         while self._pool.lent and not self._affordable(len(prompt) + room):
             yield False  # others give memory back when they are through
-        cache = self._pool.take(prompt)
+        cache = self._pool.take(prompt, options.guided)
         try:
             self._reserve(cache, len(prompt) + room, options)
             generation = Generation(
@@ -253,11 +253,10 @@ class Scheduler:
                 yield True
             self.failures = 0
         finally:
-            # A cache under guidance is bound to this one answer.
-            self._pool.give_back(cache, keep=options.guidance is None)
+            self._pool.give_back(cache)
 
     def _reserve(self, cache: KvCache, needed: int, options: Options) -> None:
-        spare = 0 if options.guidance else max(_LEAST_SPARE, needed // 2)
+        spare = max(_LEAST_SPARE, needed // 2)
         while True:
             try:
                 cache.reserve(needed, spare, options.guided)

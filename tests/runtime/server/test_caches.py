@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from phi3_onnx.runtime import Model
+from phi3_onnx.runtime import Guidance, Model, Sampling
+from phi3_onnx.runtime.engine import GuidedDraws
 from phi3_onnx.runtime.kvcache import KvCache
 from phi3_onnx.runtime.scripted import scripted_model
 from phi3_onnx.runtime.server.caches import CachePool
@@ -44,13 +45,23 @@ def test_the_longest_unused_goes_when_there_is_no_room(fake_package: Path) -> No
     assert pool.take([7, 8, 9]) is first
 
 
+def test_what_is_cached_under_guidance_is_for_the_same_guidance(fake_package: Path) -> None:
+    pool = CachePool(model(fake_package), 3)
+    guided = GuidedDraws(Guidance("regex", "a+"), Sampling(temperature=0), None)
+    cache = pool.take([1, 2, 3], guided)
+    cache.reserve(100, guided=guided)
+    list(cache.prefill([1, 2, 3]))
+    pool.give_back(cache)
+    assert pool.take([1, 2, 3, 4]) is not cache
+    assert pool.take([1, 2, 3, 4], GuidedDraws(Guidance("regex", "b+"), Sampling(temperature=0), None)) is not cache
+    assert pool.take([1, 2, 3, 4], guided) is cache
+
+
 def test_memory_is_given_back(fake_package: Path) -> None:
     loaded = model(fake_package)
     pool = CachePool(loaded, 2)
     used(pool, [1, 2, 3])
-    cache = pool.take([9, 9])
-    cache.reserve(10)
-    pool.give_back(cache, keep=False)
-    assert cache.capacity == 0 and pool.cached_tokens == 3
+    pool.give_back(pool.take([9, 9]))  # nothing was run in it
+    assert pool.cached_tokens == 3
     assert pool.give_up_one() and not pool.give_up_one()
     assert loaded.engine.open_count == 0  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]

@@ -113,6 +113,20 @@ def test_the_second_turn_and_the_same_prompt_use_the_cache(client: openai.OpenAI
     assert again.choices[0].message.content == first.choices[0].message.content
 
 
+def test_a_schema_keeps_its_cache_for_the_next_turn_and_holds_there(client: openai.OpenAI) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "shop", "schema": SCHEMA}}
+    messages = [{"role": "user", "content": "Once upon a time there was a small model. " * 8}]
+    first = ask(client, messages=messages, response_format=schema, max_tokens=60)
+    messages += [first.choices[0].message.model_dump(), {"role": "user", "content": "Another one."}]
+    second = ask(client, messages=messages, response_format=schema, max_tokens=60)
+    assert second.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens
+    for answer in (first, second):
+        assert set(json.loads(answer.choices[0].message.content)) == {"size", "open"}
+    # A seed begins anew, whatever was drawn before it.
+    hot = {"response_format": schema, "max_tokens": 60, "temperature": 1.5, "seed": 5, "messages": messages}
+    assert ask(client, **hot).choices[0].message.content == ask(client, **hot).choices[0].message.content
+
+
 def start(package: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
     """Start the command line's server on a free port; return the process and the address it prints."""
     command = [sys.executable, "-m", "phi3_onnx.cli", "serve", str(package), "--port", "0", *arguments]
