@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from phi3_onnx.configs import Quantization, UsageError, WeightScheme, parse_model_config
+from phi3_onnx.quantize.budget import Option, allocate, layer_costs, parse_budget, within_budget
+from phi3_onnx.quantize.calibrate import LinearInput
+from phi3_onnx.quantize.packed import packed_shapes
+
+SMALL, LARGE = WeightScheme(4, 32, symmetric=False), WeightScheme(8, 32, symmetric=False)
+
+
+def option(scheme: WeightScheme, num_bytes: int, cost: float) -> Option:
+    return Option(scheme, num_bytes, cost)
+
+
+def test_bytes_go_where_they_save_most() -> None:
+    options = {
+        "cheap": [option(SMALL, 10, 1.0), option(LARGE, 20, 0.1)],
+        "dear": [option(SMALL, 10, 9.0), option(LARGE, 20, 0.1)],
+        "long": [option(SMALL, 100, 9.0), option(LARGE, 200, 0.1)],
+    }
+
+    def large(budget: int) -> set[str]:
+        return {name for name, chosen in allocate(options, budget).items() if chosen.scheme == LARGE}
+
+    assert large(120) == set()
+    assert large(130) == {"dear"}
+    assert large(140) == {"dear", "cheap"}
+    assert large(230) == {"dear", "long"}
+    assert large(240) == {"dear", "cheap", "long"}
+
+
+def test_a_scheme_that_costs_more_and_helps_nothing_is_not_taken() -> None:
+    options = {"flat": [option(SMALL, 10, 1.0), option(LARGE, 20, 1.0)]}
+    assert allocate(options, 1000)["flat"].scheme == SMALL
+
+
+def test_too_small_a_budget_is_refused() -> None:
+    with pytest.raises(UsageError, match="the least is"):
+        allocate({"only": [option(SMALL, 10, 1.0)]}, 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("6.0bpw", 750), ("8 bpw", 1000), ("105MB", 105_000_000), ("1.5 MiB", 1572864)]
+)
+def test_budgets_are_read(text: str, expected: int) -> None:
+    assert parse_budget(text, 1000) == expected
+
+
+@pytest.mark.parametrize("text", ["", "six", "6", "0bpw", "-1MB", "5 parsecs"])
+def test_budgets_that_mean_nothing_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"must look like 6\.0bpw"):
+        parse_budget(text, 1000)
+
+
+def test_a_whole_model_fits_into_its_budget() -> None:
+    config = parse_model_config(
+        {
+            "model_type": "phi3",
+            "vocab_size": 256,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 64,
+        }
+    )
+    head = WeightScheme(8, 64, symmetric=True)
+    quantization = Quantization("gptq", SMALL, overrides=(("lm_head.weight", head),))
+    generator = torch.Generator().manual_seed(0)
+    costs: dict[str, dict[WeightScheme, float]] = {}
+    for index in range(2):
+        prefix = f"model.layers.{index}."
+        weights = {
+            name.removeprefix(prefix): torch.randn(shape, generator=generator)
+            for name, shape in config.tensor_shapes().items()
+            if name.startswith(prefix)
+        }
+        inputs = {
+            name.removesuffix(".weight"): LinearInput(torch.eye(weight.shape[1]), torch.ones(weight.shape[1]), 1)
+            for name, weight in weights.items()
+            if weight.dim() == 2
+        }
+        costs |= layer_costs(prefix, weights, inputs, (SMALL, LARGE), "float32")
+    assert len(costs) == 8
+    assert all(0 < each[LARGE] < each[SMALL] < 0.1 for each in costs.values())
+
+    def total(quantization: Quantization) -> int:
+        size = 0
+        for name, shape in config.tensor_shapes().items():
+            scheme = quantization.scheme_for(name)
+            size += shape[0] * 4 if len(shape) == 1 else packed_shapes(shape[0], shape[1], scheme).num_bytes(4)
+        return size
+
+    small, large = total(quantization), total(Quantization("gptq", LARGE, overrides=(("lm_head.weight", head),)))
+    budget = (small + large) // 2
+    mixed = within_budget(config, quantization, costs, "float32", budget)
+    assert small < total(mixed) <= budget
+    assert mixed.scheme_for("lm_head.weight") == head
+    assert {mixed.scheme_for(name) for name in costs} == {SMALL, LARGE}
