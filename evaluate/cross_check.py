@@ -58,8 +58,8 @@ class CrossCheck:
 def cross_checks(samples: Sequence[Sample]) -> Iterator[CrossCheck]:
     """Hold each two packages of the same weights against each other, and each other one against the most exact.
 
-    Two that were rounded alike have to agree closely, whatever they are for; two that were not are measured only, since
-    the verification judges how far each may be from the model.
+    Two that were rounded to nearest alike have to agree closely, whatever they are for; all others are measured only,
+    since the verification judges how far each may be from the model.
     """
     ordered = sorted(
         samples, key=lambda sample: (sample.target.quantization is not None, sample.target.io_dtype == "float16")
@@ -73,11 +73,13 @@ def cross_checks(samples: Sequence[Sample]) -> Iterator[CrossCheck]:
 def _threshold(first: Target, second: Target) -> float | None:
     if first.quantization is None and second.quantization is None:
         return _FLOAT16_KL
+    if first is second:  # one package on two providers
+        return _SAME_FORMAT_KL
     if first.quantization is None or second.quantization is None:
         return None
     one, other = first.quantization, second.quantization
-    # Calibrated weights may differ between targets: the search rounds to the target's own dtype.
-    alike = (one.weights, one.overrides, one.method) == (other.weights, other.overrides, other.method)
+    # Calibrated weights differ between targets: a search that meets other roundings ends elsewhere, and as close.
+    alike = (one.weights, one.overrides, one.method) == (other.weights, other.overrides, "rtn")
     return _SAME_FORMAT_KL if alike else None
 
 

@@ -118,11 +118,29 @@ def test_packages_rounded_alike_have_to_agree() -> None:
     checks = {
         (check.first.split()[0], check.second.split()[0]): check.passed
         for check in cross_checks(
-            [sample("cuda-int4-rtn", logits[::-1]), sample("cpu-int4-rtn", logits), sample("cpu-fp32", logits)]
+            [
+                sample("cuda-int4-rtn", logits[::-1]),
+                sample("cpu-int4-rtn", logits),
+                sample("cpu-fp32", logits),
+                sample("cpu-int4-awq", logits[::-1]),
+            ]
         )
     }
     assert checks == {
         ("cpu-fp32", "cpu-int4-rtn"): None,
         ("cpu-fp32", "cuda-int4-rtn"): None,
+        ("cpu-fp32", "cpu-int4-awq"): None,
         ("cpu-int4-rtn", "cuda-int4-rtn"): False,
     }
+
+
+def test_one_calibrated_package_has_to_agree_with_itself() -> None:
+    logits = np.random.default_rng(0).normal(size=(16, 50)).astype(np.float32)
+    target = find_target("dml-int4-awq")
+    samples = [
+        Sample(target, "cpu", "CPUExecutionProvider", logits),
+        Sample(target, "dml", "DmlExecutionProvider", logits),
+    ]
+    (check,) = cross_checks(samples)
+    assert check.passed
+    assert (check.first, check.second) == ("dml-int4-awq (CPU)", "dml-int4-awq (Dml)")
