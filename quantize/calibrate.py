@@ -97,7 +97,7 @@ def calibrate(
     for index in range(states.layers_done):
         yield index, load_layer(_layer_file(states.work, index))
     if states.layers_done == 0:
-        _embed(config, read, samples, states.current)
+        embed_samples(config, read, samples, states.current)
     report(states.layers_done, config.num_layers)
     for index in range(states.layers_done, config.num_layers):
         layer = _one_layer(index, layers, read, states, quantize)
@@ -191,7 +191,8 @@ class _States:
             partial.replace(self._progress)
 
 
-def _embed(config: ModelConfig, read: Read, samples: np.ndarray, out: np.ndarray) -> None:
+def embed_samples(config: ModelConfig, read: Read, samples: np.ndarray, out: np.ndarray) -> None:
+    """Write the embeddings of token ids [samples, tokens] into `out`, float32 [samples, tokens, hidden size]."""
     for first in range(0, config.vocab_size, _EMBEDDING_ROWS):
         last = min(first + _EMBEDDING_ROWS, config.vocab_size)
         here = (samples >= first) & (samples < last)
