@@ -1,5 +1,6 @@
 """What `chat` and `generate` share: their flags, loading a package, and showing an answer as it comes."""
 
+import io
 import signal
 import sys
 import threading
@@ -126,6 +127,8 @@ def cancel_on_interrupt() -> Iterator[threading.Event]:
 
 def show(chunks: "Iterator[Chunk]") -> "Response":
     """Print an answer on stdout as it comes, end its last line, and return the response."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8"):
+        sys.stdout.reconfigure(errors="replace")  # a console of an old code page must not end an answer with an emoji
     ended = True
     for chunk in chunks:
         if chunk.text:

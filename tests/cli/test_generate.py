@@ -1,7 +1,10 @@
 """Transcripts of `generate`, to the byte, with an engine that answers from a script."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from itertools import count
 
 import pytest
@@ -250,3 +253,12 @@ def test_on_a_real_package(tiny_package):
         refused = CliRunner().invoke(command, [folder, "-p", "Hi", "--provider", provider])
         assert isinstance(refused.exception, ProviderError)
         assert refused.stdout == ""
+
+
+def test_a_terminal_without_unicode_gets_the_answer_too(tiny_package):
+    # The tiny model writes any bytes; what matters is that none of them is an error.
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    arguments = ["generate", str(tiny_package("gqa")), "-p", "é", "-n", "40", "--temperature", "2", "--seed", "1"]
+    run = subprocess.run([sys.executable, "-m", "phi3_onnx.cli", *arguments], env=environment, capture_output=True)
+    assert run.returncode == 0, run.stderr
+    assert b"?" in run.stdout

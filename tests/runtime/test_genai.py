@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,14 @@ def test_a_device_that_can_not_continue_gives_the_same_tokens(tiny_package, plai
         chat = restarting.chat(max_tokens=8, temperature=0)
         assert chat.ask("Hi").token_ids == plain.generate("Hi", max_tokens=8, temperature=0).token_ids
         assert chat.ask("More").cached_tokens == 0
+
+
+def test_threads_share_a_model(plain):
+    prompts = ["Hi", "What is the capital of France?", "Once upon a time", "x" * 200]
+    expected = [plain.generate(prompt, temperature=0, max_tokens=12).token_ids for prompt in prompts]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        found = pool.map(lambda prompt: plain.generate(prompt, temperature=0, max_tokens=12).token_ids, prompts)
+    assert list(found) == expected
 
 
 def test_a_seed_gives_the_same_text_again(plain):
