@@ -16,7 +16,7 @@ from .grid import fit_grid, steps
 from .packed import QuantizedWeight, pack_codes, packed_shapes
 
 # Weights handled at once by a thread: the handful of float32 buffers of this size stay in a core's own cache.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 17
 
 
 def quantize_rtn(
