@@ -13,7 +13,7 @@ from torch import Tensor
 from ..configs import WeightScheme
 from ..configs.target import IoDtype
 from .grid import fit_grid
-from .rounding import Rounded, column_importance, expand, round_matrix, to_blocks
+from .rounding import Rounded, column_importance, expand, round_matrix, stack, to_blocks
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +24,8 @@ the packed layout has no index of groups). `storage`: left to right, each block'
 # Columns whose corrections are applied to each other at once and to the rest in one product ("lazy batches").
 _LAZY = 128
 _MOST_DAMPING = 1.0
+# Rows are independent of each other: of so many, the columns of a lazy batch (1 MB) stay in a core's own cache.
+_ROWS = 2048
 
 
 def gptq(
@@ -54,12 +56,15 @@ def gptq(
     """
     importance = column_importance(gram)
     if order == "storage":
-        factor = inverse_factor(gram, damping)
-        return _Sweep(weight, factor, torch.arange(len(gram)), scheme, scale_dtype, importance).run()
-    columns = importance.argsort(descending=True, stable=True)
-    factor = inverse_factor(gram[columns][:, columns], damping)
-    grids = round_matrix(weight, scheme, scale_dtype, importance, "thorough")
-    return _Sweep(weight, factor, columns, scheme, scale_dtype, grids).run()
+        columns, factor = torch.arange(len(gram)), inverse_factor(gram, damping)
+    else:
+        columns = importance.argsort(descending=True, stable=True)
+        factor = inverse_factor(gram[columns][:, columns], damping)
+    parts: list[Rounded] = []
+    for rows in weight.split(_ROWS):
+        grids = round_matrix(rows, scheme, scale_dtype, importance, "thorough") if order == "importance" else importance
+        parts.append(_Sweep(rows, factor, columns, scheme, scale_dtype, grids).run())
+    return stack(parts)
 
 
 def inverse_factor(gram: Tensor, damping: float) -> Tensor:

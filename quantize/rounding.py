@@ -1,5 +1,6 @@
 """A whole matrix on the grids of its blocks, as tensors: what the data-aware methods work on until it is packed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,17 @@ class Rounded:
         codes += (1 << (self.scheme.bits - 1)) if self.zeros is None else self.zeros[:, :, None]
         zeros = None if self.zeros is None else self.zeros.to(torch.uint8).numpy()
         return pack(codes.to(torch.uint8).numpy(), self.scales.numpy(), zeros, self.scheme, self.steps.shape[1])
+
+
+def stack(parts: Sequence[Rounded]) -> Rounded:
+    """Put matrices of the same columns and scheme on top of each other."""
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return Rounded(
+        torch.cat([part.steps for part in parts]),
+        torch.cat([part.scales for part in parts]),
+        torch.cat(zeros) if zeros else None,
+        parts[0].scheme,
+    )
 
 
 def to_blocks(matrix: torch.Tensor, block_size: int) -> torch.Tensor:
