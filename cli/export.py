@@ -55,14 +55,17 @@ def make(
     require_export()
     from ..export import plan_export
 
-    plan = plan_export(
-        source,
-        chosen_target(target, values),
-        output,
-        revision=revision,
-        force=force,
-        calibration=calibration_options(values),
-    )
+    with stage_bars() as bars:
+        plan = plan_export(
+            source,
+            chosen_target(target, values),
+            output,
+            revision=revision,
+            force=force,
+            calibration=calibration_options(values),
+            budget=values["budget"],
+            progress=bars,
+        )
     config = plan.checkpoint.config
     notice(
         f"{plan.checkpoint.model}: {config.num_parameters / 1e9:.3g} B parameters, {config.num_layers} layers "
@@ -71,7 +74,7 @@ def make(
     notice(f"writing {size(plan.package_bytes)} to {plan.output}, in about {size(plan.memory_bytes)} of memory")
     if plan.calibration is not None:
         about = plan.calibration.describe()
-        notice(f"calibrating on {about['tokens']} tokens of {about['text']}")
+        notice(f"calibration text: {about['tokens']} tokens of {about['text']}")
     if dry_run:
         _print_plan(plan, as_json)
         return

@@ -22,6 +22,9 @@ def size(count: int) -> str:
     return decimal(count, precision=2)
 
 
+_BY_LAYER = ("measuring", "calibrating")
+
+
 class StageBars:
     """Progress bars on stderr, one a stage, with the time left; silent where stderr is not a terminal."""
 
@@ -30,10 +33,10 @@ class StageBars:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show how much of a stage is through: bytes, or layers while calibrating."""
+        """Show how much of a stage is through: bytes, or layers while measuring and calibrating."""
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, count="")
-        count = f"{done}/{total} layers" if stage == "calibrating" else f"{size(done)}/{size(total)}"
+        count = f"{done}/{total} layers" if stage in _BY_LAYER else f"{size(done)}/{size(total)}"
         self._progress.update(self._tasks[stage], completed=done, count=count)
 
     def stop(self) -> None:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from ..configs import Manifest, OutputError, Target, TensorSummary, VerificationError, find_target, store_folder
 from ..configs.manifest import MANIFEST_NAME, FileEntry, file_sha256
+from .budget import fit_budget
 from .calibration import Calibration, CalibrationOptions, calibration_bytes, prepare_calibration
 from .checkpoint import Checkpoint
 from .data_file import DataFile
@@ -56,6 +57,8 @@ def plan_export(
     token: str | None = None,
     force: bool = False,
     calibration: CalibrationOptions | None = None,
+    budget: str | None = None,
+    progress: Progress | None = None,
 ) -> Plan:
     """Check everything that can be checked beforehand, and trace the graph.
 
@@ -71,14 +74,17 @@ def plan_export(
     checkpoint = open_checkpoint(source, revision=revision, token=token)
     folder = Path(output) if output is not None else store_folder(checkpoint.model, chosen.name)
     check_destination(folder, 0, force=force)
+    prepared = None
+    if budget is not None or (chosen.quantization is not None and chosen.quantization.method != "rtn"):
+        prepared = prepare_calibration(checkpoint, calibration or CalibrationOptions())
+        if budget is not None:
+            chosen = fit_budget(checkpoint, chosen, budget, prepared, progress)
     graph = build_graph(checkpoint.config, chosen)
     assets = sum(len(content) for content in checkpoint.assets().values())
     package_bytes = graph.num_bytes + assets + (1 << 20)
     check_destination(folder, package_bytes, force=force)
     memory = _BASE_MEMORY + (os.cpu_count() or 1) * _MEMORY_PER_THREAD
-    prepared = None
-    if chosen.quantization is not None and chosen.quantization.method != "rtn":
-        prepared = prepare_calibration(checkpoint, calibration or CalibrationOptions())
+    if prepared is not None:
         memory += calibration_bytes(checkpoint.config)
     return Plan(checkpoint, chosen, folder, graph, package_bytes, memory, prepared)
 
@@ -92,6 +98,7 @@ def export(
     token: str | None = None,
     force: bool = False,
     calibration: CalibrationOptions | None = None,
+    budget: str | None = None,
     verify: Verify | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -105,8 +112,10 @@ def export(
         token: The hub's access token; None takes `HF_TOKEN`.
         force: Replace the package that is already there.
         calibration: Text and amount for calibrated targets; None takes the project's own text.
+        budget: Bits per weight (`6.0bpw`) or size (`105MB`) within which each matrix gets its bits by what it costs.
         verify: Called with the finished package before it gets its final name (`phi3_onnx.evaluate.checked` is one).
-        progress: Called with (stage, done, in all): bytes of "writing" and "hashing", layers of "calibrating".
+        progress: Called with (stage, done, in all): bytes of "writing" and "hashing", layers of
+            "measuring" (for a budget) and "calibrating".
 
     Raises:
         SourceError: the checkpoint is missing, damaged or not supported.
@@ -114,7 +123,17 @@ def export(
         VerificationError: `verify` found a difference; the package is kept beside `output` as `<output>.failed`.
 
     """
-    plan = plan_export(source, target, output, revision=revision, token=token, force=force, calibration=calibration)
+    plan = plan_export(
+        source,
+        target,
+        output,
+        revision=revision,
+        token=token,
+        force=force,
+        calibration=calibration,
+        budget=budget,
+        progress=progress,
+    )
     return run_export(plan, verify=verify, progress=progress)
 
 

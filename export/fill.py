@@ -60,7 +60,7 @@ def fill(
     errors = _Errors()
     written: set[str] = set()
     reports: dict[str, Mapping[str, Any]] = {}
-    if calibration is not None:
+    if calibration is not None and target.quantization is not None and target.quantization.method != "rtn":
         for index, layer in calibrated_layers(checkpoint, target, calibration, progress):
             prefix = f"model.layers.{index}."
             for name, weight in layer.matrices.items():

@@ -58,7 +58,10 @@ def allocate(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, 
     left = budget - sum(option.num_bytes for option in chosen.values())
     if left < 0:
         least = (budget - left) / 1e6
-        raise UsageError(f"{budget / 1e6:.1f} MB for the decoder layers: the least is {least:.1f} MB; raise --budget")
+        raise UsageError(
+            f"the budget leaves {max(budget, 0) / 1e6:.1f} MB for the decoder layers, which take {least:.1f} MB "
+            "at the least; raise --budget"
+        )
     while True:
         best_rate, best = 0.0, None
         for name, each in options.items():

@@ -224,3 +224,46 @@ def test_rm_takes_names_of_the_store_only(run: Run, checkpoint: Path, tmp_path: 
     run("export", checkpoint, "-t", "cpu-fp32", "-o", tmp_path / "package", "--no-verify")
     assert_one_line(run("rm", tmp_path / "package", "--yes"), 2, "not in the store")
     assert (tmp_path / "package" / "model.onnx").is_file()
+
+
+def test_a_calibrated_target_and_what_it_says_of_itself(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    options = ["--num-samples", 4, "--sequence-length", 64, "--no-verify"]
+    made = run("export", checkpoint, "-t", "dml-int4-awq", "-o", tmp_path / "package", *options)
+    assert made.code == 0, made.err
+    manifest = read_manifest(tmp_path / "package")
+    assert manifest.quantization
+    assert manifest.quantization["method"] == "awq+gptq"
+    assert manifest.quantization["calibration"]["tokens"] == 4 * 64
+    report = manifest.tensors["model.layers.1.mlp.down_proj.weight"].details
+    assert report["error_ratio"] <= 1
+    assert "awq_ratio" in report
+
+
+def test_a_text_of_ones_own_calibrates(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    lines = [{"text": "The weather was fine. " * 30}, {"messages": messages}]
+    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    options = ["--num-samples", 4, "--sequence-length", 64, "--no-verify", "--block-size", 32]
+    text = ["--calibration", tmp_path / "text.jsonl"]
+    made = run("quantize", checkpoint, "-o", tmp_path / "package", *options, *text)
+    assert made.code == 0, made.err
+    manifest = read_manifest(tmp_path / "package")
+    assert manifest.target == "cpu-int4-awq"
+    assert manifest.tensors["model.layers.0.mlp.down_proj.weight"].block_size == 32
+    (tmp_path / "text.jsonl").write_text('{"txt": "?"}')
+    assert_one_line(run("quantize", checkpoint, "-o", tmp_path / "b", *options, *text), 2, "text.jsonl", "line 1")
+    (tmp_path / "text.jsonl").write_text('{"text": "short"}')
+    assert_one_line(run("quantize", checkpoint, "-o", tmp_path / "b", *options, *text), 2, "tokens", "--calibration")
+    assert_nothing_written(tmp_path / "b")
+
+
+def test_a_budget_mixes_bits(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    options = ["--num-samples", 4, "--sequence-length", 64, "--no-verify", "-o", tmp_path / "package"]
+    made = run("export", checkpoint, "-t", "cpu-int4-rtn", "--budget", "7.0bpw", *options)
+    assert made.code == 0, made.err
+    manifest = read_manifest(tmp_path / "package")
+    assert 6.5 < manifest.bits_per_weight <= 7.0
+    layers = {name: tensor for name, tensor in manifest.tensors.items() if ".layers." in name}
+    assert {tensor.bits for tensor in layers.values()} == {4, 8}
+    ran = run("export", checkpoint, "-t", "cpu-int4-rtn", "--budget", "1.0bpw", *options, "--force")
+    assert_one_line(ran, 2, "raise --budget")

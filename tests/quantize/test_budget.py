@@ -35,7 +35,7 @@ def test_a_scheme_that_costs_more_and_helps_nothing_is_not_taken() -> None:
 
 
 def test_too_small_a_budget_is_refused() -> None:
-    with pytest.raises(UsageError, match="the least is"):
+    with pytest.raises(UsageError, match="at the least"):
         allocate({"only": [option(SMALL, 10, 1.0)]}, 9)
 
 

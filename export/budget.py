@@ -1,0 +1,54 @@
+"""A target whose decoder matrices get bits by what each costs in quality, within a number of bytes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..configs import Target, UsageError, WeightScheme
+from ..quantize.budget import measure_costs, parse_budget, within_budget
+from .calibration import Calibration
+from .checkpoint import Checkpoint
+
+_SAMPLES = 4
+"""Calibration sequences that costs are measured on: two thousand tokens of the default length."""
+
+
+def fit_budget(
+    checkpoint: Checkpoint,
+    target: Target,
+    budget: str,
+    calibration: Calibration,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Target:
+    """Return the target with a scheme of its own for each decoder matrix, so that all weights fit into the budget.
+
+    Each matrix is tried with the target's scheme, with smaller blocks of 32 weights, and with 8 bits.
+
+    Args:
+        checkpoint: The model.
+        target: Whose scheme is the start, and whose overrides (head, embedding) stay.
+        budget: `6.0bpw` (bits per weight, over all weights) or `105MB`.
+        calibration: Its first sequences are what costs are measured on.
+        progress: Called with "measuring", the layers done, and the layers in all.
+
+    Raises:
+        UsageError: the budget is malformed or too small, or the target is not quantized.
+
+    """
+    if target.quantization is None:
+        raise UsageError(f"target {target.name} is not quantized, so it has no budget; name a method with --quant")
+    limit = parse_budget(budget, checkpoint.config.num_parameters)
+    base = target.quantization.weights
+    schemes: list[WeightScheme] = []
+    for scheme in (base, replace(base, block_size=min(base.block_size, 32)), replace(base, bits=8)):
+        if scheme not in schemes:
+            schemes.append(scheme)
+    costs = measure_costs(
+        checkpoint.config,
+        checkpoint.read,
+        calibration.samples[:_SAMPLES],
+        schemes,
+        target.io_dtype,
+        lambda done, total: progress("measuring", done, total) if progress else None,
+    )
+    chosen = within_budget(checkpoint.config, target.quantization, costs, target.io_dtype, limit)
+    return replace(target, quantization=chosen)
