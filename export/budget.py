@@ -27,7 +27,7 @@ def fit_budget(
         checkpoint: The model.
         target: Whose scheme is the start, and whose overrides (head, embedding) stay.
         budget: `6.0bpw` (bits per weight, over all weights) or `105MB`.
-        calibration: Its first sequences are what costs are measured on.
+        calibration: Some of its sequences are what costs are measured on.
         progress: Called with "measuring", the layers done, and the layers in all.
 
     Raises:
@@ -45,7 +45,8 @@ def fit_budget(
     costs = measure_costs(
         checkpoint.config,
         checkpoint.read,
-        calibration.samples[:_SAMPLES],
+        # Spread over all texts: samples lie in the order of the texts, and the first ones are all code.
+        calibration.samples[:: max(1, len(calibration.samples) // _SAMPLES)][:_SAMPLES],
         schemes,
         target.io_dtype,
         lambda done, total: progress("measuring", done, total) if progress else None,
