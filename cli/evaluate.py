@@ -26,8 +26,17 @@ if TYPE_CHECKING:
 @click.option("--text", type=click.File(encoding="utf-8"), help="A text, - for stdin.  [default: phi3-onnx's own]")
 @click.option("--max-tokens", type=click.IntRange(min=2), help="Take no more of the text.")
 @click.option(
-    "--context", type=click.IntRange(min=2), default=2048, show_default=True, help="Tokens that are run together."
+    "--context",
+    type=click.IntRange(min=2),
+    help="Tokens that are run together.  [default: 2048 of a text, 4096 of a task]",
 )
+@click.option("--tasks", metavar="NAMES", help="Run tasks of lm-evaluation-harness instead, such as arc_easy,mmlu.")
+@click.option("--num-fewshot", type=click.IntRange(min=0), help="Examples before each question of a task.")
+@click.option("--limit", type=click.IntRange(min=1), help="Questions of each task at most.")
+@click.option(
+    "--include-path", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of your own tasks."
+)
+@click.option("--apply-chat-template", is_flag=True, help="Put a task's questions through the chat template.")
 @click.option("--provider", default="auto", show_default=True, help="Where packages run: auto, cpu, cuda, dml.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def command(
@@ -37,25 +46,50 @@ def command(
     revision: str | None,
     text: TextIO | None,
     max_tokens: int | None,
-    context: int,
+    context: int | None,
+    tasks: str | None,
+    num_fewshot: int | None,
+    limit: int | None,
+    include_path: Path | None,
+    apply_chat_template: bool,
     provider: str,
     as_json: bool,
 ) -> None:
-    """Measure a package on a text of your own.
+    """Measure a package on a text of your own, or on benchmarks.
 
     Prints its perplexity and, against the reference, the KL divergence of its next-token distributions (mean, median,
     99th percentile, in nats) and how often both rank the same token first.
-    """
-    from .requirements import require_export
 
-    require_export()
+    With --tasks, runs EleutherAI's lm-evaluation-harness instead, which has the benchmarks of model cards.
+    """
     from ..configs import UsageError, find_package
-    from ..evaluate.corpus import text as own_text
-    from ..evaluate.evaluate import evaluate
 
     if no_reference and reference is not None:
         raise UsageError("--reference and --no-reference exclude each other")
+    if tasks is not None and (text is not None or reference is not None):
+        raise UsageError("--tasks measures the package alone; leave --text and --reference out")
     folder = find_package(package)
+    if tasks is not None:
+        from ..evaluate.tasks import run_tasks
+
+        found_tasks = run_tasks(
+            folder,
+            [name.strip() for name in tasks.split(",") if name.strip()],
+            provider=provider,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            include_path=include_path,
+            chat_template=apply_chat_template,
+            max_length=context,
+        )
+        click.echo(json.dumps(found_tasks.results, indent=1, default=str) if as_json else found_tasks.table)
+        return
+    from .requirements import require_export
+
+    require_export()
+    from ..evaluate.corpus import text as own_text
+    from ..evaluate.evaluate import CONTEXT, evaluate
+
     try:
         content = own_text() if text is None else text.read()
     except UnicodeDecodeError as error:
@@ -68,7 +102,7 @@ def command(
             reference=against,
             provider=provider,
             max_tokens=max_tokens,
-            context=context,
+            context=context or CONTEXT,
             notify=notify,
         )
     if as_json:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -243,7 +244,7 @@ def test_threads_reach_the_session(tiny_package: Make, monkeypatch: pytest.Monke
     seen: list[int] = []
     original = onnxruntime.InferenceSession
 
-    def spy(path: str, options: onnxruntime.SessionOptions, **rest: object) -> object:
+    def spy(path: str, options: onnxruntime.SessionOptions, **rest: Any) -> object:
         seen.append(options.intra_op_num_threads)
         return original(path, options, **rest)
 
