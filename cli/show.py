@@ -7,14 +7,15 @@ from typing import Any
 
 import click
 
-from .screen import size
+from .screen import notice, size
 
 
 @click.command(short_help="Describe a package.")
 @click.argument("package")
 @click.option("--tensors", is_flag=True, help="List how each weight matrix is stored.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw each layer's error into a .svg or .png file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def command(package: str, tensors: bool, as_json: bool) -> None:
+def command(package: str, tensors: bool, plot: Path | None, as_json: bool) -> None:
     """Describe a package: target, source, sizes, operators, bits per weight, verification.
 
     A package that phi3-onnx did not make has no manifest: it is described by its genai_config.json and its graph.
@@ -28,6 +29,11 @@ def command(package: str, tensors: bool, as_json: bool) -> None:
         return
     manifest = read_manifest(folder)
     check_files(folder, manifest)
+    if plot is not None:
+        from .plot import plot_errors
+
+        plot_errors(manifest, plot)
+        notice(f"drew {plot}")
     if as_json:
         click.echo(manifest.to_json(), nl=False)
         return
@@ -53,7 +59,8 @@ def command(package: str, tensors: bool, as_json: bool) -> None:
     if tensors:
         for name, tensor in manifest.tensors.items():
             error = "" if tensor.relative_error is None else f"  error {tensor.relative_error:.4f}"
-            click.echo(f"  {name:<48} {tensor.shape!s:<16} {tensor.bits:>2} bits{error}")
+            details = "".join(f"  {key} {value}" for key, value in tensor.details.items())
+            click.echo(f"  {name:<48} {tensor.shape!s:<16} {tensor.storage:<28}{error}{details}")
 
 
 def _show_foreign(folder: Path, as_json: bool) -> None:

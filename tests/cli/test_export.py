@@ -267,3 +267,16 @@ def test_a_budget_mixes_bits(run: Run, checkpoint: Path, tmp_path: Path) -> None
     assert {tensor.bits for tensor in layers.values()} == {4, 8}
     ran = run("export", checkpoint, "-t", "cpu-int4-rtn", "--budget", "1.0bpw", *options, "--force")
     assert_one_line(ran, 2, "raise --budget")
+
+
+def test_a_picture_of_the_errors(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run("export", checkpoint, "-t", "cpu-int4-rtn", "-o", tmp_path / "package", "--no-verify")
+    shown = run("show", tmp_path / "package", "--plot", tmp_path / "errors.svg", "--tensors")
+    assert shown.code == 0, shown.err
+    assert (tmp_path / "errors.svg").read_text().count("<path") > 20
+    assert "int4 block 32 symmetric" in shown.out
+    assert_one_line(run("show", tmp_path / "package", "--plot", tmp_path / "errors.doc"), 2, ".svg")
+    run("export", checkpoint, "-t", "cpu-fp32", "-o", tmp_path / "float", "--no-verify")
+    assert_one_line(run("show", tmp_path / "float", "--plot", tmp_path / "none.svg"), 2, "quantized")
+    assert not (tmp_path / "none.svg").exists()
