@@ -19,8 +19,8 @@ from .rounding import Rounded, column_importance, output_error, round_matrix
 _QKV, _OUT, _GATE_UP, _DOWN = LINEARS
 _INPUT_NORM, _POST_NORM = "input_layernorm.weight", "post_attention_layernorm.weight"
 
-# Rows of a matrix that the search for AWQ's scales looks at: evenly spread ones, the same for every ratio. All rows of
-# the 3.8 B model would take an hour, these take minutes; matrices of the small real model are looked at in full.
+# Rows of a matrix that the search for AWQ's scales looks at: evenly spread ones, the same for every ratio. One ratio
+# costs about as much as a forward pass of K tokens. Matrices of the small real model are looked at in full.
 _SEARCHED_ROWS = 4096
 
 
