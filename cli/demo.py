@@ -11,9 +11,7 @@ QUESTION = "What is the capital of France, and what is it known for?"
 @click.command(short_help="Fetch a small real model, export it, verify it and ask it something.")
 @click.option("-t", "--target", default="cpu-int4-rtn", show_default=True, help="What to make; see: phi3-onnx targets.")
 @click.option("-p", "--prompt", default=QUESTION, show_default=True, help="What to ask.")
-@click.option(
-    "-n", "--max-tokens", default=100, show_default=True, type=click.IntRange(1), help="Longest answer."
-)
+@click.option("-n", "--max-tokens", default=100, show_default=True, type=click.IntRange(1), help="Longest answer.")
 def command(target: str, prompt: str, max_tokens: int) -> None:
     """Fetch a small real model (SmolLM2-135M-Instruct, Apache-2.0), export it, verify it and ask it something."""
     require_export()
