@@ -82,7 +82,8 @@ def test_a_failed_row_is_one_line_on_stderr_and_exit_code_1(run: Run, package: P
         ran.err.strip()
         .splitlines()[-1]
         .startswith(
-            "phi3-onnx: tiny-plain/cpu-fp32 failed its verification: end_tokens is 0.5, must be at least 1 (1 of 2 differ"
+            "phi3-onnx: tiny-plain/cpu-fp32 failed its verification: "
+            "end_tokens is 0.5, must be at least 1 (1 of 2 differ"
         )
     )
     assert "FAILED" in next(line for line in ran.out.splitlines() if line.startswith("end_tokens"))
