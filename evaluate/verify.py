@@ -1,6 +1,8 @@
 """Proof that a package still is its model: tokens, logits over text and greedy answers, against float32 PyTorch.
 
 The reference runs all text in one pass with one layer's weights in memory at a time, the package loaded next to it.
+For Phi-3-mini that is 2,950 tokens: 7.7 core-seconds a layer (AVX-512, measured on 3 of its 32 layers), 250 in all, and
+1.5 GiB. A LongRoPE model is also run beyond 4,096 tokens, and takes a bit more than twice as long.
 """
 
 import time
