@@ -113,6 +113,7 @@ def test_nothing_is_calibrated_on_the_test_text() -> None:
     folder = Path(corpus.__file__).parents[1] / "quantize" / "data"
     calibration = "\n".join(path.read_text(encoding="utf-8") for path in folder.glob("*") if path.is_file())
     lines = [line.strip() for line in corpus.text().splitlines()]
-    sentences = [part for line in lines for part in re.split(r"(?<=[.!?]) ", line) if len(part) > 30]
+    # Shorter ones are anybody's: "from collections.abc import Iterator".
+    sentences = [part for line in lines for part in re.split(r"(?<=[.!?]) ", line) if len(part) > 40]
     assert len(sentences) > 150
     assert [sentence for sentence in sentences if sentence in calibration] == []
