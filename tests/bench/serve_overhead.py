@@ -110,7 +110,8 @@ def main() -> None:
                         speeds["plain"].append(tokens / plain(og, model, prompt, tokens))
             long = random.integers(1000, 20000, args.long).tolist()
             health, asked = slowest_health(http, url, long)
-            cached = served(http, [*long, *prompt[:16]], 2, True)[2]
+            more = random.integers(1000, 20000, 16).tolist()
+            cached = served(http, [*long, *more], 2, True)[2]
             fresh = random.integers(1000, 20000, args.long + 16).tolist()
             anew = served(http, fresh, 2, True)[2]
     finally:

@@ -270,7 +270,6 @@ def test_a_budget_mixes_bits(run: Run, checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_a_picture_of_the_errors(run: Run, checkpoint: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     run("export", checkpoint, "-t", "cpu-int4-rtn", "-o", tmp_path / "package", "--no-verify")
     shown = run("show", tmp_path / "package", "--plot", tmp_path / "errors.svg", "--tensors")
     assert shown.code == 0, shown.err

@@ -10,9 +10,8 @@ from torch import Tensor
 
 ORDERS: tuple[Order, ...] = ("importance", "storage")
 SCHEMES = [
-    WeightScheme(bits, block, symmetric)
-    for bits, block in ((4, 16), (4, 128), (4, 256), (8, 32))
-    for symmetric in (True, False)
+    *(WeightScheme(4, block, symmetric) for block in (16, 128, 256) for symmetric in (True, False)),
+    *(WeightScheme(8, 32, symmetric) for symmetric in (True, False)),
 ]
 
 
