@@ -1,7 +1,7 @@
 """Measuring a package on a text of one's own: perplexity, and its distance from a reference."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -18,19 +18,14 @@ from ..runtime.tokenizer import Tokenizer
 from .compare import PackageRows, Rows, compare_passage, package_logits
 from .corpus import Passage
 from .metrics import Comparison, Likelihood, Metrics, Perplexity
+from .notify import Notify, silent
 from .verification import finite, metrics_dict
 from .verify import versions
-
-Notify = Callable[[str], None]
 
 CONTEXT = 2048
 """Tokens of text that are run together."""
 _TOKENS_AT_ONCE = 32768
 """Tokens that a PyTorch reference runs in one pass over its layers; 400 MB of hidden states for Phi-3-mini."""
-
-
-def _silent(_: str) -> None:
-    """Report to nobody."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ def evaluate(
     provider: str = "auto",
     max_tokens: int | None = None,
     context: int = CONTEXT,
-    notify: Notify = _silent,
+    notify: Notify = silent,
 ) -> Evaluation:
     """Measure a package on a text.
 

@@ -32,6 +32,7 @@ from .attention import compare_attention
 from .cross_check import Sample, cross_checks
 from .matrix import Cell, Matrix, Outcome, PackageReport, package_failure
 from .matrix_plan import Plan, unavailable
+from .notify import Notify
 from .shared_reference import SharedReference
 from .speed import Speed, measure_speed
 from .stored import StoredWeights
@@ -40,7 +41,6 @@ from .verification import Row, record
 from .verify import Ground, Trial, prepare, versions
 from .weights import compare_weights
 
-Notify = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
 
 _SAMPLE = 256

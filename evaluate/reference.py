@@ -4,7 +4,7 @@ Only one decoder layer's weights are in memory at once, next to the hidden state
 parameters (32 layers of 113 M) needs about 0.5 GB for its layers and 0.4 GB for its head, not 16 GB.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,15 +12,10 @@ from transformers.models.phi3 import modeling_phi3 as phi3
 
 from ..export.checkpoint import Checkpoint
 from ..quantize.decoder_layer import DecoderLayers
+from .notify import Notify, silent
 
 _ROWS_AT_ONCE = 8192
 """Embedding rows read together: 100 MB at Phi-3-mini's width."""
-
-Notify = Callable[[str], None]
-
-
-def _silent(_: str) -> None:
-    """Report to nobody."""
 
 
 class Reference:
@@ -31,7 +26,7 @@ class Reference:
         self._head: torch.Tensor | None = None
 
     @torch.inference_mode()
-    def hidden_states(self, sequences: Sequence[np.ndarray], *, notify: Notify = _silent) -> list[torch.Tensor]:
+    def hidden_states(self, sequences: Sequence[np.ndarray], *, notify: Notify = silent) -> list[torch.Tensor]:
         """Run all sequences through the model, each by itself, in one pass over its layers.
 
         Args:

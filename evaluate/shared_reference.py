@@ -1,6 +1,6 @@
 """The reference for many packages: each sequence is run once, whoever asks for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -8,8 +8,7 @@ import numpy as np
 
 from ..export.checkpoint import Checkpoint
 from .compare import Rows
-
-Notify = Callable[[str], None]
+from .notify import Notify
 
 
 class SharedReference:

@@ -6,7 +6,7 @@ For Phi-3-mini that is 2,950 tokens: 7.7 core-seconds a layer (AVX-512, measured
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from .compare import compare_passage
 from .corpus import Passage, plan_passages
 from .greedy import Agreement, Answer, judge
 from .metrics import Comparison, Metrics
+from .notify import Notify, silent
 from .shared_reference import SharedReference
 from .tokens import (
     Finding,
@@ -36,16 +37,10 @@ from .tokens import (
 )
 from .verification import Row, Verification, record
 
-Notify = Callable[[str], None]
-
 STEPS = 64
 """Greedy tokens of each conversation."""
 CONVERSATIONS = 5
 """Conversations that are continued greedily."""
-
-
-def _silent(_: str) -> None:
-    """Report to nobody."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ class Trial:
     """
 
     def __init__(
-        self, package: Path, ground: Ground, target: Target | None, provider: str, notify: Notify = _silent
+        self, package: Path, ground: Ground, target: Target | None, provider: str, notify: Notify = silent
     ) -> None:
         """Load the package, compare how it reads text, and have it answer the conversations; see `verify`."""
         self._ground = ground
@@ -157,7 +152,7 @@ def verify(
     target: Target | None = None,
     provider: str = "cpu",
     steps: int = STEPS,
-    notify: Notify = _silent,
+    notify: Notify = silent,
 ) -> Verification:
     """Measure how close a package is to the checkpoint it was made from.
 
@@ -185,7 +180,7 @@ def verify(
     return trial.conclude(reference, time.perf_counter() - started)
 
 
-def checked(package: Path, checkpoint: Checkpoint, target: Target, *, notify: Notify = _silent) -> None:
+def checked(package: Path, checkpoint: Checkpoint, target: Target, *, notify: Notify = silent) -> None:
     """Verify a package on the provider it was made for, or else the CPU, and record the figures in its manifest.
 
     Raises:

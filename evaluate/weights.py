@@ -10,17 +10,16 @@ from block to block counts, and norms are left to the comparison of logits.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..configs import Manifest
 from ..export.checkpoint import Checkpoint
+from .notify import Notify
 from .stored import StoredWeights
 from .tokens import Finding
-
-Notify = Callable[[str], None]
 
 _CHUNK_VALUES = 4 << 20
 """Weights compared at a time: 16 MB for each array in work."""
