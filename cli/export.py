@@ -119,7 +119,7 @@ def _print_plan(plan: "Plan", as_json: bool) -> None:
         "output": str(plan.output),
         "weights": plan.target.weights,
         "package_bytes": plan.package_bytes,
-        "bits_per_weight": round(plan.graph.weight_bytes * 8 / plan.checkpoint.config.num_parameters, 3),
+        "bits_per_weight": round(plan.layout.weight_bytes * 8 / plan.checkpoint.config.num_parameters, 3),
         "memory_bytes": plan.memory_bytes,
         "ops": plan.graph.ops,
     }

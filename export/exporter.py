@@ -6,31 +6,41 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Any
 
 from ..configs import Manifest, OutputError, Target, TensorSummary, VerificationError, find_target, store_folder
 from ..configs.manifest import MANIFEST_NAME, FileEntry, file_sha256
 from .budget import fit_budget
-from .calibration import Calibration, CalibrationOptions, calibration_bytes, prepare_calibration
+from .calibration import (
+    Calibration,
+    CalibrationOptions,
+    calibrated_layers,
+    calibration_bytes,
+    prepare_calibration,
+)
 from .checkpoint import Checkpoint
-from .data_file import DataFile
+from .data_file import DATA_NAME, DataFile
 from .destination import building, check_destination, swap_in
-from .fill import Progress, fill
+from .fill import Progress, Tally, filling, fills_by_processes, summaries, worker_processes, write_quantized
 from .genai_config import end_tokens, genai_config
-from .graph import Graph, build_graph
+from .layout import COS_TABLE, SIN_TABLE, Layout, plan_layout
 from .open import open_checkpoint
+from .rope import rope_tables
+
+if TYPE_CHECKING:
+    from .graph import Graph
 
 DEFAULT_SOURCE = "microsoft/Phi-3-mini-4k-instruct"
 
 Verify = Callable[[Path, Checkpoint, Target], None]
 """Compares a finished package with its checkpoint, records the figures, raises VerificationError where one fails."""
 
-_BASE_MEMORY, _MEMORY_PER_THREAD = 600 << 20, 100 << 20
-"""Peak memory of an export, measured on the 3.8 B model: Python, torch and the graph; one thread's rows and buffers."""
+_BASE_MEMORY, _MEMORY_PER_THREAD, _MEMORY_PER_PROCESS = 600 << 20, 100 << 20, 350 << 20
+"""Peak memory of an export, measured on the 3.8 B model: Python, torch and the graph; a thread's rows and buffers, or
+those of a process and its own torch."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +50,24 @@ class Plan:
     checkpoint: Checkpoint
     target: Target
     output: Path
-    graph: Graph
+    layout: Layout
     package_bytes: int
     memory_bytes: int
     """Peak memory the export is expected to need."""
     calibration: Calibration | None = None
-    """For calibrated methods: the token sequences."""
+    """For calibrated methods and budgets: the token sequences."""
+
+    @cached_property
+    def graph(self) -> "Graph":
+        """The graph, traced when it is first asked for: an export does that while the weights are written."""
+        from .graph import build_graph
+
+        return build_graph(self.checkpoint.config, self.target)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the decoder's matrices are quantized by a method that looks at data."""
+        return self.target.quantization is not None and self.target.quantization.method != "rtn"
 
 
 def plan_export(
@@ -60,7 +82,7 @@ def plan_export(
     budget: str | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Check everything that can be checked beforehand, and trace the graph.
+    """Check everything that can be checked beforehand.
 
     Takes the arguments of `export`.
 
@@ -69,7 +91,7 @@ def plan_export(
 
     """
     chosen = find_target(target) if isinstance(target, str) else target
-    if output is not None:  # before a hub download and the trace, which take long
+    if output is not None:  # before a hub download, which takes long
         check_destination(Path(output), 0, force=force)
     checkpoint = open_checkpoint(source, revision=revision, token=token)
     folder = Path(output) if output is not None else store_folder(checkpoint.model, chosen.name)
@@ -79,14 +101,18 @@ def plan_export(
         prepared = prepare_calibration(checkpoint, calibration or CalibrationOptions())
         if budget is not None:
             chosen = fit_budget(checkpoint, chosen, budget, prepared, progress)
-    graph = build_graph(checkpoint.config, chosen)
+    layout = plan_layout(checkpoint.config, chosen)
     assets = sum(len(content) for content in checkpoint.assets().values())
-    package_bytes = graph.num_bytes + assets + (1 << 20)
+    package_bytes = layout.num_bytes + assets + (1 << 20)
     check_destination(folder, package_bytes, force=force)
-    memory = _BASE_MEMORY + (os.cpu_count() or 1) * _MEMORY_PER_THREAD
+    memory = _BASE_MEMORY
+    if fills_by_processes(checkpoint.config):
+        memory += worker_processes() * _MEMORY_PER_PROCESS
+    else:
+        memory += (os.cpu_count() or 1) * _MEMORY_PER_THREAD
     if prepared is not None:
         memory += calibration_bytes(checkpoint.config)
-    return Plan(checkpoint, chosen, folder, graph, package_bytes, memory, prepared)
+    return Plan(checkpoint, chosen, folder, layout, package_bytes, memory, prepared)
 
 
 def export(
@@ -159,18 +185,14 @@ def run_export(plan: Plan, *, verify: Verify | None = None, progress: Progress |
 
 
 def _write(plan: Plan, folder: Path, progress: Progress) -> None:
-    graph, checkpoint = plan.graph, plan.checkpoint
-    total, done = graph.num_bytes, 0
+    import onnx_ir as ir
 
-    def wrote(count: int) -> None:
-        nonlocal done
-        done += count
-        progress("writing", done, total)
-
-    with DataFile(folder, graph.stored(), wrote) as data:
-        tensors = fill(data, graph, checkpoint, plan.target, plan.calibration, progress)
-        data.bind()
-    (folder / "model.onnx").write_bytes(ir.serde.serialize_model(graph.model).SerializeToString())
+    checkpoint = plan.checkpoint
+    data = DataFile(folder / DATA_NAME, plan.layout)
+    data.create()
+    tensors = _fill(plan, data, progress)
+    plan.graph.bind(plan.layout, folder)
+    (folder / "model.onnx").write_bytes(ir.serde.serialize_model(plan.graph.model).SerializeToString())
     for name, content in checkpoint.assets().items():
         (folder / name).write_bytes(content)
     generation = dict(checkpoint.generation_config)
@@ -178,9 +200,33 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> None:
     _write_json(folder / "config.json", checkpoint.config.to_phi3())
     _write_json(folder / "generation_config.json", generation)
     _write_json(folder / "genai_config.json", genai_config(checkpoint.config, plan.target, generation))
-    progress("hashing", 0, total)
+    progress("hashing", 0, plan.layout.num_bytes)
     manifest = _manifest(plan, folder, tensors)
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _fill(plan: Plan, data: DataFile, progress: Progress) -> dict[str, TensorSummary]:
+    """Write every initializer, tracing the graph meanwhile; return how each weight matrix was stored."""
+    checkpoint, target, tally = plan.checkpoint, plan.target, Tally(data, progress)
+    in_layers = "model.layers." if plan.calibrated else None
+    alone = [name for name in checkpoint.config.tensor_shapes() if in_layers is None or not name.startswith(in_layers)]
+    reports: dict[str, Mapping[str, Any]] = {}
+    with filling(data, checkpoint, target, alone, tally) as under_way:
+        _ = plan.graph
+        for name, table in zip((COS_TABLE, SIN_TABLE), rope_tables(checkpoint.config), strict=True):
+            tally.add({name: data.write(name, table)})
+        if plan.calibrated:
+            assert plan.calibration is not None
+            for index, layer in calibrated_layers(checkpoint, target, plan.calibration, progress):
+                prefix = f"model.layers.{index}."
+                for name, weight in layer.matrices.items():
+                    tally.add(write_quantized(data, prefix + name, weight))
+                for name, norm in layer.norms.items():
+                    tally.add({prefix + name: data.write(prefix + name, norm)})
+                reports |= {prefix + name: report for name, report in layer.reports.items()}
+        errors = under_way.finish()
+    tally.check()
+    return summaries(checkpoint.config, target, errors, reports)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -188,10 +234,9 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _manifest(plan: Plan, folder: Path, tensors: Mapping[str, TensorSummary]) -> Manifest:
-    checkpoint, target, graph = plan.checkpoint, plan.target, plan.graph
+    checkpoint, target = plan.checkpoint, plan.target
     files = {path.name: FileEntry(path.stat().st_size, file_sha256(path)) for path in sorted(folder.iterdir())}
     parameters = checkpoint.config.num_parameters
-    weight_bytes = graph.weight_bytes
     quantization = None
     if target.quantization is not None:
         quantization = {
@@ -211,9 +256,9 @@ def _manifest(plan: Plan, folder: Path, tensors: Mapping[str, TensorSummary]) ->
         io_dtype=target.io_dtype,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=_versions("phi3-onnx", "torch", "transformers", "onnx", "onnx-ir", "onnxscript"),
-        ops=graph.ops,
+        ops=plan.graph.ops,
         num_parameters=parameters,
-        bits_per_weight=round(weight_bytes * 8 / parameters, 3),
+        bits_per_weight=round(plan.layout.weight_bytes * 8 / parameters, 3),
         tensors=tensors,
         files=files,
         quantization=quantization,

@@ -1,17 +1,17 @@
-"""From a model's shape to the complete graph of a target, with a plan of what each initializer will hold."""
+"""From a model's shape to the complete graph of a target."""
 
-import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from ..configs import ModelConfig, Target
+from .data_file import DATA_NAME
+from .layout import Layout
 from .passes import (
     Pass,
-    QuantizedTensor,
+    PassError,
     fold_weight_transposes,
     fuse_skip_norms,
     name_interface,
@@ -22,8 +22,7 @@ from .passes import (
     tidy,
 )
 from .passes.edit import static_shape, stored_dtype
-from .rope import rope_tables
-from .trace import COS_TABLE, SIN_TABLE, trace
+from .trace import trace
 
 _IR_VERSION = 10
 """The file format's version that belongs to opset 21/22; readers refuse files of a later one."""
@@ -34,38 +33,40 @@ class Graph:
     """The graph of a package before its weights are bound."""
 
     model: ir.Model
-    quantized: Mapping[str, QuantizedTensor]
-    """What a quantized tensor of the checkpoint became; the other tensors are initializers of their own name."""
-    tables: Mapping[str, np.ndarray]
-    """Initializers that are computed, not read: the rotary tables, float32."""
-    constants: frozenset[str]
-    """Initializers that the passes made with their values: shapes, bounds, split sizes."""
-    changes: Mapping[str, int]
-    """Pass -> places changed."""
 
     @property
     def ops(self) -> dict[str, int]:
         """Operator -> nodes, most frequent first."""
         return dict(Counter(node.op_type for node in self.model.graph).most_common())
 
-    def stored(self) -> list[ir.Value]:
-        """Return the initializers that lie in the data file, in its order; the small constants are in the graph."""
-        return [value for value in self.model.graph.initializers.values() if value.name not in self.constants]
+    def unbound(self) -> dict[str, ir.Value]:
+        """Return the initializers without values, by name: all but the small constants that the passes made."""
+        return {name: value for name, value in self.model.graph.initializers.items() if value.const_value is None}
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of everything in the data file."""
-        return sum(initializer_bytes(value) for value in self.stored())
+    def bind(self, layout: Layout, folder: Path) -> None:
+        """Let each initializer refer to its place in the data file of `folder`.
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the model's weights, scales and zero points included; the rotary tables are not weights."""
-        return sum(initializer_bytes(value) for value in self.stored() if value.name not in self.tables)
+        Raises:
+            PassError: graph and layout do not agree.
 
-
-def initializer_bytes(value: ir.Value) -> int:
-    """Return the bytes that the values of an initializer take."""
-    return math.prod(static_shape(value)) * stored_dtype(value).bitwidth // 8
+        """
+        values = self.unbound()
+        if odd := values.keys() ^ layout.stored.keys():
+            raise PassError(f"graph and data file differ in {len(odd)} initializers, such as {min(odd)}")
+        for name, entry in layout.stored.items():
+            value = values[name]
+            dtype = ir.DataType.from_numpy(entry.dtype)
+            if (static_shape(value), stored_dtype(value)) != (entry.shape, dtype):
+                raise PassError(f"graph and data file differ in {name}: {value.shape} {value.dtype}, {entry}")
+            value.const_value = ir.ExternalTensor(
+                DATA_NAME,
+                entry.offset,
+                entry.num_bytes,
+                dtype,
+                shape=ir.Shape(entry.shape),
+                name=name,
+                base_dir=folder,
+            )
 
 
 def build_graph(config: ModelConfig, target: Target) -> Graph:
@@ -85,19 +86,15 @@ def build_graph(config: ModelConfig, target: Target) -> Graph:
     if target.last_token_logits:
         passes.append(("slice_last_token", slice_last_token))
     passes.append(("name_interface", name_interface))
-    quantized: dict[str, QuantizedTensor] = {}
     if (quantization := target.quantization) is not None:
 
         def quantize(model: ir.Model) -> int:
-            quantized.update(quantize_weights(model, quantization.scheme_for, quantization.accuracy_level))
-            return len(quantized)
+            return quantize_weights(model, quantization.scheme_for, quantization.accuracy_level)
 
         passes.append(("quantize_weights", quantize))
     passes.append(("tidy again", tidy))
-    changes = run_passes(model, passes)
+    run_passes(model, passes)
     model.ir_version = _IR_VERSION
     model.producer_name, model.producer_version = "phi3-onnx", None
     model.graph.name = "phi3"
-    cos, sin = rope_tables(config)
-    constants = frozenset(name for name, value in model.graph.initializers.items() if value.const_value is not None)
-    return Graph(model, quantized, {COS_TABLE: cos, SIN_TABLE: sin}, constants, changes)
+    return Graph(model)

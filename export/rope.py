@@ -1,11 +1,8 @@
 """The rotary embedding's tables of cosines and sines, computed by transformers' own Phi-3 module."""
 
 import numpy as np
-import torch
-from transformers.models.phi3 import modeling_phi3
 
 from ..configs import ModelConfig
-from ..quantize.hf_config import phi3_config
 
 
 def table_length(config: ModelConfig) -> int:
@@ -35,6 +32,12 @@ def rope_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tables(config: ModelConfig, length: int) -> tuple[np.ndarray, np.ndarray]:
+    # Imported where tables are made: the processes that fill a data file do without transformers.
+    import torch
+    from transformers.models.phi3 import modeling_phi3
+
+    from ..quantize.hf_config import phi3_config
+
     # Transformers picks the short or the long factors by the largest position it is given, as a whole model does.
     with torch.no_grad():
         module = modeling_phi3.Phi3RotaryEmbedding(config=phi3_config(config))

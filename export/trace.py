@@ -19,10 +19,8 @@ from transformers.models.phi3 import modeling_phi3
 
 from ..configs import ModelConfig, Target
 from ..quantize.hf_config import phi3_config
+from .layout import COS_TABLE, SIN_TABLE
 from .rope import switches_factors, table_length
-
-COS_TABLE, SIN_TABLE = "rope.cos", "rope.sin"
-"""Names of the rotary tables among the initializers of a traced graph; all others are the checkpoint's."""
 
 
 class _Norm(nn.Module):

@@ -58,13 +58,28 @@ def fit_grid(
     if effort == "range":
         return Grid(round_scales(scales[0], scale_dtype), None if zeros is None else zeros[0])
     search = _Search(blocks, scheme, importance)
-    scales, gains = search.refine(scales, zeros)
-    best = gains.max(0, keepdim=True).indices  # eight times as fast as argmax
-    scales = scales.gather(0, best)
-    zeros = None if zeros is None else zeros.gather(0, best)
+    scales, zeros = _best(*search.refine(scales, zeros), zeros)
     for _ in range(3 if effort == "thorough" else 0):
-        scales, gains = search.refine(scales, zeros)
+        scales, _ = search.refine(scales, zeros)
     return Grid(round_scales(scales[0], scale_dtype), None if zeros is None else zeros[0])
+
+
+def _best(
+    scales: torch.Tensor, gains: torch.Tensor, zeros: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the candidate of each block that saves the most, [1, blocks] each.
+
+    One comparison a candidate: reductions over so short a first axis take several times as long.
+    """
+    most, best = gains[0], scales[0]
+    zero = None if zeros is None else zeros[0]
+    for i in range(1, len(gains)):
+        better = gains[i] > most
+        most = torch.where(better, gains[i], most)
+        best = torch.where(better, scales[i], best)
+        if zeros is not None and zero is not None:
+            zero = torch.where(better, zeros[i], zero)
+    return best[None], None if zero is None else zero[None]
 
 
 def round_scales(scales: torch.Tensor, scale_dtype: IoDtype) -> torch.Tensor:

@@ -53,6 +53,8 @@ class QuantizedWeight:
     scheme: WeightScheme
     shape: tuple[int, int]
     """(N, K)"""
+    squared_error: float | None = None
+    """Sum of squared differences to the weights it was made of, where that was counted."""
 
     @property
     def rows(self) -> np.ndarray:

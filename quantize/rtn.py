@@ -5,6 +5,7 @@ the scale as it will be stored.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -44,9 +45,8 @@ def quantize_rtn(
     fill = partial(_fill, weight, result, scale_dtype, step)
     threads = torch.get_num_threads() if threads is None else threads
     with ThreadPoolExecutor(threads, initializer=_single_threaded) as pool:
-        # list() raises what a thread raised.
-        list(pool.map(fill, range(0, rows, step)))
-    return result
+        lost = sum(pool.map(fill, range(0, rows, step)))
+    return replace(result, squared_error=lost)
 
 
 def _single_threaded() -> None:
@@ -54,7 +54,8 @@ def _single_threaded() -> None:
     torch.set_num_threads(1)
 
 
-def _fill(weight: np.ndarray, result: QuantizedWeight, scale_dtype: IoDtype, step: int, start: int) -> None:
+def _fill(weight: np.ndarray, result: QuantizedWeight, scale_dtype: IoDtype, step: int, start: int) -> float:
+    """Quantize some rows in their place in `result`; return the sum of their squared errors."""
     scheme, columns = result.scheme, weight.shape[1]
     rows = slice(start, start + step)
     chunk = torch.from_numpy(np.ascontiguousarray(weight[rows]))
@@ -65,8 +66,10 @@ def _fill(weight: np.ndarray, result: QuantizedWeight, scale_dtype: IoDtype, ste
     chunk = chunk.view(-1, scheme.block_size)
     grid = fit_grid(chunk, scheme, scale_dtype)
     taken = steps(chunk, grid, scheme)
+    lost = torch.addcmul(chunk, taken, grid.scales[:, None], value=-1).view(-1)
     taken += (1 << (scheme.bits - 1)) if grid.zeros is None else grid.zeros[:, None]
     result.packed[rows] = pack_codes(taken.to(torch.uint8).numpy(), scheme.bits).reshape(-1, *result.packed.shape[1:])
     result.scales[rows] = grid.scales.numpy().reshape(-1, blocks)
     if result.zero_points is not None and grid.zeros is not None:
         result.zero_points[rows] = pack_codes(grid.zeros.to(torch.uint8).numpy().reshape(-1, blocks), scheme.bits)
+    return float(lost @ lost)

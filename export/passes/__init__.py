@@ -3,7 +3,7 @@
 from .contract import name_interface
 from .last_token import slice_last_token
 from .linear import fold_weight_transposes
-from .quantized import QuantizedTensor, quantize_weights
+from .quantized import quantize_weights
 from .run import Pass, PassError, run_passes
 from .skip_norm import fuse_skip_norms
 from .splits import replace_sequence_splits
@@ -12,7 +12,6 @@ from .tidy import tidy
 __all__ = [
     "Pass",
     "PassError",
-    "QuantizedTensor",
     "fold_weight_transposes",
     "fuse_skip_norms",
     "name_interface",

@@ -1,32 +1,19 @@
 """Linear layers -> `MatMulNBits`, the embedding's `Gather` -> `GatherBlockQuantized`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from ...configs import WeightScheme
 from ...quantize.packed import packed_shapes
+from ..layout import QuantizedTensor, quantized_tensor
 from .edit import CONTRIB, constant, new_initializer, new_node, nodes_of, replace_node, static_shape, stored_dtype
 from .linear import linear_weight
 
 
-@dataclass(frozen=True)
-class QuantizedTensor:
-    """The initializers that one weight matrix of the checkpoint became."""
-
-    tensor: str
-    scheme: WeightScheme
-    packed: str
-    scales: str
-    zero_points: str | None
-
-
-def quantize_weights(
-    model: ir.Model, scheme_for: Callable[[str], WeightScheme], accuracy_level: int
-) -> dict[str, QuantizedTensor]:
-    """Replace every linear layer and the embedding; return what each weight became, by the checkpoint's name.
+def quantize_weights(model: ir.Model, scheme_for: Callable[[str], WeightScheme], accuracy_level: int) -> int:
+    """Replace every linear layer and the embedding; return how many weights that were.
 
     A tied embedding and the head share one packed tensor. The graph must have gone through
     `fold_weight_transposes` and have its final names.
@@ -42,7 +29,7 @@ def quantize_weights(
             _quantize_embedding(model, node, weight, scheme_for(weight.name), done)
     for name in done:
         model.graph.initializers.pop(name)
-    return done
+    return len(done)
 
 
 def _quantize_linear(
@@ -114,15 +101,8 @@ def _store(
 ) -> QuantizedTensor:
     """Add the initializers of a quantized weight to the graph."""
     assert weight.name
-    base = weight.name.removesuffix(".weight")
     shapes = packed_shapes(*_matrix_shape(weight), scheme)
-    stored = QuantizedTensor(
-        weight.name,
-        scheme,
-        f"{base}.qweight",
-        f"{base}.scales",
-        f"{base}.zero_points" if shapes.zero_points else None,
-    )
+    stored = quantized_tensor(weight.name, scheme)
     new_initializer(model, stored.packed, ir.DataType.UINT8, shapes.packed)
     new_initializer(model, stored.scales, stored_dtype(weight), shapes.scales)
     if stored.zero_points and shapes.zero_points:

@@ -17,19 +17,19 @@ class PassError(Phi3OnnxError):
     """A pass failed: a defect of this project or an architecture it does not know."""
 
 
-def run_passes(model: ir.Model, passes: Sequence[tuple[str, Pass]]) -> dict[str, int]:
-    """Run named passes one after the other and return how many places each changed.
+def run_passes(model: ir.Model, passes: Sequence[tuple[str, Pass]]) -> None:
+    """Run named passes one after the other, and log how many places each changed.
 
     Raises:
         PassError: a pass raised; the message names it and those that had run.
 
     """
-    changes: dict[str, int] = {}
+    done: list[str] = []
     for name, rewrite in passes:
         try:
-            changes[name] = rewrite(model)
+            changes = rewrite(model)
         except Exception as error:
-            before = ", ".join(changes) or "none"
+            before = ", ".join(done) or "none"
             raise PassError(f"pass {name!r} failed (passes already run: {before}): {error}") from error
-        logger.debug("pass %s: %d changes", name, changes[name])
-    return changes
+        done.append(name)
+        logger.debug("pass %s: %d changes", name, changes)

@@ -174,25 +174,10 @@ def test_an_unknown_architecture(run: Run, checkpoint: Path, tmp_path: Path) -> 
 def test_a_full_disk(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk fills up while the weights are written."""
 
-    class Full:
-        def __init__(self, file: object) -> None:
-            self._file = file
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
 
-        def __getattr__(self, name: str) -> object:
-            if name == "write":
-                raise OSError(28, "No space left on device")
-            return getattr(self._file, name)
-
-    from phi3_onnx.export.data_file import DataFile
-
-    enter = DataFile.__enter__
-
-    def full(self: DataFile) -> DataFile:
-        enter(self)
-        monkeypatch.setattr(self, "_file", Full(self._file))
-        return self
-
-    monkeypatch.setattr(DataFile, "__enter__", full)
+    monkeypatch.setattr("phi3_onnx.export.data_file.DataFile.write", full)
     assert_one_line(run("export", checkpoint, "-o", tmp_path / "package"), 1, "full", "GB")
     assert_nothing_written(tmp_path / "package")
 
@@ -201,7 +186,7 @@ def test_ctrl_c_leaves_nothing(run: Run, checkpoint: Path, tmp_path: Path, monke
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("phi3_onnx.export.exporter.fill", interrupt)
+    monkeypatch.setattr("phi3_onnx.export.exporter.rope_tables", interrupt)
     ran = run("export", checkpoint, "-o", tmp_path / "package")
     assert ran.code == 130
     assert_nothing_written(tmp_path / "package")
