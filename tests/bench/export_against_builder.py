@@ -7,8 +7,8 @@ JSON line for each run, and the ratios of the medians at the end. The builder ne
 """
 
 import argparse
+import contextlib
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -17,17 +17,33 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 
 def measure(command: list[str]) -> tuple[float, float]:
-    """Run a command to its end; return wall time in seconds and its peak resident memory in GiB."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    output = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(command)} failed:\n{output.decode(errors='replace')[-2000:]}")
-    return time.perf_counter() - start, usage.ru_maxrss / (1 << 20)
+    """Run a command to its end; return wall time in seconds and the peak memory of all its processes in GiB."""
+    start, peak = time.perf_counter(), 0
+    with tempfile.TemporaryFile() as log:
+        process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        while process.poll() is None:
+            peak = max(peak, memory(process))
+            time.sleep(0.1)
+        seconds = time.perf_counter() - start
+        if process.returncode:
+            log.seek(0)
+            sys.exit(f"{' '.join(command)} failed:\n{log.read().decode(errors='replace')[-2000:]}")
+    return seconds, peak / (1 << 30)
+
+
+def memory(process: psutil.Process) -> int:
+    """Return the memory of a process and its children, pages that they share counted once (resident where unknown)."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        for each in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                info = each.memory_full_info()
+                total += getattr(info, "pss", info.rss)
+    return total
 
 
 def main() -> None:

@@ -23,10 +23,9 @@ def by_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_workers_left() -> bool:
-    _, alive = psutil.wait_procs(
-        [child for child in psutil.Process().children() if "loky" in " ".join(child.cmdline())], timeout=10
-    )
-    return not [child for child in alive if "resource_tracker" not in " ".join(child.cmdline())]
+    """Whether all of loky's processes end; its resource tracker stays as long as this one does."""
+    workers = [child for child in psutil.Process().children() if "LokyProcess" in " ".join(child.cmdline())]
+    return not psutil.wait_procs(workers, timeout=10)[1]
 
 
 def test_processes_write_what_threads_write(
