@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.option("-t", "--target", default="cpu-int4-rtn", show_default=True, help="What to make; see: phi3-onnx targets.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.  [default: in the store]")
 @click.option("--revision", help="Commit, tag or branch of a hub checkpoint.")
+@click.option("--adapter", metavar="DIR", help="PEFT adapter (LoRA, DoRA) to merge into it: a folder or a hub id.")
 @click.option("--force", is_flag=True, help="Replace the package that is already there.")
 @click.option("--verify/--no-verify", default=True, help="Compare the package with its source.  [default: verify]")
 @click.option("--dry-run", is_flag=True, help="Check and plan only: graph, sizes, memory.")
@@ -43,6 +44,7 @@ def make(
     output: Path | None,
     *,
     revision: str | None,
+    adapter: str | None,
     force: bool,
     verify: bool,
     dry_run: bool,
@@ -61,6 +63,7 @@ def make(
             chosen_target(target, values),
             output,
             revision=revision,
+            adapter=adapter,
             force=force,
             calibration=calibration_options(values),
             budget=values["budget"],
@@ -71,6 +74,8 @@ def make(
         f"{plan.checkpoint.model}: {config.num_parameters / 1e9:.3g} B parameters, {config.num_layers} layers "
         f"-> {plan.target.name} ({plan.target.weights})"
     )
+    if plan.checkpoint.adapter is not None:
+        notice(f"merging {plan.checkpoint.adapter}: {plan.checkpoint.adapter.summary}")
     notice(f"writing {size(plan.package_bytes)} to {plan.output}, in about {size(plan.memory_bytes)} of memory")
     if plan.calibration is not None:
         about = plan.calibration.describe()
@@ -114,6 +119,7 @@ def _short_name(folder: Path) -> str:
 def _print_plan(plan: "Plan", as_json: bool) -> None:
     table = {
         "source": str(plan.checkpoint.source),
+        "adapter": str(plan.checkpoint.adapter) if plan.checkpoint.adapter else None,
         "model": plan.checkpoint.model,
         "target": plan.target.name,
         "output": str(plan.output),
@@ -127,7 +133,7 @@ def _print_plan(plan: "Plan", as_json: bool) -> None:
         click.echo(json.dumps(table, indent=1))
         return
     for key, value in table.items():
-        if key != "ops":
+        if key != "ops" and value is not None:
             click.echo(f"{key:<16} {value}")
     for op, count in plan.graph.ops.items():
         click.echo(f"  {op:<34} {count:>5}")

@@ -46,7 +46,8 @@ def command(
 
     packages = find_packages(find_package(package), unverified=unverified)
     base = named_base(packages[0].manifest, base_model)
-    licence = licence_of(base, licence)
+    adapter = packages[0].manifest.adapter
+    licence = licence_of(str(adapter) if adapter else base, licence)
     here = {found.path for found in packages}
     others = [] if dry_run else [found for found in already_there(repository, None) if found.path not in here]
     entries = [Entry(found.path, found.manifest) for found in (*packages, *others)]

@@ -14,6 +14,7 @@ from .quantization_options import quantization_options
 @click.argument("source")
 @click.option("-t", "--target", default="cpu-int4-awq", show_default=True, help="What to make; see: phi3-onnx targets.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.  [default: in the store]")
+@click.option("--adapter", metavar="DIR", help="PEFT adapter (LoRA, DoRA) to merge into it: a folder or a hub id.")
 @click.option("--force", is_flag=True, help="Replace the package that is already there.")
 @click.option("--verify/--no-verify", default=True, help="Compare the package with its source.  [default: verify]")
 @click.option("--dry-run", is_flag=True, help="Check and plan only: graph, sizes, memory.")

@@ -39,11 +39,13 @@ def command(package: str, tensors: bool, plot: Path | None, as_json: bool) -> No
         return
     total = sum(entry.size for entry in manifest.files.values())
     revision = f" at {manifest.revision}" if manifest.revision else ""
+    adapter = manifest.adapter
     schemes = Counter(tensor.storage for tensor in manifest.tensors.values())
     rows: list[tuple[str, Any]] = [
         ("package", folder),
         ("model", manifest.model),
         ("source", f"{manifest.source}{revision}"),
+        *([("adapter", f"{adapter} ({adapter.summary}), sha256 {adapter.sha256}")] if adapter else []),
         ("target", f"{manifest.target} (provider {manifest.provider}, {manifest.io_dtype})"),
         ("created", f"{manifest.created} by {', '.join(f'{k} {v}' for k, v in manifest.versions.items())}"),
         ("size", f"{size(total)} in {len(manifest.files)} files"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @click.argument("package")
 @click.option("--reference", metavar="SOURCE", help="The checkpoint.  [default: what the package was made of]")
 @click.option("--revision", help="Commit, tag or branch of a hub checkpoint.")
+@click.option("--adapter", metavar="DIR", help="PEFT adapter to merge into the checkpoint.  [default: the package's]")
 @click.option("--provider", default="auto", show_default=True, help="Where the package runs: auto, cpu, cuda, dml.")
 @click.option("-t", "--target", help="Whose thresholds to judge by.  [default: the package's own]")
 @click.option(
@@ -30,6 +31,7 @@ def command(
     package: str,
     reference: str | None,
     revision: str | None,
+    adapter: str | None,
     provider: str,
     target: str | None,
     steps: int,
@@ -54,7 +56,7 @@ def command(
     if hashes:
         with status_line("comparing sha256 sums"):
             check_files(folder, read_manifest(folder), hashes=True)
-    checkpoint = open_reference(folder, reference, revision)
+    checkpoint = open_reference(folder, reference, revision, adapter)
     verify_and_print(
         folder,
         checkpoint,
@@ -66,12 +68,14 @@ def command(
     )
 
 
-def open_reference(folder: Path, named: str | None, revision: str | None) -> "Checkpoint":
-    """Open the checkpoint that was named, or else the one that the package was made of.
+def open_reference(folder: Path, named: str | None, revision: str | None, adapter: str | None = None) -> "Checkpoint":
+    """Open the checkpoint that was named, or else the one that the package was made of; so too for the adapter.
+
+    A checkpoint that was named without an adapter has none: it may be what a trainer merged.
 
     Raises:
         UsageError: none was named, and the package does not say, or what it names is gone.
-        SourceError: the checkpoint is no good.
+        SourceError: the checkpoint or the adapter is no good, or no longer what the package was made of.
 
     """
     from ..configs import SourceError, UsageError, read_manifest
@@ -79,14 +83,25 @@ def open_reference(folder: Path, named: str | None, revision: str | None) -> "Ch
     from ..export import open_checkpoint
 
     if named is not None:
-        return open_checkpoint(named, revision=revision)
+        return open_checkpoint(named, revision=revision, adapter=adapter)
     if not (folder / MANIFEST_NAME).is_file():
         raise UsageError(f"{folder} does not say what it was made of; name its checkpoint with --reference")
     manifest = read_manifest(folder)
+    merged = manifest.adapter
     try:
-        return open_checkpoint(manifest.source, revision=revision or manifest.revision)
+        checkpoint = open_checkpoint(
+            manifest.source,
+            revision=revision or manifest.revision,
+            adapter=adapter or (str(merged) if merged else None),
+        )
     except SourceError as error:
         raise SourceError(f"{error} (the package was made of it; name another with --reference)") from error
+    if adapter is None and merged and checkpoint.adapter and checkpoint.adapter.sha256 != merged.sha256:
+        raise SourceError(
+            f"the adapter {merged} is not what the package was made of any more: expected sha256 {merged.sha256}, got "
+            f"{checkpoint.adapter.sha256}; name the right one with --adapter, or export again"
+        )
+    return checkpoint
 
 
 def verify_and_print(

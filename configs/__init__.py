@@ -10,7 +10,7 @@ from .errors import (
     UsageError,
     VerificationError,
 )
-from .manifest import Manifest, TensorSummary, read_manifest
+from .manifest import AdapterEntry, Manifest, TensorSummary, read_manifest
 from .model import LongRope, ModelConfig, parse_model_config
 from .store import default_package, find_package, list_packages, store_folder
 from .target import (
@@ -27,6 +27,7 @@ from .target import (
 
 __all__ = [
     "METHODS",
+    "AdapterEntry",
     "EngineError",
     "LongRope",
     "Manifest",

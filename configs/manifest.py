@@ -22,6 +22,23 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class AdapterEntry:
+    """The PEFT adapter that was merged into the weights."""
+
+    path: str
+    """As it was named: a folder or a hub id."""
+    revision: str | None
+    """The commit of a hub adapter."""
+    sha256: str
+    """Of its safetensors file."""
+    summary: str
+    """What it changes, such as `LoRA, rank 16, 64 matrices`."""
+
+    def __str__(self) -> str:
+        return f"{self.path}@{self.revision}" if self.revision else self.path
+
+
+@dataclass(frozen=True)
 class TensorSummary:
     """How one weight matrix was stored."""
 
@@ -70,7 +87,14 @@ class Manifest:
     """The settings of the quantizer, calibration included; None for a package without quantized weights."""
     verification: Mapping[str, Any] | None = None
     """What `phi3-onnx verify` measured last; None where it has not run."""
+    adapter: AdapterEntry | None = None
+    """What was merged into the weights of `source`."""
     format: int = FORMAT
+
+    @property
+    def origin(self) -> str:
+        """Say what it was made of: the source, its revision, and the adapter."""
+        return origin(self.source, self.revision, self.adapter)
 
     @property
     def verified(self) -> bool | None:
@@ -80,6 +104,12 @@ class Manifest:
     def to_json(self) -> str:
         """Return the manifest as the text of its file."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def origin(source: str, revision: str | None, adapter: AdapterEntry | None) -> str:
+    """Say which weights are meant, such as `microsoft/Phi-3-mini-4k-instruct@c0ffee with adapter ./lora`."""
+    at = f"@{revision}" if revision else ""
+    return f"{source}{at}" + (f" with adapter {adapter}" if adapter else "")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -104,7 +134,8 @@ def read_manifest(folder: Path) -> Manifest:
             for name, entry in table.pop("tensors").items()
         }
         files = {name: FileEntry(**entry) for name, entry in table.pop("files").items()}
-        return Manifest(**table, tensors=tensors, files=files)
+        adapter = table.pop("adapter", None)
+        return Manifest(**table, tensors=tensors, files=files, adapter=adapter and AdapterEntry(**adapter))
     except (KeyError, TypeError, AttributeError) as error:
         raise PackageError(f"{path} is damaged ({error}); export the package again") from error
 

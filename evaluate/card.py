@@ -76,6 +76,7 @@ def model_card(
         repository=repository,
         model=first.model,
         revision=first.revision,
+        adapter=first.adapter,
         base_model=base,
         licence=licence,
         licence_link=licence_link,

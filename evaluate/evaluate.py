@@ -154,7 +154,7 @@ def _reference(
     """Return the reference's name, and its logits of each passage in turn."""
     if isinstance(reference, Checkpoint):
         _same_vocabulary(package, reference.config.vocab_size, reference.source)
-        return f"{reference.source} (PyTorch, float32)", _checkpoint_rows(reference, passages, notify)
+        return f"{reference.origin} (PyTorch, float32)", _checkpoint_rows(reference, passages, notify)
     other = open_package(reference)
     _same_vocabulary(package, other.contract.vocab_size, str(reference))
     notify("loading the reference")

@@ -123,18 +123,19 @@ def _package(
 def _export(checkpoint: Checkpoint, target: Target, folder: Path, force: bool, progress: Progress | None) -> None:
     from ..export import plan_export, run_export
 
-    plan = plan_export(checkpoint.source, target, folder, revision=checkpoint.revision, force=force)
+    adapter = str(checkpoint.adapter) if checkpoint.adapter else None
+    plan = plan_export(checkpoint.source, target, folder, revision=checkpoint.revision, adapter=adapter, force=force)
     run_export(plan, progress=progress)
 
 
 def _check_origin(folder: Path, manifest: Manifest, checkpoint: Checkpoint, target: Target) -> None:
     found, wanted = (manifest.source, manifest.revision), (str(checkpoint.source), checkpoint.revision)
     same = found == wanted or _same_path(manifest.source, str(checkpoint.source))
-    if manifest.target == target.name and same:
+    if manifest.target == target.name and same and manifest.adapter == checkpoint.adapter:
         return
-    made_of = f"{manifest.source}@{manifest.revision}" if manifest.revision else manifest.source
     raise OutputError(
-        f"{folder} is a {manifest.target} package of {made_of}; replace it with --force, or name another folder with -o"
+        f"{folder} is a {manifest.target} package of {manifest.origin}; "
+        "replace it with --force, or name another folder with -o"
     )
 
 

@@ -135,7 +135,7 @@ class Trial:
             rows=(*self._reading, *_metric_rows(self._metrics, thresholds), _greedy_row(agreement, thresholds)),
             target=self._target.name if self._target else None,
             provider=self.provider,
-            reference=f"{checkpoint.source}@{checkpoint.revision}" if checkpoint.revision else str(checkpoint.source),
+            reference=checkpoint.origin,
             metrics=self._metrics,
             passages=tuple(f"{len(passage.ids)} tokens: {passage.purpose}" for passage in ground.passages),
             skipped=ground.skipped,

@@ -109,14 +109,22 @@ def _key(checkpoint: Checkpoint, target: Target, calibration: Calibration) -> st
     parts: Mapping[str, Any] = {
         "source": str(checkpoint.source),
         "revision": checkpoint.revision,
-        # Another checkpoint in the same place has other norms.
-        "weights": hashlib.sha256(checkpoint.read("model.norm.weight").tobytes()).hexdigest(),
+        "adapter": asdict(checkpoint.adapter) if checkpoint.adapter else None,
+        "weights": _first_rows(checkpoint),
         "model": asdict(checkpoint.config),
         "quantization": asdict(target.quantization) if target.quantization else None,
         "io_dtype": target.io_dtype,
         "samples": calibration.describe()["sha256"],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _first_rows(checkpoint: Checkpoint) -> str:
+    """Return the sha256 of every tensor's first row: another checkpoint, or fine-tune, in the same place has others."""
+    digest = hashlib.sha256()
+    for name in checkpoint.config.tensor_shapes():
+        digest.update(checkpoint.read(name, slice(0, 1)).tobytes())
+    return digest.hexdigest()
 
 
 def _own_texts() -> list[str]:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..configs import ModelConfig
+from ..configs import AdapterEntry, ModelConfig
+from ..configs.manifest import origin
 
 
 class Checkpoint(ABC):
@@ -24,6 +25,13 @@ class Checkpoint(ABC):
     config: ModelConfig
     generation_config: Mapping[str, object]
     """The content of `generation_config.json`; its `eos_token_id` is the complete list of end tokens."""
+    adapter: AdapterEntry | None = None
+    """The PEFT adapter that is merged into the weights."""
+
+    @property
+    def origin(self) -> str:
+        """Say which weights these are: the source, its revision, and the adapter."""
+        return origin(str(self.source), self.revision, self.adapter)
 
     @abstractmethod
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:

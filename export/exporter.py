@@ -77,6 +77,7 @@ def plan_export(
     *,
     revision: str | None = None,
     token: str | None = None,
+    adapter: str | Path | None = None,
     force: bool = False,
     calibration: CalibrationOptions | None = None,
     budget: str | None = None,
@@ -93,7 +94,7 @@ def plan_export(
     chosen = find_target(target) if isinstance(target, str) else target
     if output is not None:  # before a hub download, which takes long
         check_destination(Path(output), 0, force=force)
-    checkpoint = open_checkpoint(source, revision=revision, token=token)
+    checkpoint = open_checkpoint(source, revision=revision, token=token, adapter=adapter)
     folder = Path(output) if output is not None else store_folder(checkpoint.model, chosen.name)
     check_destination(folder, 0, force=force)
     prepared = None
@@ -122,6 +123,7 @@ def export(
     *,
     revision: str | None = None,
     token: str | None = None,
+    adapter: str | Path | None = None,
     force: bool = False,
     calibration: CalibrationOptions | None = None,
     budget: str | None = None,
@@ -136,6 +138,7 @@ def export(
         output: Folder to make; None puts it into the store under `<model>/<target>`.
         revision: Commit, tag or branch of a hub checkpoint.
         token: The hub's access token; None takes `HF_TOKEN`.
+        adapter: A PEFT folder (LoRA, DoRA) or hub id that is merged into the weights while they are read.
         force: Replace the package that is already there.
         calibration: Text and amount for calibrated targets; None takes the project's own text.
         budget: Bits per weight (`6.0bpw`) or size (`105MB`) within which each matrix gets its bits by what it costs.
@@ -155,6 +158,7 @@ def export(
         output,
         revision=revision,
         token=token,
+        adapter=adapter,
         force=force,
         calibration=calibration,
         budget=budget,
@@ -251,6 +255,7 @@ def _manifest(plan: Plan, folder: Path, tensors: Mapping[str, TensorSummary]) ->
         target=target.name,
         source=str(checkpoint.source),
         revision=checkpoint.revision,
+        adapter=checkpoint.adapter,
         model=checkpoint.model,
         provider=target.provider,
         io_dtype=target.io_dtype,

@@ -1,6 +1,7 @@
 """A local Hugging Face folder: config.json, one or many safetensors files, and the tokenizer beside them."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ import numpy as np
 
 from ..configs import ModelConfig, parse_model_config
 from ..configs.errors import SourceError
+from .adapter_config import ADAPTER_CONFIG
 from .checkpoint import Checkpoint
 from .fusion import Parts, check_parts, fused_parts, read_rows, split_parts
 from .naming import folder_name, short_name
+from .problems import summarize
 from .safetensors_file import SafetensorsFile
 from .tokenizer_files import check_tokenizer, read_tokenizer_files
 
@@ -26,7 +29,7 @@ class FolderCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, *, source: str, revision: str | None, model: str) -> None:
         """Open a folder and check everything but the values of its weights; see `open_folder`."""
-        table = _read_config(folder)
+        table = _read_config(folder, source)
         self.source, self.revision, self.model = source, revision, model
         self.config = parse_model_config(table, str(folder / "config.json"))
         self._files = _open_weights(folder)
@@ -82,11 +85,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return table
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path, source: str) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
+            model = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "MODEL"
             raise SourceError(
-                f"{folder} holds an adapter (PEFT) without its model; merge it into the model, then export that"
+                f"{source} holds an adapter (PEFT) without its model; to export both together: "
+                f"phi3-onnx export {shlex.quote(str(model))} --adapter {shlex.quote(source)}"
             )
         if ggufs := sorted(folder.glob("*.gguf")):
             raise SourceError(f"{folder} has no config.json; to export its GGUF file, name that: {ggufs[0]}")
@@ -112,7 +117,7 @@ def _open_weights(folder: Path) -> dict[str, SafetensorsFile]:
             continue
         files.update(dict.fromkeys(file.tensors, file))
     if problems:
-        raise SourceError(_summary(problems))
+        raise SourceError(summarize(problems))
     return files
 
 
@@ -166,13 +171,7 @@ def _check_tensors(folder: Path, config: ModelConfig, parts: Parts, files: Mappi
     if "lm_head.weight" in needed and "lm_head.weight" not in stored:
         problems.append("config.json says tie_word_embeddings=false, so lm_head.weight is needed")
     if problems:
-        raise SourceError(f"{folder} does not fit its config.json: {_summary(problems)}")
-
-
-def _summary(problems: list[str]) -> str:
-    shown = "; ".join(problems[:_SHOWN])
-    more = len(problems) - _SHOWN
-    return f"{shown}; and {more} more problems" if more > 0 else shown
+        raise SourceError(f"{folder} does not fit its config.json: {summarize(problems)}")
 
 
 def _read_generation_config(folder: Path, config: ModelConfig) -> dict[str, object]:

@@ -21,6 +21,7 @@ from .fusion import Part, Parts, check_parts, fused_parts, read_rows, split_part
 from .gguf_file import GgufFile, can_dequantize
 from .gguf_tokenizer import GgufTokenizer
 from .naming import gguf_name
+from .problems import summarize
 from .tokenizer_files import check_tokenizer
 
 ARCHITECTURES = ("llama", "phi3")
@@ -41,7 +42,6 @@ _NAMES: Mapping[str, str] = {
     "mlp.down_proj": "ffn_down",
 }
 _LONG, _SHORT, _LLAMA3_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight"
-_SHOWN = 5
 
 
 class GgufCheckpoint(Checkpoint):
@@ -130,8 +130,7 @@ def _check_tensors(path: Path, parts: Parts, file: GgufFile) -> None:
     extra = [name for name in file.tensors if name.endswith(".bias") or "_exps." in name]
     problems += [f"{name} has no place in Phi-3's layout (supported: no biases, no experts)" for name in extra]
     if problems:
-        more = f"; and {len(problems) - _SHOWN} more problems" if len(problems) > _SHOWN else ""
-        raise SourceError(f"{path} is not a complete model: {'; '.join(problems[:_SHOWN])}{more}")
+        raise SourceError(f"{path} is not a complete model: {summarize(problems)}")
 
 
 def _generation_config(tokenizer: GgufTokenizer) -> dict[str, object]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..configs import parse_model_config
 from ..configs.errors import SourceError
+from .adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .checkpoint import Checkpoint
 from .folder_checkpoint import INDEX, SINGLE, open_folder
 from .naming import short_name
@@ -40,6 +41,19 @@ def open_hub(repository: str, *, revision: str | None = None, token: str | None 
             )
     # A snapshot lies in a folder named after its commit.
     return open_folder(folder, source=repository, revision=folder.name, model=short_name(repository.split("/")[1]))
+
+
+def fetch_adapter(repository: str, *, revision: str | None = None, token: str | None = None) -> Path:
+    """Fetch what is not cached yet of a PEFT adapter `organization/name`, and return the snapshot's folder.
+
+    Raises:
+        SourceError: the hub can not be reached, has no such repository or revision, or it is no adapter.
+
+    """
+    folder = _fetch(repository, revision, token, _SMALL_FILES)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise SourceError(f"{repository} is no adapter: it has no {ADAPTER_CONFIG}")
+    return _fetch(repository, folder.name, token, (ADAPTER_WEIGHTS,))
 
 
 def _weight_names(folder: Path) -> Sequence[str]:

@@ -5,7 +5,13 @@ from pathlib import Path
 
 # llama.cpp's file names end in the type of the weights: `.Q4_K_M`, `-q4`, `-fp16`.
 _WEIGHT_TYPE = re.compile(r"[-._](i?q\d\w*|f(p)?(16|32)|bf16|mxfp4)$", re.IGNORECASE)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _GENERIC = {"model", "ggml-model", "weights", "consolidated"}
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name has the form `organization/name`; so may a relative path."""
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def short_name(name: str) -> str:

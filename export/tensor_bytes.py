@@ -45,4 +45,6 @@ def require_finite(values: np.ndarray, tensor: str, path: Path) -> None:
         # PyTorch's sum: a third of the time that numpy's takes.
         if np.isfinite(torch.from_numpy(values).sum().item()) or np.isfinite(values).all():
             return
-    raise SourceError(f"{path}: tensor {tensor} holds NaN or infinite values; the checkpoint is damaged, get it again")
+    raise SourceError(
+        f"{path}: tensor {tensor} holds NaN or infinite values; it is damaged, or its training failed: get another"
+    )

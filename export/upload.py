@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..configs import Manifest, OutputError, PackageError, find_target, read_manifest
-from ..configs.manifest import MANIFEST_NAME, check_files
+from ..configs.manifest import MANIFEST_NAME, check_files, origin
 from .hub import explained
 from .published import published_folder
 
@@ -49,7 +49,7 @@ def find_packages(folder: Path, *, unverified: bool = False) -> list[Published]:
             state = "was never verified" if manifest.verified is None else "failed its verification"
             problems.append(f"{path} {state} (run: phi3-onnx verify {path}; or push with --unverified)")
         packages.append(Published(published_folder(find_target(manifest.target)), manifest, path))
-    sources = sorted({package.manifest.source for package in packages})
+    sources = sorted({origin(m.source, None, m.adapter) for m in (package.manifest for package in packages)})
     if len(sources) > 1:
         problems.append(f"{folder} holds packages of several models: {', '.join(sources)}; push them one by one")
     if problems:

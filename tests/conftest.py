@@ -80,6 +80,52 @@ def small_gguf() -> Path:
     return fetch_small_model(_SHARED_CACHE, notify=print)
 
 
+AdapterFactory = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def adapter_of(tmp_path_factory: pytest.TempPathFactory) -> AdapterFactory:
+    """Return `adapter_of(base, **options)`: the folder of an adapter for a checkpoint, as PEFT saves it.
+
+    Everything trained in it is random. Options are those of PEFT's `LoraConfig`, and `dtype` and `seed`. The folder is
+    shared by all tests of the session: copy it before changing anything in it.
+    """
+    made: dict[str, Path] = {}
+
+    def make(base: Path, **options: Any) -> Path:
+        key = json.dumps([str(base), options], sort_keys=True)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("adapter") / "my-lora"
+            write_adapter(made[key], base, **options)
+        return made[key]
+
+    return make
+
+
+def write_adapter(folder: Path, base: Path, *, dtype: str = "float32", seed: int = 1, **options: Any) -> None:
+    """Write a random adapter for the checkpoint in `base`; see the fixture `adapter_of`."""
+    import warnings
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = LoraConfig(**{"r": 4, "lora_alpha": 12, "task_type": "CAUSAL_LM", **options})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice for trainers
+        model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_magnitude_vector" in name:
+                    parameter.mul_(torch.empty_like(parameter).uniform_(0.7, 1.3))
+                elif "lora_" in name:
+                    parameter.normal_(0, 0.1)
+                elif "modules_to_save" in name:
+                    parameter.mul_(1 + 0.3 * torch.randn_like(parameter))
+        model.to(getattr(torch, dtype)).save_pretrained(folder)
+
+
 _BASE: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 64,

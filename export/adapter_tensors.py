@@ -1,0 +1,239 @@
+"""Where an adapter's tensors belong in Phi-3's layout: rows that B @ A is added to, and rows that are replaced.
+
+An adapter for q_proj acts on the first rows of Phi-3's qkv_proj, whichever of the two the checkpoint stores, so
+adapters of Phi-3 and of its Llama-like twins fit both.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from ..configs import ModelConfig
+from ..configs.errors import SourceError
+from .adapter_config import MERGE_WITH_PEFT, AdapterConfig
+from .fusion import fused_parts, split_parts
+from .problems import summarize
+from .safetensors_file import StoredTensor
+
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+_PREFIX = "base_model.model."
+# The adapter's own name ("default") is left out by save_pretrained, but not by every trainer.
+_LOW_RANK = re.compile(
+    r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
+)
+_WHOLE = re.compile(r"(.+?)(\.base_layer|\.modules_to_save(?:\.default)?)?\.weight")
+_COPY = ".original_module.weight"
+"""A module as it was before training, which save_embedding_layers=True adds."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Consecutive rows of one of Phi-3's tensors to which scaling * B @ A is added."""
+
+    first_row: int
+    rows: int
+    a: str
+    """Stored tensor, [rank, in features]."""
+    b: str
+    """Stored tensor, [rows, rank]."""
+    scaling: float
+    magnitude: str | None
+    """For DoRA: the stored tensor of the norms that the rows of the sum are brought to, [rows]."""
+    transposed: bool
+    """For embeddings: B @ A is [in features, rows]; A is [rank, rows] and B [in features, rank]."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Consecutive rows of one of Phi-3's tensors that the adapter has itself."""
+
+    first_row: int
+    rows: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What an adapter does to a model."""
+
+    config: ModelConfig
+    """The model's, with its head untied from the embedding where the adapter changes only one of them."""
+    by_tensor: Mapping[str, tuple[Whole | LowRank, ...]]
+    """Phi-3's tensor name -> what happens to its rows, in order."""
+    summary: str
+    """In words, such as `LoRA, rank 16, 64 matrices`."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    tensor: str
+    first_row: int
+    shape: tuple[int, ...]
+
+
+def find_changes(adapter: AdapterConfig, stored: Mapping[str, StoredTensor], model: ModelConfig, where: str) -> Changes:
+    """Find the place of each of an adapter's tensors, and check that all of them are there and fit.
+
+    Args:
+        adapter: Its settings.
+        stored: Its tensors.
+        model: What it is for.
+        where: What to call it in messages.
+
+    Raises:
+        SourceError: it is incomplete, or made for another model; the message names every problem.
+
+    """
+    return _Finder(adapter, stored, model, where).find()
+
+
+class _Finder:
+    def __init__(
+        self, adapter: AdapterConfig, stored: Mapping[str, StoredTensor], model: ModelConfig, where: str
+    ) -> None:
+        self._adapter, self._stored, self._model, self._where = adapter, stored, model, where
+        self._low_rank: dict[str, dict[str, str]] = {}  # module -> kind of tensor -> stored name
+        self._whole: dict[str, str] = {}
+        self._problems: list[str] = []
+        for name in stored:
+            self._sort(name)
+        self._places = self._layout({*self._low_rank, *self._whole})
+
+    def _sort(self, stored_name: str) -> None:
+        name = stored_name.removeprefix(_PREFIX)
+        if name.endswith(_COPY):
+            return
+        if found := _LOW_RANK.fullmatch(name):
+            self._low_rank.setdefault(found[1], {})[found[2]] = stored_name
+        elif found := _WHOLE.fullmatch(name):
+            self._whole.setdefault(found[1], stored_name)
+        else:
+            self._problems.append(f"{stored_name} has no place in Phi-3's layout")
+
+    def _layout(self, modules: Collection[str]) -> dict[str, _Place]:
+        """Return the modules of the layout that the adapter was made for, Phi-3's or Llama's."""
+        fused, split = _places(self._model, split=False), _places(self._model, split=True)
+        return split if any(module in split and module not in fused for module in modules) else fused
+
+    def find(self) -> Changes:
+        if not self._low_rank and not self._whole:
+            raise SourceError(f"{self._where} holds no adapter: none of its tensors is LoRA's; {MERGE_WITH_PEFT}")
+        self._check_vocabulary()
+        self._check_modules()
+        changes: dict[str, list[Whole | LowRank]] = {}
+        for module, place in self._places.items():
+            found = [*self._whole_of(module, place), *self._low_rank_of(module, place)]
+            changes.setdefault(place.tensor, []).extend(found)
+        if self._problems:
+            made_for = f" (made for {self._adapter.base_model})" if self._adapter.base_model else ""
+            raise SourceError(f"{self._where} does not fit the model{made_for}: {summarize(self._problems)}")
+        config = self._settle_tied(changes)
+        by_tensor = {tensor: tuple(found) for tensor, found in changes.items() if found}
+        return Changes(config, by_tensor, self._summary())
+
+    def _check_vocabulary(self) -> None:
+        for module in (EMBEDDING, HEAD):
+            kinds = self._low_rank.get(module, {})
+            rows = {0: [self._whole.get(module), kinds.get("lora_B"), kinds.get("lora_magnitude_vector")]}
+            rows[1] = [kinds.get("lora_embedding_A")]
+            for axis, names in rows.items():
+                for name in filter(None, names):
+                    shape = self._stored[name].shape
+                    if len(shape) > axis and shape[axis] != self._model.vocab_size:
+                        raise SourceError(
+                            f"{self._where}: {name} has {shape[axis]} tokens, the model {self._model.vocab_size}: the "
+                            f"vocabulary was resized for the training; {MERGE_WITH_PEFT}"
+                        )
+
+    def _check_modules(self) -> None:
+        """Compare the modules that have tensors with those that adapter_config.json names."""
+        matrices = [module for module, place in self._places.items() if len(place.shape) == 2]
+        wanted = self._adapter.targets(matrices)
+        for module in {*self._low_rank, *self._whole}:
+            if module not in self._places:
+                self._problems.append(f"{module} is no module of the model")
+        for module in self._low_rank:
+            if module in self._places and module not in wanted:
+                self._problems.append(f"{module} has an adapter, but is none of the target_modules")
+        if missing := sorted(wanted - self._low_rank.keys()):
+            self._problems.append(
+                f"no tensors for {len(missing)} of {len(wanted)} target modules, such as {missing[0]}"
+            )
+        if not wanted and not self._adapter.modules_to_save:
+            self._problems.append(f"target_modules {self._adapter.target_modules!r} names no module of the model")
+        saved = {module for module in self._places if self._adapter.saves(module)}
+        if self._model.tie_embeddings and self._adapter.ties_weights and EMBEDDING in saved:
+            saved.discard(HEAD)
+        self._problems += [f"no tensor for {module}, one of modules_to_save" for module in saved - self._whole.keys()]
+
+    def _whole_of(self, module: str, place: _Place) -> Iterator[Whole]:
+        name = self._whole.get(module)
+        if name is not None and self._fits(name, place.shape):
+            yield Whole(place.first_row, place.shape[0], name)
+
+    def _low_rank_of(self, module: str, place: _Place) -> Iterator[LowRank]:
+        kinds = self._low_rank.get(module)
+        if kinds is None or len(place.shape) != 2:
+            return
+        transposed = module == EMBEDDING
+        prefix = "lora_embedding_" if transposed else "lora_"
+        needed = [f"{prefix}A", f"{prefix}B", *(["lora_magnitude_vector"] if self._adapter.dora else [])]
+        self._problems += [f"{module} has no {kind}" for kind in needed if kind not in kinds]
+        self._problems += [f"{kinds[kind]} has no place beside {needed[1]}" for kind in kinds if kind not in needed]
+        if transposed and self._adapter.dora:
+            self._problems.append(f"DoRA of {module} needs all of its rows at once; {MERGE_WITH_PEFT}")
+        if kinds.keys() != set(needed):
+            return
+        rows, columns = place.shape
+        rank = self._adapter.rank_of(module)
+        shapes = [(rank, rows), (columns, rank)] if transposed else [(rank, columns), (rows, rank)]
+        fits = [self._fits(kinds[kind], shape) for kind, shape in zip(needed, [*shapes, (rows,)], strict=False)]
+        if all(fits):
+            a, b, *magnitude = (kinds[kind] for kind in needed)
+            scaling = self._adapter.scaling_of(module)
+            yield LowRank(place.first_row, rows, a, b, scaling, next(iter(magnitude), None), transposed)
+
+    def _fits(self, name: str, shape: tuple[int, ...]) -> bool:
+        tensor = self._stored[name]
+        if tensor.shape != shape:
+            self._problems.append(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
+        elif not tensor.is_float:
+            self._problems.append(f"{name} is stored as {tensor.dtype}, expected floating point")
+        else:
+            return True
+        return False
+
+    def _settle_tied(self, changes: dict[str, list[Whole | LowRank]]) -> ModelConfig:
+        """Untie a head that is the embedding, if one of the two was trained: that does not touch the other."""
+        if not self._model.tie_embeddings:
+            return self._model
+        embedding, head = changes[f"{EMBEDDING}.weight"], changes[f"{HEAD}.weight"]
+        tied = self._adapter.ties_weights and not head
+        if tied and any(isinstance(change, LowRank) for change in embedding):
+            raise SourceError(f"{self._where}: ensure_weight_tying with LoRA is not supported here; {MERGE_WITH_PEFT}")
+        # A whole embedding that is none of modules_to_save is the model's own, stored again (save_embedding_layers).
+        own = [change for change in embedding if isinstance(change, Whole) and not self._adapter.saves(EMBEDDING)]
+        if tied or (embedding == own and not head):
+            return self._model
+        changes[f"{HEAD}.weight"] = [*own, *head]
+        return replace(self._model, tie_embeddings=False)
+
+    def _summary(self) -> str:
+        kind = "DoRA" if self._adapter.dora else "LoRA"
+        ranks = sorted({self._adapter.rank_of(module) for module in self._low_rank})
+        parts = [f"{kind}, rank {'/'.join(map(str, ranks))}, {len(self._low_rank)} matrices"] if ranks else []
+        if self._whole:
+            named = sorted({module.rpartition(".")[2] for module in self._whole})
+            parts.append(f"{', '.join(named)} replaced")
+        return "; ".join(parts)
+
+
+def _places(model: ModelConfig, *, split: bool) -> dict[str, _Place]:
+    untied = replace(model, tie_embeddings=False)
+    places: dict[str, _Place] = {}
+    for tensor, parts in (split_parts(untied) if split else fused_parts(untied)).items():
+        first = 0
+        for part in parts:
+            places[part.name.removesuffix(".weight")] = _Place(tensor, first, part.shape)
+            first += part.shape[0]
+    return places
