@@ -5,7 +5,7 @@ adapters of Phi-3 and of its Llama-like twins fit both.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..configs import ModelConfig
@@ -97,7 +97,11 @@ class _Finder:
         self._problems: list[str] = []
         for name in stored:
             self._sort(name)
-        self._places = self._layout({*self._low_rank, *self._whole})
+        self._shares_head = model.tie_embeddings and adapter.ties_weights and EMBEDDING in self._modules
+        if self._shares_head:  # the head's tensors, where they are stored too, are the embedding's
+            self._low_rank.pop(HEAD, None)
+            self._whole.pop(HEAD, None)
+        self._places = self._layout()
 
     def _sort(self, stored_name: str) -> None:
         name = stored_name.removeprefix(_PREFIX)
@@ -110,10 +114,14 @@ class _Finder:
         else:
             self._problems.append(f"{stored_name} has no place in Phi-3's layout")
 
-    def _layout(self, modules: Collection[str]) -> dict[str, _Place]:
+    @property
+    def _modules(self) -> set[str]:
+        return {*self._low_rank, *self._whole}
+
+    def _layout(self) -> dict[str, _Place]:
         """Return the modules of the layout that the adapter was made for, Phi-3's or Llama's."""
         fused, split = _places(self._model, split=False), _places(self._model, split=True)
-        return split if any(module in split and module not in fused for module in modules) else fused
+        return split if self._modules & (split.keys() - fused.keys()) else fused
 
     def find(self) -> Changes:
         if not self._low_rank and not self._whole:
@@ -134,9 +142,8 @@ class _Finder:
     def _check_vocabulary(self) -> None:
         for module in (EMBEDDING, HEAD):
             kinds = self._low_rank.get(module, {})
-            rows = {0: [self._whole.get(module), kinds.get("lora_B"), kinds.get("lora_magnitude_vector")]}
-            rows[1] = [kinds.get("lora_embedding_A")]
-            for axis, names in rows.items():
+            by_axis = {0: [self._whole.get(module), kinds.get("lora_B")], 1: [kinds.get("lora_embedding_A")]}
+            for axis, names in by_axis.items():
                 for name in filter(None, names):
                     shape = self._stored[name].shape
                     if len(shape) > axis and shape[axis] != self._model.vocab_size:
@@ -148,10 +155,14 @@ class _Finder:
     def _check_modules(self) -> None:
         """Compare the modules that have tensors with those that adapter_config.json names."""
         matrices = [module for module, place in self._places.items() if len(place.shape) == 2]
-        wanted = self._adapter.targets(matrices)
-        for module in {*self._low_rank, *self._whole}:
-            if module not in self._places:
-                self._problems.append(f"{module} is no module of the model")
+        shared = {HEAD} if self._shares_head else set[str]()
+        wanted = self._adapter.targets(matrices) - shared
+        self._problems += [
+            f"{module} is no module of the model" for module in sorted(self._modules - self._places.keys())
+        ]
+        if self._low_rank and not wanted:
+            self._problems.append(f"target_modules {self._adapter.target_modules!r} names no module of the model")
+            return
         for module in self._low_rank:
             if module in self._places and module not in wanted:
                 self._problems.append(f"{module} has an adapter, but is none of the target_modules")
@@ -159,12 +170,8 @@ class _Finder:
             self._problems.append(
                 f"no tensors for {len(missing)} of {len(wanted)} target modules, such as {missing[0]}"
             )
-        if not wanted and not self._adapter.modules_to_save:
-            self._problems.append(f"target_modules {self._adapter.target_modules!r} names no module of the model")
-        saved = {module for module in self._places if self._adapter.saves(module)}
-        if self._model.tie_embeddings and self._adapter.ties_weights and EMBEDDING in saved:
-            saved.discard(HEAD)
-        self._problems += [f"no tensor for {module}, one of modules_to_save" for module in saved - self._whole.keys()]
+        saved = {module for module in self._places if self._adapter.saves(module)} - shared - self._whole.keys()
+        self._problems += [f"no tensor for {module}, one of modules_to_save" for module in sorted(saved)]
 
     def _whole_of(self, module: str, place: _Place) -> Iterator[Whole]:
         name = self._whole.get(module)
@@ -205,15 +212,12 @@ class _Finder:
 
     def _settle_tied(self, changes: dict[str, list[Whole | LowRank]]) -> ModelConfig:
         """Untie a head that is the embedding, if one of the two was trained: that does not touch the other."""
-        if not self._model.tie_embeddings:
+        if not self._model.tie_embeddings or self._shares_head:
             return self._model
         embedding, head = changes[f"{EMBEDDING}.weight"], changes[f"{HEAD}.weight"]
-        tied = self._adapter.ties_weights and not head
-        if tied and any(isinstance(change, LowRank) for change in embedding):
-            raise SourceError(f"{self._where}: ensure_weight_tying with LoRA is not supported here; {MERGE_WITH_PEFT}")
         # A whole embedding that is none of modules_to_save is the model's own, stored again (save_embedding_layers).
         own = [change for change in embedding if isinstance(change, Whole) and not self._adapter.saves(EMBEDDING)]
-        if tied or (embedding == own and not head):
+        if embedding == own and not head:
             return self._model
         changes[f"{HEAD}.weight"] = [*own, *head]
         return replace(self._model, tie_embeddings=False)

@@ -107,8 +107,10 @@ def test_no_checkpoint_at_all(tmp_path: Path) -> None:
     assert "is not a checkpoint: it has no config.json" in message_of(tmp_path)
     (tmp_path / "x.gguf").touch()
     assert f"name that: {tmp_path / 'x.gguf'}" in message_of(tmp_path)
-    (tmp_path / "adapter_config.json").touch()
-    assert "holds an adapter (PEFT) without its model" in message_of(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    message = message_of(tmp_path)
+    assert "holds an adapter (PEFT) without its model" in message
+    assert f"phi3-onnx export MODEL --adapter {tmp_path}" in message
 
 
 @pytest.mark.parametrize(
