@@ -161,6 +161,28 @@ def test_hub_ids(stand_in: Hub, tmp_path: Path) -> None:
     assert stand_in.served == []
 
 
+def test_adapters_of_the_hub(stand_in: Hub, tiny, adapter_of, tmp_path: Path) -> None:
+    lora = Path(shutil.copytree(adapter_of(tiny("plain"), target_modules=["o_proj"]), tmp_path / "lora"))
+    (lora / "adapter_model.bin").write_text("not wanted")
+    stand_in.models["lora"] = lora
+    source = "org/single"
+    found = run(
+        stand_in,
+        tmp_path / "hf",
+        (source, {"adapter": "org/lora"}),
+        (source, {"adapter": "org/lora@v1"}),
+        (source, {"adapter": "org/lora@v2"}),
+        (source, {"adapter": "org/Phi-tiny"}),
+        ("org/lora", {}),
+    )
+    assert found[0] == found[1] == [source, COMMIT, "single-lora"]
+    assert found[2].startswith("org/lora has no revision 'v2'")
+    assert found[3] == "org/Phi-tiny is no adapter: it has no adapter_config.json"
+    assert found[4].endswith(f"phi3-onnx export {tiny('plain')} --adapter org/lora")
+    assert "adapter_model.bin" not in stand_in.served
+    assert stand_in.served.count("adapter_model.safetensors") == 1
+
+
 def test_a_fetch_that_breaks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **options: Any) -> str:
         raise OSError(28, "No space left on device")
