@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--include-path", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of your own tasks."
 )
+@click.option("--run-code", is_flag=True, help="Let tasks run the programs that the model writes (humaneval, mbpp).")
 @click.option("--apply-chat-template", is_flag=True, help="Put a task's questions through the chat template.")
 @click.option("--provider", default="auto", show_default=True, help="Where packages run: auto, cpu, cuda, dml.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
@@ -51,6 +52,7 @@ def command(
     num_fewshot: int | None,
     limit: int | None,
     include_path: Path | None,
+    run_code: bool,
     apply_chat_template: bool,
     provider: str,
     as_json: bool,
@@ -81,8 +83,14 @@ def command(
             include_path=include_path,
             chat_template=apply_chat_template,
             max_length=context,
+            run_code=run_code,
         )
-        click.echo(json.dumps(found_tasks.results, indent=1, default=str) if as_json else found_tasks.table)
+        if as_json:
+            click.echo(json.dumps(found_tasks.results, indent=1, default=str))
+            return
+        click.echo(found_tasks.table)
+        if found_tasks.card:
+            click.echo(f"Per cent, beside the model's card, whose prompts are not public:\n\n{found_tasks.card}")
         return
     from .requirements import require_export
 

@@ -1,6 +1,7 @@
 """The lm-evaluation-harness on a package, with tasks made of local files."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from phi3_onnx.cli import main
 from phi3_onnx.configs import UsageError
+from phi3_onnx.evaluate.benchmarks import benchmarks
 from phi3_onnx.evaluate.metrics import log_softmax
 from phi3_onnx.runtime.session import LogitsSession
 
@@ -171,6 +173,54 @@ def test_the_harness_knows_the_model_by_its_name(tiny_package: Make, tasks: Path
     assert found["config"]["model"] == "phi3-onnx"
     assert found["config"]["package"] == "tiny-plain/cpu-fp32"
     assert "acc,none" in found["results"]["choose"]
+
+
+def test_programs_run_only_where_that_is_allowed(tiny_package: Make, tasks: Path, tmp_path: Path) -> None:
+    text = (tasks / "say.yaml").read_text().replace("task: say", "task: program") + "unsafe_code: true\n"
+    (tmp_path / "program.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"of program, one runs the programs .* allow that with --run-code"):
+        run_tasks(tiny_package("plain"), ["program"], include_path=tmp_path)
+    found = run_tasks(tiny_package("plain"), ["program"], include_path=tmp_path, run_code=True)
+    assert "exact_match,none" in found.results["program"]
+
+
+def test_every_benchmark_of_the_cards_is_a_task_of_the_harness_with_that_metric() -> None:
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]  # of the extra `eval`
+
+    manager = TaskManager()
+    for benchmark in benchmarks():
+        for task in (benchmark.task, *benchmark.parts):
+            assert manager.match_tasks([task]) == [task]
+        assert benchmark.values.keys() == {"Phi-3-mini-4k-instruct", "Phi-3-mini-128k-instruct"}
+        assert all(25 < value < 100 for value in benchmark.values.values())
+
+
+def test_figures_beside_the_models_card(tiny_package: Make, tasks: Path, tmp_path: Path) -> None:
+    """A local task that is called as one of the harness's, on a package that is called as Microsoft's model."""
+    package = Path(shutil.copytree(tiny_package("plain"), tmp_path / "package"))
+    manifest = json.loads((package / "phi3_onnx.json").read_text())
+    (tmp_path / "tasks").mkdir()
+    text = (tasks / "choose.yaml").read_text().replace("task: choose", "task: winogrande")
+    (tmp_path / "tasks" / "winogrande.yaml").write_text(text)
+
+    def table(model: str, source: str = "a/folder") -> str | None:
+        (package / "phi3_onnx.json").write_text(json.dumps({**manifest, "model": model, "source": source}))
+        return run_tasks(package, ["winogrande"], include_path=tmp_path / "tasks").card
+
+    found = table("Phi-3-mini-4k-instruct")
+    assert found is not None
+    right = run_tasks(package, ["winogrande"], include_path=tmp_path / "tasks").results["winogrande"]["acc,none"]
+    assert found.splitlines()[2:] == [f"| WinoGrande | {100 * right:.1f} | 0 | 71.6 | 5 | 2024-06 |"]
+    assert "| 71.0 | 5 |" in str(table("model", "microsoft/Phi-3-mini-128k-instruct"))
+    assert table("Phi-3-mini-4k-instruct-my-lora") is None
+
+
+def test_a_task_of_parts_is_their_mean_weighted_by_questions() -> None:
+    anli = next(benchmark for benchmark in benchmarks() if benchmark.parts)
+    results = {part: {"acc,none": 0.5, "sample_len": 100} for part in anli.parts[1:]}
+    assert anli.measured(results) is None
+    results[anli.parts[0]] = {"acc,none": 0.2, "sample_len": 400}
+    assert anli.measured(results) == pytest.approx(30)
 
 
 def test_unknown_tasks_are_named(tiny_package: Make, tasks: Path) -> None:
