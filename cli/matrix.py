@@ -37,6 +37,7 @@ def _names(_context: click.Context, _parameter: click.Parameter, values: tuple[s
 @click.option("--require", multiple=True, callback=_names, help="Providers for which not to run is a failure.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the packages.  [default: the store]")
 @click.option("--revision", help="Commit, tag or branch of a hub checkpoint.")
+@click.option("--adapter", metavar="DIR", help="PEFT adapter (LoRA, DoRA) to merge into it: a folder or a hub id.")
 @click.option("--force", is_flag=True, help="Export again what is already there.")
 @click.option(
     "--steps", type=click.IntRange(min=1), default=64, show_default=True, help="Greedy tokens of each conversation."
@@ -52,6 +53,7 @@ def command(
     require: list[str],
     output: Path | None,
     revision: str | None,
+    adapter: str | None,
     force: bool,
     steps: int,
     speed: bool,
@@ -74,7 +76,7 @@ def command(
     plan = plan_matrix(targets, providers, require, output=output, force=force, steps=steps, speed=speed)
     for file in (json_file, junit_file, markdown_file):
         _check_writable(file)
-    checkpoint = open_checkpoint(source, revision=revision)
+    checkpoint = open_checkpoint(source, revision=revision, adapter=adapter)
     with status_line("matrix") as notify:
         matrix = run_matrix(checkpoint, plan, notify=notify)
     _print(matrix)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..configs import AdapterEntry
 from .cross_check import CrossCheck
 from .speed import Speed
 from .verification import Row, Verification
@@ -65,6 +66,8 @@ class Matrix:
     created: str
     """UTC, ISO 8601."""
     seconds: float
+    adapter: AdapterEntry | None = None
+    """What was merged into the weights of `source`."""
 
     @property
     def failures(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
 
+from ..configs.manifest import origin
 from .matrix import Cell, Matrix, PackageReport
 from .verification import Row
 
@@ -46,11 +47,11 @@ def verdict(matrix: Matrix) -> str:
 
 def to_markdown(matrix: Matrix) -> str:
     """Return the whole report as Markdown."""
-    origin = f"{matrix.source}@{matrix.revision}" if matrix.revision else matrix.source
+    weights = origin(matrix.source, matrix.revision, matrix.adapter)
     lines = [
         f"## {matrix.model}: validation matrix",
         "",
-        f"{verdict(matrix)}. Against {origin} in float32 PyTorch, on {matrix.machine}, {matrix.created}.",
+        f"{verdict(matrix)}. Against {weights} in float32 PyTorch, on {matrix.machine}, {matrix.created}.",
         "",
         *_markdown_table((*HEADINGS, "why, or where"), table_rows(matrix)),
     ]
@@ -94,6 +95,7 @@ def to_dict(matrix: Matrix) -> dict[str, Any]:
         "failures": list(matrix.failures),
         "source": matrix.source,
         "revision": matrix.revision,
+        "adapter": asdict(matrix.adapter) if matrix.adapter else None,
         "model": matrix.model,
         "machine": matrix.machine,
         "packages": [_package_dict(package) for package in matrix.packages],

@@ -77,6 +77,7 @@ def run_matrix(checkpoint: Checkpoint, plan: Plan, *, notify: Notify, progress: 
     return Matrix(
         source=str(checkpoint.source),
         revision=checkpoint.revision,
+        adapter=checkpoint.adapter,
         model=checkpoint.model,
         machine=f"{platform.system()} {platform.machine()}, {default_threads()} threads",
         packages=packages,
@@ -131,7 +132,8 @@ def _export(checkpoint: Checkpoint, target: Target, folder: Path, force: bool, p
 def _check_origin(folder: Path, manifest: Manifest, checkpoint: Checkpoint, target: Target) -> None:
     found, wanted = (manifest.source, manifest.revision), (str(checkpoint.source), checkpoint.revision)
     same = found == wanted or _same_path(manifest.source, str(checkpoint.source))
-    if manifest.target == target.name and same and manifest.adapter == checkpoint.adapter:
+    adapters = [entry.sha256 if entry else None for entry in (manifest.adapter, checkpoint.adapter)]
+    if manifest.target == target.name and same and adapters[0] == adapters[1]:
         return
     raise OutputError(
         f"{folder} is a {manifest.target} package of {manifest.origin}; "

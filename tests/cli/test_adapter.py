@@ -105,6 +105,18 @@ def test_quantize_merges_too(run: Run, base: Path, adapter: Path, tmp_path: Path
     assert (first / "model.onnx.data").read_bytes() == (second / "model.onnx.data").read_bytes()
 
 
+def test_the_matrix_takes_packages_of_the_same_adapter_only(
+    run: Run, base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    options = ["-t", "cpu-fp32", "-p", "cpu", "--no-speed", "--steps", 2, "-o", tmp_path / "all"]
+    made = run("matrix", base, "--adapter", adapter, *options)
+    assert made.code == 0, made.err
+    assert run("matrix", base, "--adapter", f"{adapter}/", *options).code == 0
+    other = run("matrix", base, *options)
+    assert other.code == 1
+    assert f"is a cpu-fp32 package of {base} with adapter {adapter}; replace it with --force" in last_line(other)
+
+
 def test_plans_name_the_adapter(run: Run, base: Path, adapter: Path, tmp_path: Path) -> None:
     plan = run("export", base, "--adapter", adapter, "--dry-run", "--json", "-o", tmp_path / "x")
     assert json.loads(plan.out)["adapter"] == str(adapter)
