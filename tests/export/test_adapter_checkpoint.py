@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,16 @@ def test_split_and_fused_layouts_go_together(tiny, adapter_of, tmp_path: Path, b
     there, here = open_checkpoint(own, adapter=adapter), open_checkpoint(other, adapter=adapter)
     for name in there.config.tensor_shapes():
         np.testing.assert_array_equal(here.read(name), there.read(name))
+
+
+def test_it_reads_the_same_in_another_process(made: Make) -> None:
+    """Large models are written by several processes, which are sent the checkpoint."""
+    base, adapter = made("dora")
+    merged = open_checkpoint(base, adapter=adapter)
+    sent = pickle.loads(pickle.dumps(merged))
+    assert sent.adapter == merged.adapter
+    for name in merged.config.tensor_shapes():
+        np.testing.assert_array_equal(sent.read(name), merged.read(name))
 
 
 def test_an_adapter_on_an_unquantized_package(made: Make, tmp_path: Path) -> None:
@@ -445,13 +456,13 @@ class OnHub(Checkpoint):
     def __init__(self, inner: Checkpoint, source: str) -> None:
         self.source, self.revision, self.model = source, "a" * 40, "model"
         self.config, self.generation_config = inner.config, inner.generation_config
-        self.read, self.assets = inner.read, inner.assets
+        self._inner = inner
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        raise NotImplementedError
+        return self._inner.read(name, rows)
 
-    def assets(self) -> dict[str, bytes]:
-        raise NotImplementedError
+    def assets(self) -> Mapping[str, bytes]:
+        return self._inner.assets()
 
 
 def test_hub_ids_are_compared(made: Make, copied: Callable[[str], Path]) -> None:
