@@ -170,7 +170,9 @@ def _processes(job: _Job) -> Any:
     from loky import ProcessPoolExecutor
 
     try:
-        return ProcessPoolExecutor(worker_processes(), initializer=_begin_process, initargs=(job,))
+        # NumPy's products, of a merged adapter, in several threads of each process would fight for the cores.
+        environment = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        return ProcessPoolExecutor(worker_processes(), initializer=_begin_process, initargs=(job,), env=environment)
     except (OSError, ImportError) as error:  # no shared memory or semaphores here, as in some sandboxes
         _log.info("filling by threads, since processes can not be started: %s", error)
         return None
