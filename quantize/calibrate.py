@@ -18,6 +18,7 @@ from torch import Tensor
 from ..configs import ModelConfig, WeightScheme
 from .decoder_layer import LINEARS, DecoderLayers
 from .packed import QuantizedWeight
+from .precision import fast_layers, fast_products
 
 Read = Callable[[str, slice | None], np.ndarray]
 """Checkpoint tensor name and rows -> float32 array."""
@@ -117,19 +118,21 @@ def _one_layer(
     layers.set_weights(weights)
     seen = {name: _Gatherer() for name in LINEARS}
     settings = None
-    for batch in states.batches():
-        hidden = torch.from_numpy(np.array(states.current[batch]))
-        settings = settings or layers.settings(hidden[:1])
-        layers.run(hidden, settings, lambda name, inputs: seen[name].add(inputs))
+    with fast_layers(), fast_products():
+        for batch in states.batches():
+            hidden = torch.from_numpy(np.array(states.current[batch]))
+            settings = settings or layers.settings(hidden[:1])
+            layers.run(hidden, settings, lambda name, inputs: seen[name].add(inputs))
     quantized = quantize(prefix, weights, {name: gatherer.result() for name, gatherer in seen.items()})
     seen.clear()
     stored = {name: torch.from_numpy(weight.dequantize()) for name, weight in quantized.matrices.items()}
     stored |= {name: torch.from_numpy(weight) for name, weight in quantized.norms.items()}
     layers.set_weights(stored)
     assert settings is not None
-    for batch in states.batches():
-        hidden = torch.from_numpy(np.array(states.current[batch]))
-        states.following[batch] = layers.run(hidden, settings).numpy()
+    with fast_layers():
+        for batch in states.batches():
+            hidden = torch.from_numpy(np.array(states.current[batch]))
+            states.following[batch] = layers.run(hidden, settings).numpy()
     return quantized
 
 
@@ -142,6 +145,7 @@ class _Gatherer:
         self._tokens = 0
 
     def add(self, inputs: Tensor) -> None:
+        inputs = inputs.float()
         if self._gram is None or self._abs is None:
             width = inputs.shape[1]
             self._gram, self._abs = torch.zeros(width, width), torch.zeros(width, dtype=torch.float64)

@@ -23,6 +23,8 @@ the packed layout has no index of groups). `storage`: left to right, each block'
 
 # Columns whose corrections are applied to each other at once and to the rest in one product ("lazy batches").
 _LAZY = 128
+# The same within a lazy batch; a divisor of every block size, so that a block's grid is fitted on corrected columns.
+_NEAR = 16
 _MOST_DAMPING = 1.0
 # Rows are independent of each other: of so many, the columns of a lazy batch (1 MB) stay in a core's own cache.
 _ROWS = 2048
@@ -150,10 +152,17 @@ class _Sweep:
                 self._fit(block, part[i : i + size].T, self._importance[column : column + size])
             scale = self._scales[block]
             taken = _nearest(part[i], scale, None if self._zeros is None else self._zeros[block], self._scheme)
-            pivots = self._factor[start + i, start + i : end]
+            # Corrections reach the next few columns at once, and the rest of the batch in one product for them all:
+            # products are far faster than as many updates by one column.
+            near = min(i - i % _NEAR + _NEAR, len(part))
+            pivots = self._factor[start + i, start + i : start + near]
             torch.sub(part[i], taken * scale, out=errors[i]).div_(pivots[0])
-            part[i + 1 :].addr_(pivots[1:], errors[i], alpha=-1)
+            part[i + 1 : near].addcmul_(pivots[1:, None], errors[i], value=-1)
             part[i] = taken
+            if i + 1 == near < len(part):
+                done = slice(i - i % _NEAR, near)
+                far = self._factor[start + done.start : start + near, start + near : end]
+                part[near:].addmm_(far.T, errors[done], alpha=-1)
         return errors
 
     def _fit(self, block: int, weights: Tensor, importance: Tensor) -> None:
@@ -209,7 +218,7 @@ def descend(weight: Tensor, rounded: Rounded, gram: Tensor, sweeps: int) -> Roun
                 better = _nearest(wanted, scale[k], None if zero is None else zero[k], scheme)
                 torch.sub(better, taken[k], out=moved[i]).mul_(scale[k])
                 taken[k] = better
-                here[i + 1 :].addr_(ordered[k, k + 1 : end], moved[i], alpha=-1)
+                here[i + 1 :].addcmul_(ordered[k, k + 1 : end, None], moved[i], value=-1)
             if end < len(taken):
                 slope[end:].addmm_(ordered[end:, start:end], moved, alpha=-1)
     result = torch.empty_like(taken)

@@ -14,14 +14,15 @@ from .calibrate import LayerQuantizer, LinearInput, QuantizedLayer
 from .decoder_layer import LINEARS
 from .gptq import descend, gptq
 from .packed import QuantizedWeight
+from .precision import fast_products
 from .rounding import Rounded, column_importance, output_error, round_matrix
 
 _QKV, _OUT, _GATE_UP, _DOWN = LINEARS
 _INPUT_NORM, _POST_NORM = "input_layernorm.weight", "post_attention_layernorm.weight"
 
 # Rows of a matrix that the search for AWQ's scales looks at: evenly spread ones, the same for every ratio. One ratio
-# costs about as much as a forward pass of K tokens. Matrices of the small real model are looked at in full.
-_SEARCHED_ROWS = 4096
+# costs about as much as a forward pass of K tokens. Of the small real model only gate and up have more.
+_SEARCHED_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class _LayerQuantizer:
             key = f"{name}.weight"
             rounding = self._rounding(self._quantization.scheme_for(prefix + key))
             rows = _spread_rows(weights[key], _SEARCHED_ROWS)
-            return search_scaling([rows], inputs[name].gram, mean_abs, rounding)
+            with fast_products():
+                return search_scaling([rows], inputs[name].gram, mean_abs, rounding)
 
         def apply(name: str, scaling: Scaling) -> None:
             weights[f"{name}.weight"] = weights[f"{name}.weight"] * scaling.scale

@@ -11,8 +11,9 @@ from ..configs.target import IoDtype
 from .grid import Effort, fit_grid, steps
 from .packed import QuantizedWeight, pack
 
-# Weights handled at once where a search needs several buffers of the same size.
-_CHUNK = 1 << 22
+# Weights handled at once: the buffers of a search stay in the processor's caches (a quarter of the time is gone in
+# memory with sixteen times as many).
+_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ def round_matrix(
     scales = torch.empty(rows, blocks)
     zeros = None if scheme.symmetric else torch.empty(rows, blocks)
     by_block = None if importance is None else to_blocks(importance[None], scheme.block_size)
-    step = max(1, _CHUNK // (blocks * scheme.block_size * (8 if effort == "thorough" else 1)))
+    step = max(1, _CHUNK // (blocks * scheme.block_size))
     for start in range(0, rows, step):
         part = slice(start, start + step)
         chunk = to_blocks(weight[part], scheme.block_size)
