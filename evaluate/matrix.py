@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .bench import Speed
 from .cross_check import CrossCheck
-from .speed import Speed
 from .verification import Row, Verification
 
 Outcome = Literal["pass", "fail", "not run"]
