@@ -18,7 +18,7 @@ EXACT_KL = 1e-6
 
 def main(work: Path, clients: list[str]) -> int:
     failed = False
-    print(f"{'task':<12}{'client':<12}{'outcome':<8}{'same answers':<14}{'tokens':<10}{'mean KL':<11}version")
+    print(f"{'task':<12}{'client':<17}{'outcome':<8}{'same answers':<14}{'tokens':<10}{'mean KL':<11}version")
     for task in sorted((work / "tasks").iterdir()):
         for client in clients:
             result = task / "results" / client
@@ -26,7 +26,7 @@ def main(work: Path, clients: list[str]) -> int:
                 continue
             passed, text = judge(task, result)
             failed |= not passed
-            print(f"{task.name:<12}{client:<12}{'pass' if passed else 'fail':<8}{text}")
+            print(f"{task.name:<12}{client:<17}{'pass' if passed else 'fail':<8}{text}")
     return int(failed)
 
 
