@@ -34,8 +34,9 @@ def judge(task: Path, result: Path) -> tuple[bool, str]:
     """Return whether a client keeps its bounds, and the columns that say so."""
     path = result / "result.json"
     if not path.is_file():
-        lines = (result / "log").read_text(encoding="utf-8").strip().splitlines()
-        return False, lines[-2] if len(lines) > 1 else "no result"
+        lines = (result / "log").read_text(encoding="utf-8").strip().splitlines() or ["no result"]
+        # Python says last what went wrong, and JavaScript first; `run` adds the exit code.
+        return False, next((line for line in lines if "Error: " in line), lines[max(0, len(lines) - 2)])
     settings, found = json.loads((task / "task.json").read_text()), json.loads(path.read_text(encoding="utf-8"))
     expected = json.loads((task / "expected.json").read_text())
     ends = set(settings["end_tokens"])
