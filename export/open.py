@@ -29,6 +29,11 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None, token: s
         from .package_checkpoint import open_package_checkpoint
 
         return open_package_checkpoint(path)
+    if path and (path / "genai_config.json").is_file() and not any(path.glob("*.safetensors*")):
+        raise SourceError(
+            f"{source} is a package that phi3-onnx did not make, whose weights it does not read; "
+            "name the checkpoint it was made of"
+        )
     if path and path.is_dir():
         return open_folder(path, source=str(source))
     if path:

@@ -16,6 +16,7 @@ import openai
 import pytest
 from click.testing import CliRunner, Result
 from phi3_onnx.cli import root
+from phi3_onnx.configs import Phi3OnnxError
 from phi3_onnx.configs.manifest import MANIFEST_NAME
 
 Factory = Callable[..., Path]
@@ -168,3 +169,19 @@ def test_a_package_with_our_target_is_judged_by_it(published: Path, tiny: Factor
     found = run("verify", published, "--reference", tiny("plain"), "-t", "cpu-fp32", "--steps", "4").stdout
     assert "at most 1e-05" in found
     assert "FAILED" not in found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "PACKAGE", "--plot", "errors.svg"), r"has no phi3_onnx.json, .*; leave --plot out"),
+        (("show", "PACKAGE", "--tensors"), r"has no phi3_onnx.json, .*; leave --tensors out"),
+        (("export", "PACKAGE", "-o", "out"), "is a package that phi3-onnx did not make, .* name the checkpoint"),
+        (("verify", "PACKAGE"), "does not say what it was made of; name its checkpoint with --reference"),
+    ],
+    ids=lambda value: "-".join(value[:1] + value[2:]) if isinstance(value, tuple) else "",
+)
+def test_what_only_our_own_packages_know_is_said(published: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = CliRunner().invoke(root, [str(published) if word == "PACKAGE" else word for word in arguments])
+    assert isinstance(result.exception, Phi3OnnxError)
+    assert re.search(message, str(result.exception))
