@@ -44,12 +44,14 @@ def command(
     }
     for folder in [find_package(package) for package in packages]:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            speed = process.submit(bench, folder, **options).result()
+            done = process.submit(bench, folder, **options).result()
+        speed = done.speed
         if as_json:
-            click.echo(json.dumps(asdict(speed)))
+            loading = {"load_seconds": done.load_seconds, "peak_memory_bytes": done.peak_memory_bytes}
+            click.echo(json.dumps({"package": done.package, **asdict(speed), **loading}))
             continue
         click.echo(
-            f"{speed.package}: prefill {speed.prefill_tokens_per_second:.0f} tokens/s over {prompt}, "
-            f"decode {speed.decode_tokens_per_second:.1f} tokens/s, loaded in {speed.load_seconds:.2f} s, "
-            f"peak memory {size(speed.peak_memory_bytes)}, on {speed.provider} ({speed.engine})"
+            f"{done.package}: prefill {speed.prefill_tokens_per_second:.0f} tokens/s over {prompt}, "
+            f"decode {speed.decode_tokens_per_second:.1f} tokens/s, loaded in {done.load_seconds:.2f} s, "
+            f"peak memory {size(done.peak_memory_bytes)}, on {speed.provider} ({speed.engine})"
         )

@@ -20,11 +20,16 @@ def command(package: str, tensors: bool, plot: Path | None, as_json: bool) -> No
 
     A package that phi3-onnx did not make has no manifest: it is described by its genai_config.json and its graph.
     """
-    from ..configs import find_package, read_manifest
+    from ..configs import UsageError, find_package, read_manifest
     from ..configs.manifest import MANIFEST_NAME, check_files
 
     folder = find_package(package)
     if not (folder / MANIFEST_NAME).is_file():
+        if plot is not None or tensors:
+            raise UsageError(
+                f"{folder} has no {MANIFEST_NAME}, where a package made by phi3-onnx says how its matrices are stored; "
+                f"leave {'--plot' if plot is not None else '--tensors'} out"
+            )
         _show_foreign(folder, as_json)
         return
     manifest = read_manifest(folder)

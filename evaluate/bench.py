@@ -11,22 +11,33 @@ import psutil
 from ..configs import UsageError
 from ..runtime import Model, load
 
+_WARM_UP = 16
+"""Tokens run before the clock does: the first run of a session reserves memory and packs weights."""
+
 
 @dataclass(frozen=True)
 class Speed:
-    """What `bench` measured."""
+    """Tokens per second of a loaded package, through the runtime that users run it with."""
 
-    package: str
     provider: str
     engine: str
+    """What ran it, such as `onnxruntime-genai 0.18.0`."""
     prompt_tokens: int
     decoded_tokens: int
     repeat: int
-    load_seconds: float
     prefill_tokens_per_second: float
     """Median over the repetitions, like the next one."""
     decode_tokens_per_second: float
     """At a context of the prompt's length."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What `bench` measured."""
+
+    package: str
+    speed: Speed
+    load_seconds: float
     peak_memory_bytes: int
     """Resident memory of this process at its highest, the interpreter included."""
 
@@ -39,15 +50,15 @@ def bench(
     prompt_tokens: int = 512,
     decoded_tokens: int = 48,
     repeat: int = 3,
-) -> Speed:
-    """Measure a package on random tokens, whose values do not matter for speed.
+) -> Bench:
+    """Load a package and measure it.
 
     Args:
         package: its folder, or its name in the store.
         provider: as for `load`.
         threads: as for `load`.
-        prompt_tokens: length of the prompt that is prefilled.
-        decoded_tokens: tokens run one by one after it.
+        prompt_tokens: as for `measure_speed`, like the next two.
+        decoded_tokens: tokens run one by one after the prompt.
         repeat: how often; the medians count.
 
     Raises:
@@ -59,23 +70,39 @@ def bench(
     start = time.perf_counter()
     with load(package, provider=provider, threads=threads) as model:
         loaded = time.perf_counter() - start
-        if prompt_tokens + decoded_tokens > model.context_length:
-            raise UsageError(
-                f"{prompt_tokens} + {decoded_tokens} tokens do not fit into the context of {model.context_length}"
-            )
-        runs = [_run(model, prompt_tokens, decoded_tokens) for _ in range(repeat)]
-        return Speed(
-            package=model.package.name,
-            provider=model.provider,
-            engine=model.engine.name,
-            prompt_tokens=prompt_tokens,
-            decoded_tokens=decoded_tokens,
-            repeat=repeat,
-            load_seconds=round(loaded, 3),
-            prefill_tokens_per_second=round(prompt_tokens / statistics.median(run[0] for run in runs), 2),
-            decode_tokens_per_second=round(decoded_tokens / statistics.median(run[1] for run in runs), 2),
-            peak_memory_bytes=_peak_memory(),
+        speed = measure_speed(model, prompt_tokens, decoded_tokens, repeat)
+        return Bench(model.package.name, speed, round(loaded, 3), _peak_memory())
+
+
+def measure_speed(model: Model, prompt_tokens: int, decoded_tokens: int, repeat: int) -> Speed:
+    """Measure a loaded package on random tokens, whose values do not matter for speed.
+
+    Args:
+        model: the package.
+        prompt_tokens: length of the prompt that is prefilled.
+        decoded_tokens: tokens run one by one after it.
+        repeat: how often; the medians count.
+
+    Raises:
+        EngineError: the engine failed.
+        UsageError: the tokens do not fit into the model's context.
+
+    """
+    if prompt_tokens + decoded_tokens > model.context_length:
+        raise UsageError(
+            f"{prompt_tokens} + {decoded_tokens} tokens do not fit into the context of {model.context_length}"
         )
+    _run(model, min(prompt_tokens, _WARM_UP), 1)
+    runs = [_run(model, prompt_tokens, decoded_tokens) for _ in range(repeat)]
+    return Speed(
+        provider=model.provider,
+        engine=model.engine.name,
+        prompt_tokens=prompt_tokens,
+        decoded_tokens=decoded_tokens,
+        repeat=repeat,
+        prefill_tokens_per_second=round(prompt_tokens / statistics.median(run[0] for run in runs), 2),
+        decode_tokens_per_second=round(decoded_tokens / statistics.median(run[1] for run in runs), 2),
+    )
 
 
 def _run(model: Model, prompt_tokens: int, decoded_tokens: int) -> tuple[float, float]:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..configs import AdapterEntry
+from .bench import Speed
 from .cross_check import CrossCheck
-from .speed import Speed
 from .verification import Row, Verification
 
 Outcome = Literal["pass", "fail", "not run"]

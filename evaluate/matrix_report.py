@@ -25,9 +25,15 @@ def table_rows(matrix: Matrix) -> list[tuple[str, ...]]:
 
 def _table_row(cell: Cell, package: PackageReport) -> tuple[str, ...]:
     kl, top1, greedy = (_figure(cell, name) for name in ("mean_kl", "top1_agreement", "greedy_agreement"))
-    speeds = ("-", "-") if cell.speed is None else (f"{cell.speed.prefill:.0f}", f"{cell.speed.decode:.1f}")
     size = f"{package.size / 1e6:.0f} MB" if package.folder else "-"
-    return (cell.target, cell.provider, cell.outcome, kl, top1, greedy, *speeds, size, cell.reason or "")
+    return (cell.target, cell.provider, cell.outcome, kl, top1, greedy, *_speeds(cell), size, _reason(cell))
+
+
+def _reason(cell: Cell) -> str:
+    reason = cell.reason or ""
+    if cell.speed_note is None or cell.speed_note in reason:
+        return reason
+    return f"{reason}; no speed: {cell.speed_note}".removeprefix("; ")
 
 
 def _figure(cell: Cell, name: str) -> str:
@@ -35,6 +41,12 @@ def _figure(cell: Cell, name: str) -> str:
         return "-"
     value = next(row.value for row in cell.verification.rows if row.name == name)
     return f"{value:.3g}" if name == "mean_kl" else f"{100 * value:.1f}%"
+
+
+def _speeds(cell: Cell) -> tuple[str, str]:
+    if cell.speed is None:
+        return "-", "-"
+    return f"{cell.speed.prefill_tokens_per_second:.0f}", f"{cell.speed.decode_tokens_per_second:.1f}"
 
 
 def verdict(matrix: Matrix) -> str:
@@ -161,6 +173,12 @@ def _cell_cases(suite: ElementTree.Element, cell: Cell) -> None:
     _case(suite, place, "runs", failure=failure, skipped=skipped, seconds=_seconds(cell))
     for row in cell.verification.rows if cell.verification else ():
         _row_case(suite, place, row)
+    if cell.speed is not None:
+        prefill, decode = _speeds(cell)
+        text = f"prefill {prefill} tok/s, decode {decode} tok/s; {cell.speed.prompt_tokens} tokens, {cell.speed.engine}"
+        _case(suite, place, "speed", output=text)
+    elif cell.verification is not None:
+        _case(suite, place, "speed", skipped=cell.speed_note)
 
 
 def _seconds(cell: Cell) -> float:

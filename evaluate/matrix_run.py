@@ -26,15 +26,16 @@ from ..configs import (
 )
 from ..configs.manifest import MANIFEST_NAME, check_files
 from ..export.checkpoint import Checkpoint
+from ..runtime import load
 from ..runtime.hardware import default_threads
 from ..runtime.providers import ort_name
 from .attention import compare_attention
+from .bench import Speed, measure_speed
 from .cross_check import Sample, cross_checks
 from .matrix import Cell, Matrix, Outcome, PackageReport, package_failure
 from .matrix_plan import Plan, unavailable
 from .notify import Notify
 from .shared_reference import SharedReference
-from .speed import Speed, measure_speed
 from .stored import StoredWeights
 from .tokens import Finding
 from .verification import Row, record
@@ -45,6 +46,8 @@ Progress = Callable[[str, int, int], None]
 
 _SAMPLE = 256
 """Positions of the text on which packages are held against each other."""
+_PROMPT, _DECODED, _REPEAT = 256, 32, 3
+"""Tokens whose time is taken, and how often."""
 
 
 def run_matrix(checkpoint: Checkpoint, plan: Plan, *, notify: Notify, progress: Progress | None = None) -> Matrix:
@@ -192,14 +195,16 @@ def _try(
         meant = provider in (target.provider, "cpu")
         return _Run(package, provider, "fail" if meant else outcome, str(error))
     run = _Run(package, provider, None, None, trial, sample, seconds=time.perf_counter() - started)
-    return _timed(run, notify, label) if plan.speed else replace(run, speed_note="not measured")
+    return _timed(run, notify, label) if plan.speed else replace(run, speed_note="not asked for")
 
 
 def _timed(run: _Run, notify: Notify, label: str) -> _Run:
     assert run.package.folder is not None
     notify(f"{label}: speed")
     try:
-        return replace(run, speed=measure_speed(run.package.folder, run.provider))
+        with load(run.package.folder, provider=run.provider) as model:
+            prompt = max(1, min(_PROMPT, model.context_length - _DECODED))
+            return replace(run, speed=measure_speed(model, prompt, _DECODED, _REPEAT))
     except Phi3OnnxError as error:
         # A package that the runtime can not run where it belongs is of no use, however good its logits are.
         own = run.provider == find_target(run.package.target).provider

@@ -39,6 +39,11 @@ def _open_base(source: str | Path, revision: str | None, token: str | None) -> C
         from .package_checkpoint import open_package_checkpoint
 
         return open_package_checkpoint(path)
+    if path and (path / "genai_config.json").is_file() and not any(path.glob("*.safetensors*")):
+        raise SourceError(
+            f"{source} is a package that phi3-onnx did not make, whose weights it does not read; "
+            "name the checkpoint it was made of"
+        )
     if path and path.is_dir():
         return open_folder(path, source=str(source))
     if path:

@@ -237,8 +237,13 @@ def _config(og: Any, package: Package, provider: str, threads: int | None, devic
     if device is not None and provider in _DEVICE_OPTIONS:
         config.set_provider_option(provider, _DEVICE_OPTIONS[provider], str(device))
     # GenAI's default is half as fast on the CPU as one thread a physical core.
-    session_options = {"intra_op_num_threads": threads or default_threads()}
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": session_options}}}))
+    decoder: dict[str, Any] = {"session_options": {"intra_op_num_threads": threads or default_threads()}}
+    window = package.genai["model"]["decoder"].get("sliding_window")
+    if window and window.get("slide_key_value_cache") is False:
+        # The model builder's. GenAI 0.18 then reserves no more than the window, and a longer prompt fails in the graph,
+        # which bounds its attention by itself where it does. The section can not be taken away, only be made too large.
+        decoder["sliding_window"] = {**window, "window_size": package.context_length}
+    config.overlay(json.dumps({"model": {"decoder": decoder}}))
     return config
 
 

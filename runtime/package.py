@@ -12,7 +12,6 @@ from .files import read_json
 from .sampling import Sampling
 from .session import Contract, longrope_switch, read_contract
 
-_FP16_PROVIDERS = ("cuda", "dml")
 # GenAI's own rule for these model types, which foreign packages without a config.json leave us to know.
 _GENAI_SWITCHES = {"phi3": 4096, "phimoe": 4096, "phi3small": 8192}
 
@@ -67,10 +66,9 @@ class Package:
     @cached_property
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache that one token takes, over all layers."""
-        if self.manifest:
-            size = 2 if self.manifest.io_dtype == "float16" else 4
-        else:
-            size = 2 if self.made_for in _FP16_PROVIDERS else 4
+        # A foreign graph is not read here; the model builder's rule is float16 wherever it is not for the CPU.
+        half = self.manifest.io_dtype == "float16" if self.manifest else self.made_for != "cpu"
+        size = 2 if half else 4
         return 2 * self.contract.num_layers * self.contract.num_kv_heads * self.contract.head_dim * size
 
     @cached_property

@@ -18,7 +18,7 @@ EXACT_KL = 1e-6
 
 def main(work: Path, clients: list[str]) -> int:
     failed = False
-    print(f"{'task':<12}{'client':<12}{'outcome':<8}{'same answers':<14}{'tokens':<10}{'mean KL':<11}version")
+    print(f"{'task':<12}{'client':<17}{'outcome':<8}{'same answers':<14}{'tokens':<10}{'mean KL':<11}version")
     for task in sorted((work / "tasks").iterdir()):
         for client in clients:
             result = task / "results" / client
@@ -26,7 +26,7 @@ def main(work: Path, clients: list[str]) -> int:
                 continue
             passed, text = judge(task, result)
             failed |= not passed
-            print(f"{task.name:<12}{client:<12}{'pass' if passed else 'fail':<8}{text}")
+            print(f"{task.name:<12}{client:<17}{'pass' if passed else 'fail':<8}{text}")
     return int(failed)
 
 
@@ -34,8 +34,9 @@ def judge(task: Path, result: Path) -> tuple[bool, str]:
     """Return whether a client keeps its bounds, and the columns that say so."""
     path = result / "result.json"
     if not path.is_file():
-        lines = (result / "log").read_text(encoding="utf-8").strip().splitlines()
-        return False, lines[-2] if len(lines) > 1 else "no result"
+        lines = (result / "log").read_text(encoding="utf-8").strip().splitlines() or ["no result"]
+        # Python says last what went wrong, and JavaScript first; `run` adds the exit code.
+        return False, next((line for line in lines if "Error: " in line), lines[max(0, len(lines) - 2)])
     settings, found = json.loads((task / "task.json").read_text()), json.loads(path.read_text(encoding="utf-8"))
     expected = json.loads((task / "expected.json").read_text())
     ends = set(settings["end_tokens"])

@@ -1,11 +1,14 @@
-"""What our runtime gives: packages, prompts of five chats, greedy tokens, logits of the prompts' last positions.
+"""What our runtime gives: packages, prompts of some chats, greedy tokens, logits of the prompts' last positions.
 
-A task is a folder: `package`, `task.json` (prompts as token ids, steps, end tokens, how many positions),
+    python expected.py WORK [CHATS STEPS]
+
+A task is a folder: `package`, `task.json` (chats, their prompts as token ids, steps, end tokens, how many positions),
 `expected.json` (greedy tokens) and `expected.f32` (logits, float32, [prompts * positions, vocabulary]).
 """
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -20,22 +23,21 @@ from phi3_onnx.runtime import Model, load
 CHATS, STEPS, POSITIONS = 5, 32, 16
 
 
-def main(work: Path) -> None:
+def main(work: Path, chats: int = CHATS, steps: int = STEPS) -> None:
     small = fetch_small_model(cache_folder(), notify=print)
     tiny = work / "tiny"
-    if not tiny.is_dir():
-        conftest().write_tiny(tiny, "plain")
+    shutil.rmtree(tiny, ignore_errors=True)
+    conftest().write_tiny(tiny, "plain")
     for name, source, target in (
         ("small-fp32", small, "cpu-fp32"),
         ("small-int4", small, "cpu-int4-rtn"),
         ("tiny-fp32", tiny, "cpu-fp32"),
     ):
         folder = work / "tasks" / name
-        if not (folder / "package").is_dir():
-            export(source, target, folder / "package")
-        if not (folder / "expected.json").is_file():
-            write_task(folder, exact=target == "cpu-fp32")
-            print(f"expected of {name} written", flush=True)
+        # Anew each time: what an older state of the project made would say nothing of this one.
+        export(source, target, folder / "package", force=True)
+        write_task(folder, chats, steps, exact=target == "cpu-fp32")
+        print(f"expected of {name} written", flush=True)
 
 
 def conftest() -> ModuleType:
@@ -48,21 +50,28 @@ def conftest() -> ModuleType:
     return module
 
 
-def write_task(folder: Path, *, exact: bool) -> None:
+def write_task(folder: Path, count: int, steps: int, *, exact: bool) -> None:
     with load(folder / "package", provider="cpu") as model:
-        prompts = [model.encode(chat) for chat in corpus.chats()[:CHATS]]
-        ends = sorted(model.package.end_tokens)
-        task = {"prompts": prompts, "steps": STEPS, "end_tokens": ends, "positions": POSITIONS, "exact": exact}
+        chats = corpus.chats()[:count]
+        prompts = [model.encode(chat) for chat in chats]
+        task = {
+            "chats": chats,
+            "prompts": prompts,
+            "steps": steps,
+            "end_tokens": sorted(model.package.end_tokens),
+            "positions": POSITIONS,
+            "exact": exact,
+        }
         np.concatenate([last_logits(model, prompt) for prompt in prompts]).tofile(folder / "expected.f32")
-        tokens = [greedy(model, prompt) for prompt in prompts]
+        tokens = [greedy(model, prompt, steps) for prompt in prompts]
     (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
     (folder / "expected.json").write_text(json.dumps(tokens), encoding="utf-8")
 
 
-def greedy(model: Model, prompt: list[int]) -> list[int]:
+def greedy(model: Model, prompt: list[int], steps: int) -> list[int]:
     """Return the answer's tokens, an end token included."""
     response = None
-    for chunk in model.run(prompt, model.options(temperature=0.0, max_tokens=STEPS)):
+    for chunk in model.run(prompt, model.options(temperature=0.0, max_tokens=steps)):
         response = chunk.response or response
     assert response is not None
     return list(response.token_ids)
@@ -80,4 +89,4 @@ def last_logits(model: Model, prompt: list[int]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:4]))

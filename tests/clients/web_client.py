@@ -1,4 +1,4 @@
-"""onnxruntime-web (WASM) in headless Chromium: `python web_client.py NODE_MODULES TASK RESULT`.
+"""A page that runs a package in headless Chromium, by WASM: `python web_client.py PAGE NODE_MODULES TASK RESULT`.
 
 The page and the model come from a server on localhost, which also takes what the page sends back.
 """
@@ -46,7 +46,7 @@ class Handler(SimpleHTTPRequestHandler):
             self.done.set()
 
 
-def main(modules: Path, task: Path, result: Path) -> int:
+def main(page: str, modules: Path, task: Path, result: Path) -> int:
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         print(f"no browser: none of {', '.join(BROWSERS)} is installed")
@@ -56,7 +56,7 @@ def main(modules: Path, task: Path, result: Path) -> int:
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, modules, task, sent, done))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as profile:
-        address = f"http://127.0.0.1:{server.server_address[1]}/web_client.html"
+        address = f"http://127.0.0.1:{server.server_address[1]}/{page}"
         command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         process = subprocess.Popen([*command, f"--user-data-dir={profile}", address])
         try:
@@ -74,4 +74,4 @@ def main(modules: Path, task: Path, result: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*(Path(argument).resolve() for argument in sys.argv[1:4])))
+    sys.exit(main(sys.argv[1], *(Path(argument).resolve() for argument in sys.argv[2:5])))

@@ -54,10 +54,26 @@ def test_each_target_has_a_cell_for_each_provider(packages: Path) -> None:
     }
     assert cells["cuda-fp16", "cpu"]["reason"] == "on CPUExecutionProvider"
     assert "pip install" in cells["cuda-fp16", "cuda"]["reason"]
-    speed = cells["cpu-fp32", "cpu"]["speed"]
-    assert (speed["prompt_tokens"], speed["answer_tokens"]) == (256, 64)
-    assert speed["prefill"] > 0
-    assert speed["decode"] > 0
+
+
+def test_each_cell_that_ran_has_its_speed_in_every_report(packages: Path) -> None:
+    cells = json.loads((packages / "report.json").read_text(encoding="utf-8"))["cells"]
+    speeds = {cell["target"]: cell["speed"] for cell in cells if cell["verification"]}
+    assert list(speeds) == ["cpu-fp32", "cuda-fp16"]
+    heading, *rows = (
+        [text.strip() for text in line.split("|")]
+        for line in (packages / "report.markdown").read_text(encoding="utf-8").splitlines()
+        if line.startswith(("| target", *(f"| {target} | cpu |" for target in speeds)))
+    )
+    cases = ElementTree.parse(packages / "report.junit").getroot().iter("testcase")
+    outputs = {case.get("classname"): case.findtext("system-out") for case in cases if case.get("name") == "speed"}
+    for row, (target, speed) in zip(rows, speeds.items(), strict=True):
+        assert (speed["prompt_tokens"], speed["decoded_tokens"], speed["repeat"]) == (256, 32, 3)
+        prefill, decode = speed["prefill_tokens_per_second"], speed["decode_tokens_per_second"]
+        assert min(prefill, decode) > 0
+        texts = [row[heading.index(name)] for name in ("prefill tok/s", "decode tok/s")]
+        assert texts == [f"{prefill:.0f}", f"{decode:.1f}"]
+        assert f"prefill {texts[0]} tok/s, decode {texts[1]} tok/s" in (outputs[f"{target}.cpu"] or "")
 
 
 def test_packages_are_held_against_each_other(packages: Path) -> None:
@@ -89,7 +105,9 @@ def test_markdown_is_one_table_and_can_be_added_to(packages: Path) -> None:
 def test_what_is_there_is_used_again_and_must_be_of_the_same_source(packages: Path, tiny: Factory) -> None:
     made = (packages / "packages/cpu-fp32/model.onnx").stat().st_mtime_ns
     arguments = ("-t", "cpu-fp32", "-p", "cpu", "--no-speed", "--steps", "1", "-o", packages / "packages")
-    assert matrix(tiny("gqa"), *arguments).exit_code == 0
+    result = matrix(tiny("gqa"), *arguments)
+    assert result.exit_code == 0
+    assert "no speed: not asked for" in result.output
     assert (packages / "packages/cpu-fp32/model.onnx").stat().st_mtime_ns == made
     result = matrix(tiny("plain"), *arguments)
     assert "is a cpu-fp32 package of" in str(result.exception)

@@ -58,6 +58,18 @@ def test_greedy_tokens_are_those_of_transformers(tiny, tiny_package, kind):
         assert ours(model, ids, 24) == greedy(tiny(kind), ids, 24)
 
 
+def test_the_builders_window_does_not_bound_a_prompt(tiny_package, tmp_path):
+    folder = Path(shutil.copytree(tiny_package("window"), tmp_path / "package"))
+    (folder / "phi3_onnx.json").unlink()
+    genai_config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+    section = {"window_size": 31, "slide_key_value_cache": False, "slide_inputs": False, "layers": [], "cache_slack": 0}
+    genai_config["model"]["decoder"]["sliding_window"] = section
+    (folder / "genai_config.json").write_text(json.dumps(genai_config), encoding="utf-8")
+    ids = random_ids(300)
+    with load(tiny_package("window")) as model, load(folder) as foreign:
+        assert ours(foreign, ids, 24) == ours(model, ids, 24)
+
+
 @pytest.fixture(scope="module")
 def longrope(tiny_package):
     with load(tiny_package("longrope")) as model:

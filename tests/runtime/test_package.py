@@ -50,12 +50,13 @@ def test_a_foreign_package_is_read_from_its_configs(folder):
     assert package.kv_bytes_per_token == 512
 
 
-def test_the_provider_of_a_foreign_package_is_in_its_session_options(folder):
+@pytest.mark.parametrize("provider", ["DML", "webgpu"])
+def test_the_provider_of_a_foreign_package_is_in_its_session_options(folder, provider):
     genai = json.loads((folder / "genai_config.json").read_text())
-    genai["model"]["decoder"]["session_options"] = {"provider_options": [{"DML": {}}]}
+    genai["model"]["decoder"]["session_options"] = {"provider_options": [{provider: {}}]}
     change(folder, "genai_config.json", **genai)
     package = open_package(folder)
-    assert package.made_for == "dml"
+    assert package.made_for == provider.lower()
     assert package.kv_bytes_per_token == 256  # float16
 
 
