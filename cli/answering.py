@@ -82,8 +82,12 @@ def notice(text: str) -> None:
     click.echo(text, err=True)
 
 
-def load_model(package: str | None, provider: str, threads: int | None, device: int | None) -> "Model":
+def load_model(
+    package: str | None, provider: str, threads: int | None, device: int | None, *, to_batch: bool = False
+) -> "Model":
     """Load the package that was named, or the newest that fits the provider, and say which on which provider.
+
+    With `to_batch`, in an engine that answers several prompts side by side, where the package lets it.
 
     Raises:
         Phi3OnnxError: as `runtime.load`; or no package was named and the store has none that fits.
@@ -91,6 +95,7 @@ def load_model(package: str | None, provider: str, threads: int | None, device: 
     """
     from ..configs import default_package
     from ..runtime import load
+    from ..runtime.batch import load_to_batch
     from ..runtime.hardware import format_bytes
     from ..runtime.providers import canonical
 
@@ -99,7 +104,10 @@ def load_model(package: str | None, provider: str, threads: int | None, device: 
         stored = default_package(None if wanted == "auto" else wanted)
         notice(f"no package was named, taking {stored.name}")
         package = str(stored.folder)
-    model = load(package, provider=provider, threads=threads, device=device)
+    if to_batch:
+        model = load_to_batch(package, provider=provider, threads=threads, device=device, notify=notice)
+    else:
+        model = load(package, provider=provider, threads=threads, device=device)
     model.on_reserve = lambda tokens, size: notice(f"KV cache: {format_bytes(size)} for {tokens} tokens")
     notice(f"{model.package.name} on {model.provider} ({model.choice})")
     return model

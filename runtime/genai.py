@@ -146,6 +146,8 @@ class GenAiSequence:
     place in `KvCache`, for every length) and with sampling settings that can change within a chat.
     """
 
+    waiting = False
+
     def __init__(self, engine: GenAiEngine, capacity: int, guided: GuidedDraws | None) -> None:
         """Reserve the KV cache.
 
