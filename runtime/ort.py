@@ -5,7 +5,7 @@ import numpy as np
 from ..configs import EngineError, PackageError
 from .engine import GuidedDraws
 from .package import Package
-from .providers import ProviderChoice, canonical, import_onnxruntime
+from .providers import ProviderChoice, canonical, import_onnxruntime, ort_name
 from .session import CACHE_DEVICES, LogitsSession, open_session
 from .slots import SlotPool, SlotSequence
 
@@ -35,9 +35,10 @@ def load_ort_engine(
 
     """
     wanted = canonical(provider)
-    likely = (package.made_for or "cpu") if wanted == "auto" else wanted
-    if likely not in _PROVIDERS:
-        raise PackageError(f"several texts at a time run on {' and '.join(_PROVIDERS)} only, not on {likely}")
+    if wanted == "auto" and package.made_for and ort_name(package.made_for) in import_onnxruntime().get_available_providers():
+        wanted = package.made_for
+    if wanted not in ("auto", *_PROVIDERS):
+        raise PackageError(f"several texts at a time run on {' and '.join(_PROVIDERS)} only, not on {wanted}")
     if "sliding_window" in package.genai["model"]["decoder"]:
         raise PackageError("its graph leaves the sliding window to ONNX Runtime GenAI")
     session, choice = open_session(
