@@ -84,7 +84,8 @@ def command(
     if jsonl:
         requests = read_jsonl(jsonl, system, raw, options)
         rows = min(batch or _BATCH, len(requests))
-        # What runs several requests at a time has no guidance.
+        if rows > 1 and guidance:
+            notice("requests are answered one at a time: guidance needs ONNX Runtime GenAI")
         loading = load_model(package, provider, threads, device, to_batch=rows > 1 and not guidance)
         with loading as model, cancel_on_interrupt() as cancel:
             failed = _answer_lines(model, requests, rows, cancel)

@@ -35,7 +35,11 @@ def load_ort_engine(
 
     """
     wanted = canonical(provider)
-    if wanted == "auto" and package.made_for and ort_name(package.made_for) in import_onnxruntime().get_available_providers():
+    if (
+        wanted == "auto"
+        and package.made_for
+        and ort_name(package.made_for) in import_onnxruntime().get_available_providers()
+    ):
         wanted = package.made_for
     if wanted not in ("auto", *_PROVIDERS):
         raise PackageError(f"several texts at a time run on {' and '.join(_PROVIDERS)} only, not on {wanted}")
