@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from phi3_onnx.export import export
 from phi3_onnx.runtime import load
 
 pytestmark = pytest.mark.real
@@ -21,19 +20,13 @@ PROMPTS = (
 )
 
 
-@pytest.mark.parametrize("target", ["cpu-fp32", "cpu-int4-rtn"])
-def test_answers_are_those_of_each_prompt_alone(small_gguf: Path, tmp_path: Path, target: str) -> None:
-    folder = export(small_gguf, target, tmp_path / "package", verify=None)
-    with load(folder) as model:
+def test_answers_are_those_of_each_prompt_alone(small_package: Path) -> None:
+    with load(small_package) as model:
         alone = [model.generate(prompt, max_tokens=24, temperature=0) for prompt in PROMPTS]
-    with load(folder, engine="onnxruntime") as model:
+    with load(small_package, engine="onnxruntime") as model:
         # Five rows: three prompts begin while others are under way.
         together = list(model.generate_many(PROMPTS, batch=5, max_tokens=24, temperature=0))
+    lengths = [answer.prompt_tokens for answer in together]
+    assert max(lengths) > 10 * min(lengths)
     assert together[1].text == "The capital of France is Paris."
-    assert {answer.prompt_tokens for answer in alone} == {answer.prompt_tokens for answer in together}
-    assert max(answer.prompt_tokens for answer in alone) > 10 * min(answer.prompt_tokens for answer in alone)
-    if target == "cpu-fp32":
-        assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
-    else:  # int8 activations flip near ties on some processors: most answers stay
-        same = [left.token_ids == right.token_ids for left, right in zip(together, alone, strict=True)]
-        assert sum(same) >= 6, same
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
