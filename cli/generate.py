@@ -189,6 +189,9 @@ def _as_json(model: "Model", request: Request, response: "Response") -> dict[str
         "model": model.package.name,
         "provider": model.provider,
     }
+    placement = model.choice.placement
+    if placement and placement.elsewhere:
+        table["nodes_elsewhere"] = placement.elsewhere
     if response.logprobs is not None:
         text = model.tokenizer.token_text
         table["logprobs"] = [

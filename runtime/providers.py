@@ -5,9 +5,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..configs import ProviderError, UsageError
+
+if TYPE_CHECKING:
+    from .placement import Placement
 
 _T = TypeVar("_T")
 
@@ -61,9 +64,12 @@ class ProviderChoice:
 
     provider: str
     candidates: tuple[Candidate, ...]
+    placement: "Placement | None" = None
+    """Where the nodes of the graph landed; None on the CPU, and where it is not known."""
 
     def __str__(self) -> str:
-        return "; ".join(str(candidate) for candidate in self.candidates)
+        placed = [str(self.placement)] if self.placement and self.placement.elsewhere else []
+        return "; ".join([*map(str, self.candidates), *placed])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import numpy as np
 
 from ..configs import PackageError, ProviderError, UsageError
 from .hardware import default_threads
+from .placement import ask_for_placement, check_placement, read_placement
 from .providers import ProviderChoice, canonical, choose, import_onnxruntime, remedy, resolve_ort_providers
 
+_CPU = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 CACHE_DEVICES = {"CUDAExecutionProvider": "cuda"}
 """Where a provider keeps the KV cache between runs; the others' goes back to the CPU after each."""
@@ -126,6 +128,8 @@ class LogitsSession:
         self.device = device or 0
         self.provider: str = self.inference.get_providers()[0]
         """The execution provider that the graph runs on."""
+        self.placement = None if self.provider == _CPU else read_placement(self.inference, self.provider)
+        """Where the graph's nodes landed; None on the CPU, and where ONNX Runtime does not say."""
         self._inputs = {value.name: value for value in self.inference.get_inputs()}
         self._check_names()
         self.io_dtype = self._dtype(self.contract.past_names()[0])
@@ -312,7 +316,8 @@ def open_session(
         try:
             names = resolve_ort_providers(name)
             session = LogitsSession(package, providers=names, longrope=longrope, threads=threads, device=device)
-            if name != "cpu":  # a provider can load a graph and yet fail in it
+            if name != "cpu":  # a provider can load a graph and yet fail in it, or leave all of it to the CPU's
+                check_placement(session.placement)
                 next(session.logits(np.zeros(1)))
         except (ProviderError, PackageError) as error:
             if name == "cpu" or canonical(provider) != "auto":
@@ -320,7 +325,8 @@ def open_session(
             raise RuntimeError(str(error)) from error  # what `choose` takes for a reason to try the next
         return session
 
-    return choose(provider, made_for, attempt)
+    session, choice = choose(provider, made_for, attempt)
+    return session, replace(choice, placement=session.placement)
 
 
 def _open(path: Path, providers: Sequence[str], threads: int | None, device: int | None) -> Any:
@@ -331,6 +337,8 @@ def _open(path: Path, providers: Sequence[str], threads: int | None, device: int
         raise ProviderError(f"{wanted} can not run here: {found}; {remedy(canonical(wanted))}")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or default_threads()
+    if wanted != _CPU:
+        ask_for_placement(options)
     if wanted == "DmlExecutionProvider":
         # DirectML's terms: https://onnxruntime.ai/docs/execution-providers/DirectML-ExecutionProvider.html
         options.enable_mem_pattern = False
