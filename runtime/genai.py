@@ -52,9 +52,10 @@ def load_engine(
         PackageError: the CPU, which is always there, can not load the package.
 
     """
-    og, provider = import_genai(), canonical(provider)
+    named = provider.lower()  # `canonical` asks ONNX Runtime, which may be missing, for names it does not know itself
+    og, provider = import_genai(named), canonical(provider)
     if package.made_for != "cpu" or provider not in ("auto", "cpu"):
-        check_wheels()
+        check_wheels(provider)
 
     placements: dict[str, Placement | None] = {}
 
