@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .screen import notice, quiet
+
 if TYPE_CHECKING:
     from ..runtime import Chunk, Model, Response
 
@@ -75,11 +77,6 @@ def loading_options(command: _F) -> _F:
     for option in reversed(_LOADING_OPTIONS):
         command = option(command)
     return command
-
-
-def notice(text: str) -> None:
-    """Print a line for the person at the terminal, not for the pipe."""
-    click.echo(text, err=True)
 
 
 def load_model(
@@ -153,7 +150,7 @@ def prefill_bar() -> Callable[[int, int], None]:
     """Return a callback that shows on a terminal how much of a long prompt is read."""
 
     def report(done: int, total: int) -> None:
-        if total < 1024 or not sys.stderr.isatty():
+        if total < 1024 or quiet() or not sys.stderr.isatty():
             return
         line = f"reading the prompt: {done} of {total} tokens" if done < total else ""
         click.echo(f"\r\x1b[K{line}", err=True, nl=False)

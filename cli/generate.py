@@ -14,12 +14,12 @@ from .answering import (
     cancel_on_interrupt,
     load_model,
     named_options,
-    notice,
     prefill_bar,
     show,
     summary,
 )
 from .prompts import Request, read_file, read_jsonl, read_prompts
+from .screen import notice
 
 if TYPE_CHECKING:
     from ..runtime import Guidance, Model, Response
