@@ -92,7 +92,8 @@ class SlotPool:
     def give_back(self, sequence: "SlotSequence") -> None:
         """Make a sequence's slot free."""
         with self._lock:
-            if self._open.pop(sequence.slot, None):
+            if self._open.get(sequence.slot) is sequence:
+                del self._open[sequence.slot]
                 self._free = sorted([*self._free, sequence.slot])
 
     def close(self) -> None:

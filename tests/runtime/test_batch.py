@@ -329,6 +329,9 @@ class TestAPool:
         with pytest.raises(EngineError, match="no room for a sequence of 11 tokens: 1 slots"):
             pool.open(11)
         pool.open(10)
+        first.close()  # it is another's slot by now
+        with pytest.raises(EngineError, match="0 slots"):
+            pool.open(1)
 
     def test_a_slot_has_so_many_tokens(self, pool: SlotPool) -> None:
         sequence = pool.open(10)
