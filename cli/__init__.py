@@ -1,6 +1,7 @@
 """The command line: one module per verb, imported when the verb runs."""
 
 import importlib
+import os
 import sys
 from types import MappingProxyType
 
@@ -88,8 +89,10 @@ SUMMARIES = MappingProxyType(
     help="Print the versions that matter, and leave.",
 )
 @click.option("--debug", is_flag=True, help="Show Python's traceback with an error, and log what is done.")
-def root(debug: bool) -> None:
+@click.option("--quiet", is_flag=True, help="Print results and errors, and nothing else.")
+def root(debug: bool, quiet: bool) -> None:
     """Set up what every verb shares."""
+    # `quiet` is read where notices are printed, see `screen`.
     if debug:
         import logging
 
@@ -101,7 +104,7 @@ def main() -> None:
     try:
         code = root(standalone_mode=False)
     except Phi3OnnxError as error:
-        if "--debug" in sys.argv:
+        if "--debug" in sys.argv or click.BOOL.convert(os.environ.get("PHI3_ONNX_DEBUG") or "0", None, None):
             raise
         click.echo(f"phi3-onnx: {error}", err=True)
         code = error.exit_code

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .screen import notice, quiet
+
 if TYPE_CHECKING:
     from ..runtime import Chunk, Model, Response
 
@@ -77,13 +79,12 @@ def loading_options(command: _F) -> _F:
     return command
 
 
-def notice(text: str) -> None:
-    """Print a line for the person at the terminal, not for the pipe."""
-    click.echo(text, err=True)
-
-
-def load_model(package: str | None, provider: str, threads: int | None, device: int | None) -> "Model":
+def load_model(
+    package: str | None, provider: str, threads: int | None, device: int | None, *, to_batch: bool = False
+) -> "Model":
     """Load the package that was named, or the newest that fits the provider, and say which on which provider.
+
+    With `to_batch`, in an engine that answers several prompts side by side, where the package lets it.
 
     Raises:
         Phi3OnnxError: as `runtime.load`; or no package was named and the store has none that fits.
@@ -91,6 +92,7 @@ def load_model(package: str | None, provider: str, threads: int | None, device: 
     """
     from ..configs import default_package
     from ..runtime import load
+    from ..runtime.batch import load_to_batch
     from ..runtime.hardware import format_bytes
     from ..runtime.providers import canonical
 
@@ -99,7 +101,10 @@ def load_model(package: str | None, provider: str, threads: int | None, device: 
         stored = default_package(None if wanted == "auto" else wanted)
         notice(f"no package was named, taking {stored.name}")
         package = str(stored.folder)
-    model = load(package, provider=provider, threads=threads, device=device)
+    if to_batch:
+        model = load_to_batch(package, provider=provider, threads=threads, device=device, notify=notice)
+    else:
+        model = load(package, provider=provider, threads=threads, device=device)
     model.on_reserve = lambda tokens, size: notice(f"KV cache: {format_bytes(size)} for {tokens} tokens")
     notice(f"{model.package.name} on {model.provider} ({model.choice})")
     return model
@@ -145,7 +150,7 @@ def prefill_bar() -> Callable[[int, int], None]:
     """Return a callback that shows on a terminal how much of a long prompt is read."""
 
     def report(done: int, total: int) -> None:
-        if total < 1024 or not sys.stderr.isatty():
+        if total < 1024 or quiet() or not sys.stderr.isatty():
             return
         line = f"reading the prompt: {done} of {total} tokens" if done < total else ""
         click.echo(f"\r\x1b[K{line}", err=True, nl=False)

@@ -10,13 +10,13 @@ from .answering import (
     cancel_on_interrupt,
     load_model,
     named_options,
-    notice,
     prefill_bar,
     show,
     summary,
 )
 from .chat_commands import ChatCommands
 from .line_editor import LineEditor
+from .screen import notice, quiet, reply
 
 if TYPE_CHECKING:
     from ..runtime import ChatSession, Model
@@ -69,7 +69,8 @@ class _Chat:
 
     def run(self) -> None:
         """Answer until the input ends or /bye is said."""
-        self._commands.do_show("")
+        if not quiet():
+            self._commands.do_show("")
         if self._editor.interactive:
             notice("/help lists the commands, /bye ends the chat")
         for text in self._editor.messages(self._on_interrupt):
@@ -80,7 +81,7 @@ class _Chat:
                 # At a terminal one can try something else; a script has to hear of it.
                 if not self._editor.interactive:
                     raise
-                notice(f"{error}")
+                reply(f"{error}")
             if self._commands.done:
                 return
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configs import UsageError
-from .answering import SAMPLING, notice
+from .answering import SAMPLING
+from .screen import reply
 
 if TYPE_CHECKING:
     from ..runtime import ChatSession, Model, Response
@@ -59,8 +60,8 @@ class ChatCommands:
         rows = [(f"/{name[3:]}", getattr(self, name).__doc__) for name in dir(self) if name.startswith("do_")]
         width = max(len(name) for name, _ in rows)
         for name, text in rows:
-            notice(f"{name:<{width}}  {text}")
-        notice('Several lines: put them between two """. Ctrl-C stops an answer, twice ends the chat.')
+            reply(f"{name:<{width}}  {text}")
+        reply('Several lines: put them between two """. Ctrl-C stops an answer, twice ends the chat.')
 
     def do_bye(self, _: str) -> None:
         """End the chat."""
@@ -70,7 +71,7 @@ class ChatCommands:
         """Forget the conversation, not the system message."""
         self._session.clear()
         self.attached = ""
-        notice("the conversation is empty")
+        reply("the conversation is empty")
 
     def do_regen(self, _: str) -> None:
         """Answer the last message again."""
@@ -78,13 +79,13 @@ class ChatCommands:
 
     def do_undo(self, _: str) -> None:
         """Forget the last message and its answer."""
-        notice("undone" if self._session.undo() else "there is nothing to undo")
+        reply("undone" if self._session.undo() else "there is nothing to undo")
 
     def do_system(self, text: str) -> None:
         """Show the system message, or set it: /system TEXT (/system none removes it)."""
         if text:
             self._session.system = None if text == "none" else text
-        notice(f"system message: {self._session.system or 'none'}")
+        reply(f"system message: {self._session.system or 'none'}")
 
     def do_set(self, argument: str) -> None:
         """Change a setting: /set temperature 0.7 (/set temperature default takes it back)."""
@@ -105,17 +106,17 @@ class ChatCommands:
                 raise UsageError(f"{name} can not be {value!r}") from error
         self._model.options(**settings)  # refuses what is out of range
         self._session.settings = settings
-        notice(f"{name}: {settings.get(name, 'default')}")
+        reply(f"{name}: {settings.get(name, 'default')}")
 
     def do_show(self, _: str) -> None:
         """Show the settings."""
         options = self._model.options(**self._session.settings)
-        notice(f"model: {self._model.package.name} on {self._model.provider}")
-        notice(f"system message: {self._session.system or 'none'}")
-        notice(f"sampling: {options.sampling}{'' if options.seed is None else f', seed {options.seed}'}")
-        notice(f"longest answer: {options.max_tokens or 'what fits, at most 1024'} tokens")
-        notice(f"stop: {', '.join(map(repr, options.stop)) or 'none'}")
-        notice(f"at the context's end ({self._model.context_length} tokens): {self._session.on_overflow}")
+        reply(f"model: {self._model.package.name} on {self._model.provider}")
+        reply(f"system message: {self._session.system or 'none'}")
+        reply(f"sampling: {options.sampling}{'' if options.seed is None else f', seed {options.seed}'}")
+        reply(f"longest answer: {options.max_tokens or 'what fits, at most 1024'} tokens")
+        reply(f"stop: {', '.join(map(repr, options.stop)) or 'none'}")
+        reply(f"at the context's end ({self._model.context_length} tokens): {self._session.on_overflow}")
 
     def do_stats(self, _: str) -> None:
         """Show tokens and speeds of this chat."""
@@ -126,10 +127,10 @@ class ChatCommands:
         prefill = sum(r.prefill_seconds for r in responses)
         decode = sum(r.decode_seconds for r in responses)
         steps = sum(max(0, r.completion_tokens - 1) for r in responses)
-        notice(f"{len(responses)} answers, {len(self._session.messages)} messages, forgotten {self._session.forgotten}")
-        notice(f"in the KV cache: {self._session.cached_tokens} of {self._model.context_length} tokens")
-        notice(f"prompts: {prompt} tokens, {cached} of them cached, {_rate(prompt - cached, prefill)}")
-        notice(f"answers: {answered} tokens, {_rate(steps, decode)}")
+        reply(f"{len(responses)} answers, {len(self._session.messages)} messages, forgotten {self._session.forgotten}")
+        reply(f"in the KV cache: {self._session.cached_tokens} of {self._model.context_length} tokens")
+        reply(f"prompts: {prompt} tokens, {cached} of them cached, {_rate(prompt - cached, prefill)}")
+        reply(f"answers: {answered} tokens, {_rate(steps, decode)}")
 
     def do_save(self, name: str) -> None:
         """Save the conversation: /save FILE."""
@@ -141,7 +142,7 @@ class ChatCommands:
             beside.replace(path)
         except OSError as error:
             raise UsageError(f"{path} can not be written: {error}") from error
-        notice(f"saved {len(self._session.messages)} messages to {path}")
+        reply(f"saved {len(self._session.messages)} messages to {path}")
 
     def do_load(self, name: str) -> None:
         """Go on with a saved conversation: /load FILE."""
@@ -154,7 +155,7 @@ class ChatCommands:
         if not isinstance(messages, list):
             raise UsageError(f"{path} holds no list of messages")
         self._session.messages = messages
-        notice(f"loaded {len(messages)} messages from {path}")
+        reply(f"loaded {len(messages)} messages from {path}")
 
     def do_read(self, name: str) -> None:
         """Put a file's text in front of your next message: /read FILE."""
@@ -164,7 +165,7 @@ class ChatCommands:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} can not be read as UTF-8 text: {error}") from error
         self.attached += text.rstrip("\n") + "\n\n"
-        notice(f"{len(text)} characters of {path} go with your next message")
+        reply(f"{len(text)} characters of {path} go with your next message")
 
 
 def _path(name: str) -> Path:

@@ -14,17 +14,19 @@ from .answering import (
     cancel_on_interrupt,
     load_model,
     named_options,
-    notice,
     prefill_bar,
     show,
     summary,
 )
 from .prompts import Request, read_file, read_jsonl, read_prompts
+from .screen import notice
 
 if TYPE_CHECKING:
     from ..runtime import Guidance, Model, Response
+    from ..runtime.batch import Job
     from ..runtime.kvcache import KvCache
 
+_BATCH = 8
 _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 
 
@@ -33,6 +35,11 @@ _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 @click.option("-p", "--prompt", "prompts", multiple=True, metavar="TEXT", help="Prompt; - is stdin. May be repeated.")
 @click.option("-f", "--file", "files", multiple=True, type=_FILE, help="Read a prompt from a file. May be repeated.")
 @click.option("--jsonl", type=_FILE, help="Read requests from a file of JSON lines, answer in JSON lines.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    help=f"With --jsonl: requests answered side by side; 1 is one after another.  [default: {_BATCH}]",
+)
 @answering_options
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @click.option("--json-schema", type=_FILE, help="The answer must be JSON of this schema.")
@@ -45,6 +52,7 @@ def command(
     prompts: tuple[str, ...],
     files: tuple[Path, ...],
     jsonl: Path | None,
+    batch: int | None,
     system: str | None,
     raw: bool,
     json_schema: Path | None,
@@ -69,41 +77,45 @@ def command(
     options = {**named_options(values), **({"logprobs": logprobs} if logprobs is not None else {})}
     if guidance:
         options["guidance"] = guidance
+    if jsonl and (prompts or files):
+        raise UsageError("--jsonl holds the prompts: leave out --prompt and --file")
+    if batch is not None and not jsonl:
+        raise UsageError("--batch needs --jsonl")
     if jsonl:
-        if prompts or files:
-            raise UsageError("--jsonl holds the prompts: leave out --prompt and --file")
         requests = read_jsonl(jsonl, system, raw, options)
-    else:
-        requests = [Request(text, system, raw, options) for text in read_prompts(prompts, files)]
+        rows = min(batch or _BATCH, len(requests))
+        if rows > 1 and guidance:
+            notice("requests are answered one at a time: guidance needs ONNX Runtime GenAI")
+        loading = load_model(package, provider, threads, device, to_batch=rows > 1 and not guidance)
+        with loading as model, cancel_on_interrupt() as cancel:
+            failed = _answer_lines(model, requests, rows, cancel)
+            _leave(cancel, failed)
+        return
+    requests = [Request(text, system, raw, options) for text in read_prompts(prompts, files)]
     with load_model(package, provider, threads, device) as model, cancel_on_interrupt() as cancel:
-        failed = _answer_all(model, requests, cancel, as_json=as_json or jsonl is not None, many=jsonl is not None)
-        if cancel.is_set():
-            raise click.exceptions.Exit(130)
-        if failed:
-            raise click.exceptions.Exit(1)
+        _answer_prompts(model, requests, cancel, as_json)
+        _leave(cancel, failed=0)
 
 
-def _answer_all(
-    model: "Model", requests: Sequence[Request], cancel: threading.Event, *, as_json: bool, many: bool
-) -> int:
-    """Answer each request, print the answers, and return how many failed (those of --jsonl only; others raise)."""
-    cache, failed = model.new_cache(), 0
+def _leave(cancel: threading.Event, failed: int) -> None:
+    if cancel.is_set():
+        raise click.exceptions.Exit(130)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _answer_prompts(model: "Model", requests: Sequence[Request], cancel: threading.Event, as_json: bool) -> None:
+    """Answer each request and print the answer as it comes, or as JSON."""
+    cache = model.new_cache()
     try:
         for number, request in enumerate(requests):
             if cancel.is_set():
                 break
             if number and not as_json:
                 click.echo()
-            try:
-                _answer(model, cache, request, cancel, as_json)
-            except Phi3OnnxError as error:
-                if not many:
-                    raise
-                failed += 1
-                click.echo(json.dumps({"id": request.id, "error": str(error)}, ensure_ascii=False))
+            _answer(model, cache, request, cancel, as_json)
     finally:
         cache.close()
-    return failed
 
 
 def _answer(model: "Model", cache: "KvCache", request: Request, cancel: threading.Event, as_json: bool) -> None:
@@ -117,12 +129,49 @@ def _answer(model: "Model", cache: "KvCache", request: Request, cancel: threadin
         cancel=cancel,
         on_prefill=prefill_bar(),
     )
-    if not as_json:
-        notice(summary(show(chunks)))
-        return
-    response = last_response(chunks)
-    click.echo(json.dumps(_as_json(model, request, response), ensure_ascii=False))
+    if as_json:
+        response = last_response(chunks)
+        click.echo(json.dumps(_as_json(model, request, response), ensure_ascii=False))
+    else:
+        response = show(chunks)
     notice(summary(response))
+
+
+def _answer_lines(model: "Model", requests: Sequence[Request], rows: int, cancel: threading.Event) -> int:
+    """Answer requests `rows` at a time, print a line of JSON for each in turn, and return how many failed."""
+    from ..runtime.batch import answer_all
+
+    jobs = [_job(model, request) for request in requests]
+    answers = answer_all(
+        model,
+        [job for job in jobs if not isinstance(job, Phi3OnnxError)],
+        batch=rows,
+        cancel=cancel,
+        on_prefill=prefill_bar(),
+        notify=notice,
+    )
+    failed = 0
+    for request, job in zip(requests, jobs, strict=True):
+        result = job if isinstance(job, Phi3OnnxError) else next(answers, None)
+        if result is None:  # cancelled before it was begun
+            break
+        if isinstance(result, Phi3OnnxError):
+            failed += 1
+            click.echo(json.dumps({"id": request.id, "error": str(result)}, ensure_ascii=False))
+        else:
+            click.echo(json.dumps(_as_json(model, request, result), ensure_ascii=False))
+            notice(summary(result))
+    return failed
+
+
+def _job(model: "Model", request: Request) -> "Job | Phi3OnnxError":
+    from ..runtime.batch import Job
+
+    try:
+        tokens = model.encode(request.prompt, raw=request.raw, system=request.system)
+        return Job(tokens, model.options(**request.options))
+    except Phi3OnnxError as error:
+        return error
 
 
 def _as_json(model: "Model", request: Request, response: "Response") -> dict[str, Any]:
@@ -140,6 +189,9 @@ def _as_json(model: "Model", request: Request, response: "Response") -> dict[str
         "model": model.package.name,
         "provider": model.provider,
     }
+    placement = model.choice.placement
+    if placement and placement.elsewhere:
+        table["nodes_elsewhere"] = placement.elsewhere
     if response.logprobs is not None:
         text = model.tokenizer.token_text
         table["logprobs"] = [

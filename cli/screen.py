@@ -10,8 +10,20 @@ if TYPE_CHECKING:  # chat and generate print notices too, and start faster witho
     from rich.progress import Progress, TaskID
 
 
+def quiet() -> bool:
+    """Return whether `--quiet` was given: results and errors, and nothing else."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.find_root().params.get("quiet"))
+
+
 def notice(text: str) -> None:
     """Print a line for the person at the terminal, not for the pipe."""
+    if not quiet():
+        reply(text)
+
+
+def reply(text: str) -> None:
+    """Print a line that was asked for, beside the results in the pipe."""
     click.echo(text, err=True)
 
 
@@ -57,5 +69,5 @@ def stage_bars() -> Iterator[StageBars]:
         TextColumn("{task.fields[count]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=quiet() or not console.is_terminal) as progress:
         yield StageBars(progress)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from .screen import quiet
+
 
 @contextmanager
 def status_line(first: str) -> Iterator[Callable[[str], None]]:
@@ -10,7 +12,7 @@ def status_line(first: str) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
+    if quiet() or not console.is_terminal:
         yield lambda text: None
         return
     with console.status(first) as status:

@@ -161,6 +161,12 @@ def _print(verification: "Verification") -> None:
     lines.append(
         f"on {verification.provider}, against {verification.reference} in float32, {verification.seconds:.0f} s"
     )
+    if verification.nodes:
+        from ..runtime.placement import Placement
+
+        placement = Placement(verification.provider, verification.nodes)
+        if placement.elsewhere:
+            lines.append(str(placement))
     if verification.target is None:
         lines.append("the logits were judged by nothing: the package names no target (see --target)")
     click.echo("\n".join(line.rstrip() for line in lines))

@@ -59,6 +59,8 @@ class Verification:
     """UTC, ISO 8601."""
     seconds: float
     """Wall time."""
+    nodes: Mapping[str, int] | None = None
+    """Nodes of the graph by the provider that ran them; None on the CPU, and where ONNX Runtime does not say."""
 
     @property
     def passed(self) -> bool:

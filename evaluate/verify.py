@@ -97,6 +97,8 @@ class Trial:
         self._session: LogitsSession | None = _open(opened, ground.checkpoint, provider)
         self.provider = self._session.provider
         """The execution provider that the package runs on, by ONNX Runtime's name."""
+        self.placement = self._session.placement
+        """Where the graph's nodes landed; None on the CPU."""
         self.answers = _answers(self._session, ground.prompts, ground.steps, notify)
         self._metrics: Metrics | None = None
 
@@ -142,6 +144,7 @@ class Trial:
             versions=versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 1),
+            nodes=self.placement.nodes if self.placement else None,
         )
 
 

@@ -2,14 +2,18 @@
 
 import csv
 import json
+import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from .hardware import available_memory
 
 _SECONDS = 20
 _DRM = Path("/sys/class/drm")
@@ -51,6 +55,36 @@ def list_devices() -> list[Device]:
     if nvidia:
         others = [device for device in others if "NVIDIA" not in device.name.upper()]
     return [_cpu(), *nvidia, *others]
+
+
+def free_memory(provider: str, number: int = 0) -> int | None:
+    """Return the bytes that can be taken where a provider runs; None where that is not known.
+
+    Args:
+        provider: by this project's name.
+        number: the GPU's, as `--device` takes it.
+
+    """
+    if provider == "cpu":
+        return available_memory()
+    if provider != "cuda":
+        return None
+    device = cuda_device(_nvidia(), number, os.environ)
+    return device.free if device else None
+
+
+def cuda_device(devices: Sequence[Device], number: int, environment: Mapping[str, str]) -> Device | None:
+    """Return the GPU that CUDA calls `number`, of those that `nvidia-smi` lists; None where that can not be told.
+
+    https://docs.nvidia.com/cuda/cuda-c-programming-guide/#cuda-environment-variables: CUDA counts those that it may
+    see, and by its own order where they are not all alike, unless it is told to take that of the bus.
+    """
+    if len({device.name for device in devices}) > 1 and environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        return None
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    numbers = [str(device.number) for device in devices] if visible is None else visible.split(",")
+    wanted = numbers[number].strip() if number < len(numbers) else ""
+    return next((device for device in devices if str(device.number) == wanted), None)
 
 
 def _cpu() -> Device:

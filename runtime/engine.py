@@ -50,6 +50,11 @@ class TokenSequence(Protocol):
         """Tokens that it has room for."""
         ...
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the last token was put off until logits are asked for, to be run together with other sequences'."""
+        ...
+
     def append(self, tokens: Sequence[int]) -> None:
         """Run the model on `tokens`, after those that are there.
 

@@ -4,15 +4,26 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..configs import EngineError, PackageError, UsageError
+from ..configs import EngineError, PackageError, ProviderError, UsageError
 from .engine import GuidedDraws
 from .hardware import default_threads
 from .package import Package
-from .providers import ProviderChoice, canonical, check_wheels, choose, first_line, import_genai
+from .placement import Placement, cached_placement, check_placement, keep_placement
+from .providers import (
+    ProviderChoice,
+    canonical,
+    check_wheels,
+    choose,
+    first_line,
+    import_genai,
+    resolve_ort_providers,
+)
+from .session import LogitsSession
 
 # Where GenAI says which GPU to take: src/cuda/session_options.cpp, src/dml/session_options.cpp.
 _DEVICE_OPTIONS = {"cuda": "device_id", "dml": "device_index"}
@@ -41,11 +52,16 @@ def load_engine(
         PackageError: the CPU, which is always there, can not load the package.
 
     """
-    og, provider = import_genai(), canonical(provider)
+    named = provider.lower()  # `canonical` asks ONNX Runtime, which may be missing, for names it does not know itself
+    og, provider = import_genai(named), canonical(provider)
     if package.made_for != "cpu" or provider not in ("auto", "cpu"):
-        check_wheels()
+        check_wheels(provider)
+
+    placements: dict[str, Placement | None] = {}
 
     def attempt(name: str) -> GenAiEngine:
+        placements[name] = None if name == "cpu" else _placement(package, name, threads, device)
+        check_placement(placements[name])
         try:
             engine = GenAiEngine(og, package, name, threads=threads, device=device)
         except RuntimeError as error:
@@ -56,7 +72,23 @@ def load_engine(
             engine.try_out()
         return engine
 
-    return choose(provider, package.made_for, attempt)
+    engine, choice = choose(provider, package.made_for, attempt)
+    return engine, replace(choice, placement=placements[choice.provider])
+
+
+def _placement(package: Package, provider: str, threads: int | None, device: int | None) -> Placement | None:
+    """Return where the graph's nodes land, which GenAI does not tell: plain ONNX Runtime loads it once for this."""
+    graph = package.folder / package.contract.filename
+    try:
+        names = resolve_ort_providers(provider)
+        if kept := cached_placement(graph, names[0]):
+            return kept
+        found = LogitsSession(package.folder, providers=names, threads=threads, device=device).placement
+    except (PackageError, ProviderError):  # what is wrong, GenAI says next
+        return None
+    if found:
+        keep_placement(graph, found)
+    return found
 
 
 def _load_error(package: Package, og: Any, error: BaseException) -> PackageError:
@@ -145,6 +177,8 @@ class GenAiSequence:
     Appending a chosen token is what `generate_next_token` does, without its re-prefill at token 4097 (which has its
     place in `KvCache`, for every length) and with sampling settings that can change within a chat.
     """
+
+    waiting = False
 
     def __init__(self, engine: GenAiEngine, capacity: int, guided: GuidedDraws | None) -> None:
         """Reserve the KV cache.

@@ -111,7 +111,7 @@ class Generation:
         return (chunk for chunk in self.steps() if chunk)
 
     def steps(self) -> Iterator[Chunk | None]:
-        """Yield what the iteration does, and None after each part of the prompt.
+        """Yield what the iteration does, None after each part of the prompt, and None where a token waits to be run.
 
         Whoever makes several answers at a time takes turns there, and may give this one up there.
         """
@@ -131,6 +131,11 @@ class Generation:
                 if self._cancel.is_set():
                     reason = "cancelled"
                     break
+                # The token drawn last is run only now that another is wanted; under guidance the engine does so itself.
+                if self._ids and not self._options.guidance:
+                    self._cache.append(self._ids[-1])
+                    if self._cache.waiting:
+                        yield None
                 token = self._next_token()
                 last = perf_counter()
                 first = first or last
@@ -156,12 +161,8 @@ class Generation:
         yield Chunk(rest, response=response)
 
     def _next_token(self) -> int:
-        guided = self._options.guidance is not None
-        # The token drawn last is run only now that another is wanted; under guidance the engine does so itself.
-        if self._ids and not guided:
-            self._cache.append(self._ids[-1])
         logits = self._cache.logits()
-        token = self._cache.guided_token() if guided else self._pick(logits)
+        token = self._cache.guided_token() if self._options.guidance else self._pick(logits)
         self._ids.append(token)
         if self._options.logprobs is not None:
             self._logprobs.append(token_logprobs(logits, token, self._options.logprobs))

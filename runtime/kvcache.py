@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
-from ..configs import UsageError
+from ..configs import EngineError, UsageError
 from .engine import Engine, GuidedDraws, TokenSequence
 from .hardware import format_bytes
 
@@ -24,7 +24,7 @@ class KvCache:
         context_length: int,
         bytes_per_token: int = 0,
         switch: int | None = None,
-        free_memory: Callable[[], int] | None = None,
+        free_memory: Callable[[], int | None] | None = None,
         on_reserve: Callable[[int, int], None] | None = None,
     ) -> None:
         """Make an empty cache, which reserves nothing yet.
@@ -34,7 +34,7 @@ class KvCache:
             context_length: tokens that the model can hold.
             bytes_per_token: bytes of KV cache for one token.
             switch: the most tokens for which LongRoPE's short factors hold; None for a model with one set.
-            free_memory: returns the bytes that can be taken; None where that is not known, and not checked.
+            free_memory: returns the bytes that can be taken, or None where that is not known, and not checked.
             on_reserve: called with tokens and bytes before they are reserved.
 
         """
@@ -58,6 +58,11 @@ class KvCache:
     def capacity(self) -> int:
         """Tokens that memory is reserved for."""
         return self._sequence.capacity if self._sequence else 0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the last token appended waits to be run together with other texts', until logits are asked for."""
+        return self._sequence is not None and self._sequence.waiting
 
     @property
     def guided(self) -> GuidedDraws | None:
@@ -89,11 +94,9 @@ class KvCache:
         if not self._bytes_per_token or self._free_memory is None:
             return most
         free = self._free_memory()
-        if needed * self._bytes_per_token > free:
-            raise UsageError(
-                f"the KV cache of {needed} tokens takes {format_bytes(needed * self._bytes_per_token)} and "
-                f"{format_bytes(free)} of memory are free; ask for fewer tokens (--max-tokens) or shorten the prompt"
-            )
+        if free is None:
+            return most
+        check_memory(needed, self._bytes_per_token, free)
         # What is to spare takes no more than half of what is free.
         return max(needed, min(most, free // 2 // self._bytes_per_token))
 
@@ -148,8 +151,17 @@ class KvCache:
             self._run(sequence, [token])
 
     def logits(self) -> np.ndarray:
-        """Return the logits after the last token, float32 [vocabulary]."""
-        return self._opened().logits()
+        """Return the logits after the last token, float32 [vocabulary].
+
+        Raises:
+            EngineError: the engine failed; the cache is empty then.
+
+        """
+        try:
+            return self._opened().logits()
+        except EngineError:
+            self.close()
+            raise
 
     def run_logits(self) -> np.ndarray:
         """Return the logits of the last run, float32 [rows, vocabulary]; see `TokenSequence.run_logits`."""
@@ -188,6 +200,20 @@ class KvCache:
             self.close()
             raise
         del self._tokens[length:]
+
+
+def check_memory(tokens: int, bytes_per_token: int, free: int | None) -> None:
+    """Refuse a KV cache that takes more memory than is free; None is not known, and not checked.
+
+    Raises:
+        UsageError: it does.
+
+    """
+    if free is not None and tokens * bytes_per_token > free:
+        raise UsageError(
+            f"the KV cache of {tokens} tokens takes {format_bytes(tokens * bytes_per_token)} and {format_bytes(free)} "
+            "of memory are free; ask for fewer tokens (--max-tokens) or shorten the prompt"
+        )
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:

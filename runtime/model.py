@@ -1,15 +1,16 @@
 """A loaded package: the one object behind `generate`, `chat`, the pipeline and a server."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..configs import UsageError
+from ..configs import Phi3OnnxError, UsageError
+from .batch import DEFAULT_BATCH, Job, answer_all
+from .devices import free_memory
 from .engine import Engine, Guidance
 from .generation import Generation, Options, room_for
-from .hardware import available_memory
 from .kvcache import KvCache
 from .package import Package, open_package
 from .providers import Candidate, ProviderChoice
@@ -20,12 +21,21 @@ from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .chat import ChatSession, Overflow
+    from .ort import OrtEngine
 
 Prompt = str | Sequence[Message]
 
 
+EngineName = Literal["genai", "onnxruntime"]
+
+
 def load(
-    package: str | Path, *, provider: str = "auto", threads: int | None = None, device: int | None = None
+    package: str | Path,
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    device: int | None = None,
+    engine: EngineName = "genai",
 ) -> "Model":
     """Load a package: one of this project, of Microsoft's published folders, or of the GenAI model builder.
 
@@ -35,6 +45,8 @@ def load(
             it, beginning with the one it was made for (`model.choice` has the reasons).
         threads: threads of one operator on the CPU; by default `$PHI3_ONNX_THREADS`, or the physical cores.
         device: number of the GPU, for CUDA and DirectML.
+        engine: `genai` is ONNX Runtime GenAI. `onnxruntime` is without it: `generate_many` then needs no second copy of
+            the weights in memory; it has no guidance, and runs on the CPU and CUDA.
 
     Raises:
         PackageError: there is no such package, or it is damaged.
@@ -43,12 +55,14 @@ def load(
 
     """
     from .genai import load_engine
+    from .ort import load_ort_engine
 
     opened = open_package(package)
-    engine, choice = load_engine(opened, provider, threads=threads, device=device)
+    loader = load_ort_engine if engine == "onnxruntime" else load_engine
+    loaded, choice = loader(opened, provider, threads=threads, device=device)
     tokenizer = Tokenizer(opened.folder)
     template = read_template(opened.folder, tokenizer.config, tokenizer.special_tokens)
-    return Model(opened, engine, tokenizer, template, choice)
+    return Model(opened, loaded, tokenizer, template, choice, threads=threads, device=device)
 
 
 class Model:
@@ -65,6 +79,9 @@ class Model:
         tokenizer: Tokenizer,
         template: ChatTemplate | None,
         choice: ProviderChoice | None = None,
+        *,
+        threads: int | None = None,
+        device: int | None = None,
     ) -> None:
         """Put a model together from its parts; `load` does this for a package on disk."""
         self.package = package
@@ -75,6 +92,9 @@ class Model:
         """The provider it runs on, and why."""
         self.on_reserve: Callable[[int, int], None] | None = None
         """Called with tokens and bytes before a KV cache is reserved."""
+        self._threads = threads
+        self._device = device
+        self._batching: OrtEngine | None = None
         self._closed = False
         self._lock = threading.Lock()
 
@@ -169,6 +189,45 @@ class Model:
         return self.run(
             self.encode(prompt, raw=raw, system=system), self.options(**options), cancel=cancel, on_prefill=on_prefill
         )
+
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        batch: int = DEFAULT_BATCH,
+        raw: bool = False,
+        system: str | None = None,
+        cancel: threading.Event | None = None,
+        notify: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> Iterator[Response]:
+        """Answer prompts, several side by side; a row of the batch goes on with the next when it is through.
+
+        Each answer is the one that `generate` gives, but for rounding. Prompts with guidance, and packages that can not
+        be batched, are answered one after another. A model that was not loaded with `engine="onnxruntime"` loads its
+        weights a second time for this, and keeps them until it is closed.
+
+        Args:
+            prompts: each as for `generate`.
+            batch: how many to answer side by side; each has a KV cache for the longest prompt and answer of all.
+            raw: as for `generate`.
+            system: as for `generate`.
+            cancel: set it, from any thread, to end the answers under way before their next token and begin no others.
+            notify: called with a line for what is not done as was asked for and why, and for the memory that is taken.
+            options: as for `generate`, for all prompts.
+
+        Yields:
+            The answers in the order of the prompts, each as soon as it and those before it are there.
+
+        Raises:
+            UsageError: an option makes no sense, or a prompt can not be rendered: before anything runs. Or prompt and
+                answer do not fit into the context or the memory, when it is this prompt's turn.
+            EngineError: the engine failed.
+
+        """
+        common = self.options(**options)
+        jobs = [Job(self.encode(prompt, raw=raw, system=system), common) for prompt in prompts]
+        return _raising(answer_all(self, jobs, batch=batch, cancel=cancel, notify=notify))
 
     def chat(self, *, system: str | None = None, on_overflow: "Overflow" = "stop", **options: Any) -> "ChatSession":
         """Return a conversation that keeps its KV cache between turns.
@@ -272,10 +331,35 @@ class Model:
             context_length=self.context_length,
             bytes_per_token=self.package.kv_bytes_per_token,
             switch=self.package.longrope_switch,
-            # What a GPU has free, only its own library knows.
-            free_memory=available_memory if self.provider == "cpu" else None,
+            free_memory=self.free_memory,
             on_reserve=self.on_reserve,
         )
+
+    def free_memory(self) -> int | None:
+        """Return the bytes that a KV cache can take where the model runs; None where that is not known."""
+        return free_memory(self.provider, self._device or 0)
+
+    def batching_engine(self) -> "OrtEngine":
+        """Return the engine that decodes several texts together: the model's own, or a second one, loaded once.
+
+        Raises:
+            PackageError: the package can not be batched.
+            ProviderError: plain ONNX Runtime does not run the model's provider.
+            UsageError: the model was closed.
+
+        """
+        from .ort import OrtEngine, load_ort_engine
+
+        with self._lock:
+            if self._closed:
+                raise UsageError("the model was closed")
+            if isinstance(self.engine, OrtEngine):
+                return self.engine
+            if self._batching is None:
+                self._batching, _ = load_ort_engine(
+                    self.package, self.provider, threads=self._threads, device=self._device
+                )
+            return self._batching
 
     def run(
         self,
@@ -323,6 +407,9 @@ class Model:
             if not self._closed:
                 self._closed = True
                 self.engine.close()
+                if self._batching:
+                    self._batching.close()
+                    self._batching = None
 
     def __enter__(self) -> "Model":
         return self
@@ -337,6 +424,13 @@ def last_response(chunks: Iterator[Chunk]) -> Response:
         if chunk.response:
             return chunk.response
     raise RuntimeError("a stream of chunks ended without a response")
+
+
+def _raising(results: Iterator[Response | Phi3OnnxError]) -> Iterator[Response]:
+    for result in results:
+        if isinstance(result, Phi3OnnxError):
+            raise result
+        yield result
 
 
 def _closing(generation: Generation, cache: KvCache) -> Iterator[Chunk]:

@@ -5,9 +5,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..configs import ProviderError, UsageError
+
+if TYPE_CHECKING:
+    from .placement import Placement
 
 _T = TypeVar("_T")
 
@@ -61,9 +64,12 @@ class ProviderChoice:
 
     provider: str
     candidates: tuple[Candidate, ...]
+    placement: "Placement | None" = None
+    """Where the nodes of the graph landed; None on the CPU, and where it is not known."""
 
     def __str__(self) -> str:
-        return "; ".join(str(candidate) for candidate in self.candidates)
+        placed = [str(self.placement)] if self.placement and self.placement.elsewhere else []
+        return "; ".join([*map(str, self.candidates), *placed])
 
 
 @dataclass(frozen=True)
@@ -178,14 +184,20 @@ def remedy(provider: str) -> str:
     """Return what makes a provider run here, as the end of an error message: most often one pip command."""
     if provider not in _EXTRAS:
         return f"install the ONNX Runtime build that has {provider}, or take another --provider"
-    if provider == "dml" and sys.platform != "win32":
-        return "DirectML exists on Windows only; take --provider cuda or cpu"
-    if provider == "cuda" and sys.platform == "darwin":
-        return "CUDA exists on Linux and Windows only; take --provider cpu"
+    if where := _missing_here(provider):
+        return where
     installed = installed_wheels()
     if installed and {wheel.name for wheel in installed} == _wheels_of(provider):
         return _driver_advice(provider)
     return _install_command(_EXTRAS[provider], installed)
+
+
+def _missing_here(provider: str) -> str | None:
+    if provider == "dml" and sys.platform != "win32":
+        return "DirectML exists on Windows only; take --provider cuda or cpu"
+    if provider == "cuda" and sys.platform == "darwin":
+        return "CUDA exists on Linux and Windows only; take --provider cpu"
+    return None
 
 
 def _install_command(extra: str, installed: Sequence[Wheel]) -> str:
@@ -232,8 +244,11 @@ def clashing_wheels(installed: Sequence[Wheel] | None = None) -> list[tuple[Whee
     return [group for group in groups if len(group) > 1]
 
 
-def check_wheels() -> None:
+def check_wheels(provider: str = "auto") -> None:
     """Refuse an environment in which ONNX Runtime wheels overwrite each other.
+
+    Args:
+        provider: the one that was asked for, which the commands are to give.
 
     Raises:
         ProviderError: two such wheels are installed; the message has the commands that mend it.
@@ -244,8 +259,14 @@ def check_wheels() -> None:
         names = " and ".join(f"{wheel.name} {wheel.version}" for wheel in group)
         raise ProviderError(
             f"{names} are installed together and overwrite each other's module {group[0].module}; "
-            f"{_install_command('cpu', wheels)} {_OR_ANOTHER}"
+            f"{_install_for(provider, wheels)}"
         )
+
+
+def _install_for(provider: str, installed: Sequence[Wheel]) -> str:
+    if provider in ("cuda", "dml"):
+        return _missing_here(provider) or _install_command(_EXTRAS[provider], installed)
+    return f"{_install_command('cpu', installed)} {_OR_ANOTHER}"
 
 
 def import_onnxruntime() -> Any:
@@ -258,17 +279,20 @@ def import_onnxruntime() -> Any:
     return _import("onnxruntime")
 
 
-def import_genai() -> Any:
+def import_genai(provider: str = "auto") -> Any:
     """Return the module `onnxruntime_genai`, its telemetry off.
+
+    Args:
+        provider: the one that was asked for, which the error's command is to give.
 
     Raises:
         ProviderError: it is not installed, or broken.
 
     """
-    return _import("onnxruntime_genai")
+    return _import("onnxruntime_genai", provider)
 
 
-def _import(name: str) -> ModuleType:
+def _import(name: str, provider: str = "auto") -> ModuleType:
     # Read by the native libraries when they are first loaded. Telemetry is on in GenAI unless this says otherwise.
     if os.environ.get(TELEMETRY_VARIABLE, "0") in ("", "0"):
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -277,17 +301,17 @@ def _import(name: str) -> ModuleType:
     except ImportError as error:
         missing = not any(wheel.module == name for wheel in installed_wheels())
         problem = "is not installed" if missing else f"does not load: {first_line(error)}"
-        raise _import_error(name, problem) from error
+        raise _import_error(name, problem, provider) from error
     if not hasattr(module, "InferenceSession") and not hasattr(module, "Model"):
         # What is left of a module when one of two wheels that shared it is uninstalled.
-        raise _import_error(name, "is damaged, its files are gone")
+        raise _import_error(name, "is damaged, its files are gone", provider)
     if os.environ.get("ORT_DISABLE_TELEMETRY") == "1" and hasattr(module, "disable_telemetry_events"):
         module.disable_telemetry_events()
     return module
 
 
-def _import_error(name: str, problem: str) -> ProviderError:
-    return ProviderError(f"{name} {problem}; {_install_command('cpu', installed_wheels())} {_OR_ANOTHER}")
+def _import_error(name: str, problem: str, provider: str) -> ProviderError:
+    return ProviderError(f"{name} {problem}; {_install_for(provider, installed_wheels())}")
 
 
 def first_line(error: BaseException) -> str:

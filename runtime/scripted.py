@@ -65,6 +65,8 @@ class ScriptedEngine:
 class ScriptedSequence:
     """A sequence of a `ScriptedEngine`, as strict about lengths as a real one."""
 
+    waiting = False
+
     def __init__(self, engine: ScriptedEngine, capacity: int) -> None:
         self._engine = engine
         self._tokens: list[int] = []

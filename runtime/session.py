@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,15 @@ import numpy as np
 
 from ..configs import PackageError, ProviderError, UsageError
 from .hardware import default_threads
-from .providers import canonical, choose, import_onnxruntime, remedy, resolve_ort_providers
+from .placement import ask_for_placement, check_placement, read_placement
+from .providers import ProviderChoice, canonical, choose, import_onnxruntime, remedy, resolve_ort_providers
 
+_CPU = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-_DEVICES = {"CUDAExecutionProvider": "cuda"}
+CACHE_DEVICES = {"CUDAExecutionProvider": "cuda"}
 """Where a provider keeps the KV cache between runs; the others' goes back to the CPU after each."""
+_NUMBERED = ("CUDAExecutionProvider", "DmlExecutionProvider")
+"""Providers whose option `device_id` is the number of the GPU."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class LogitsSession:
         providers: Sequence[str] = ("CPUExecutionProvider",),
         threads: int | None = None,
         longrope: int | None = None,
+        device: int | None = None,
     ) -> None:
         """Load a package.
 
@@ -109,6 +114,7 @@ class LogitsSession:
             providers: ONNX Runtime's execution providers, the wanted one first.
             threads: threads within one operator on the CPU; by default the physical cores.
             longrope: tokens after which the graph changes its rotary factors; by default what `config.json` says.
+            device: number of the GPU, for CUDA and DirectML.
 
         Raises:
             PackageError: the package can not be loaded.
@@ -117,10 +123,14 @@ class LogitsSession:
         """
         self.contract = read_contract(package)
         self.longrope = longrope_switch(package) if longrope is None else longrope
-        self._session = _open(package / self.contract.filename, providers, threads)
-        self.provider: str = self._session.get_providers()[0]
+        self.inference: Any = _open(package / self.contract.filename, providers, threads, device)
+        """The `onnxruntime.InferenceSession`."""
+        self.device = device or 0
+        self.provider: str = self.inference.get_providers()[0]
         """The execution provider that the graph runs on."""
-        self._inputs = {value.name: value for value in self._session.get_inputs()}
+        self.placement = None if self.provider == _CPU else read_placement(self.inference, self.provider)
+        """Where the graph's nodes landed; None on the CPU, and where ONNX Runtime does not say."""
+        self._inputs = {value.name: value for value in self.inference.get_inputs()}
         self._check_names()
         self.io_dtype = self._dtype(self.contract.past_names()[0])
         """numpy dtype of the KV cache."""
@@ -215,38 +225,46 @@ class LogitsSession:
         return [ort_value.ortvalue_from_numpy(empty) for _ in self.contract.past_names()]
 
     def _run(self, ids: np.ndarray, start: int, cache: list[Any]) -> tuple[np.ndarray, list[Any]]:
-        contract, binding = self.contract, self._session.io_binding()
-        for name, value in self._feeds(ids, start).items():
+        contract, binding = self.contract, self.inference.io_binding()
+        for name, value in self.feeds(ids[None], [start]).items():
             binding.bind_cpu_input(name, value)
         for name, past in zip(contract.past_names(), cache, strict=True):
             binding.bind_ortvalue_input(name, past)
         binding.bind_output(contract.outputs["logits"], "cpu")
         for name in contract.present_names():
-            binding.bind_output(name, _DEVICES.get(self.provider, "cpu"))
+            binding.bind_output(name, CACHE_DEVICES.get(self.provider, "cpu"))
         try:
-            self._session.run_with_iobinding(binding)
+            self.inference.run_with_iobinding(binding)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise PackageError(f"the graph fails on tokens {start} to {start + len(ids) - 1}: {reason}") from error
         logits, *present = binding.get_outputs()
         return logits.numpy()[0].astype(np.float32, copy=False), present
 
-    def _feeds(self, ids: np.ndarray, start: int) -> dict[str, np.ndarray]:
-        stop = start + len(ids)
+    def feeds(self, ids: np.ndarray, starts: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return the graph's inputs but the KV cache, by name: token ids, attention mask, and positions if it has them.
+
+        Args:
+            ids: token ids of one run, int64 [rows, tokens].
+            starts: how many tokens each row has in the cache, [rows].
+
+        """
+        stops = np.asarray(starts)[:, None] + ids.shape[1]
         values = {
             "input_ids": ids,
-            "attention_mask": np.ones(stop, dtype=np.int64),
-            "position_ids": np.arange(start, stop),
+            # Rows of unequal lengths end in zeros: the graphs count the ones, and take the width for the longest row.
+            "attention_mask": np.arange(stops.max()) < stops,
+            "position_ids": stops + np.arange(-ids.shape[1], 0),
         }
         feeds = {}
         for key, value in values.items():
             if (name := self.contract.inputs.get(key)) in self._inputs:
                 integer = np.int32 if self._inputs[name].type == "tensor(int32)" else np.int64
-                feeds[name] = np.ascontiguousarray(value[None], dtype=integer)
+                feeds[name] = np.ascontiguousarray(value, dtype=integer)
         return feeds
 
     def _check_names(self) -> None:
-        known = {*self._inputs, *(value.name for value in self._session.get_outputs())}
+        known = {*self._inputs, *(value.name for value in self.inference.get_outputs())}
         wanted = [self.contract.inputs.get("input_ids", "input_ids"), self.contract.outputs.get("logits", "logits")]
         wanted += self.contract.past_names() + self.contract.present_names()
         if missing := [name for name in wanted if name not in known]:
@@ -262,12 +280,18 @@ class LogitsSession:
         return _DTYPES[kind]
 
     def _output_shape(self, name: str) -> Sequence[Any]:
-        return next(value.shape for value in self._session.get_outputs() if value.name == name)
+        return next(value.shape for value in self.inference.get_outputs() if value.name == name)
 
 
 def open_session(
-    package: Path, provider: str, *, made_for: str | None = None, longrope: int | None = None
-) -> tuple[LogitsSession, str]:
+    package: Path,
+    provider: str,
+    *,
+    made_for: str | None = None,
+    longrope: int | None = None,
+    threads: int | None = None,
+    device: int | None = None,
+) -> tuple[LogitsSession, ProviderChoice]:
     """Load a package on the provider named, or with `auto` on the first that runs it.
 
     Args:
@@ -275,6 +299,8 @@ def open_session(
         provider: `cpu`, `cuda`, `dml`, another that ONNX Runtime knows by name, or `auto`.
         made_for: the provider that the package was made for, which `auto` tries first.
         longrope: as `LogitsSession` takes it.
+        threads: likewise.
+        device: likewise.
 
     Returns:
         The session, and why it runs on this provider and on no other.
@@ -288,8 +314,10 @@ def open_session(
 
     def attempt(name: str) -> LogitsSession:
         try:
-            session = LogitsSession(package, providers=resolve_ort_providers(name), longrope=longrope)
-            if name != "cpu":  # a provider can load a graph and yet fail in it
+            names = resolve_ort_providers(name)
+            session = LogitsSession(package, providers=names, longrope=longrope, threads=threads, device=device)
+            if name != "cpu":  # a provider can load a graph and yet fail in it, or leave all of it to the CPU's
+                check_placement(session.placement)
                 next(session.logits(np.zeros(1)))
         except (ProviderError, PackageError) as error:
             if name == "cpu" or canonical(provider) != "auto":
@@ -298,10 +326,10 @@ def open_session(
         return session
 
     session, choice = choose(provider, made_for, attempt)
-    return session, str(choice)
+    return session, replace(choice, placement=session.placement)
 
 
-def _open(path: Path, providers: Sequence[str], threads: int | None) -> Any:
+def _open(path: Path, providers: Sequence[str], threads: int | None, device: int | None) -> Any:
     ort = import_onnxruntime()
     wanted, available = providers[0], ort.get_available_providers()
     if wanted not in available:
@@ -309,12 +337,15 @@ def _open(path: Path, providers: Sequence[str], threads: int | None) -> Any:
         raise ProviderError(f"{wanted} can not run here: {found}; {remedy(canonical(wanted))}")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or default_threads()
+    if wanted != _CPU:
+        ask_for_placement(options)
     if wanted == "DmlExecutionProvider":
         # DirectML's terms: https://onnxruntime.ai/docs/execution-providers/DirectML-ExecutionProvider.html
         options.enable_mem_pattern = False
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     try:
-        session = ort.InferenceSession(str(path), options, providers=list(providers))
+        gpu = {"device_id": str(device)} if device is not None and wanted in _NUMBERED else {}
+        session = ort.InferenceSession(str(path), options, providers=[(wanted, gpu), *providers[1:]])
     except Exception as error:  # onnxruntime's own errors have no common base but this
         reason = " ".join(str(error).split())
         raise PackageError(f"{path} can not be loaded by onnxruntime {ort.__version__}: {reason}") from error

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 import venv
-from importlib.metadata import distribution
+from collections.abc import Callable
+from importlib.metadata import distribution, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -116,8 +118,59 @@ def test_an_environment_for_the_cpu_alone(environment: Environment) -> None:
     assert serve.stderr.startswith(
         "phi3-onnx: this needs pydantic, prometheus_client, starlette, uvicorn, which are not"
     )
-    version = environment.run("--version").stdout
-    assert "onnxruntime-genai " in version and "torch" not in version
+    versions = environment.run("--version").stdout
+    assert "onnxruntime-genai " in versions and "torch" not in versions
+
+
+class TestAnswersIn:
+    """What `generate` says in each of these environments, on a package that runs on a CPU."""
+
+    @pytest.fixture
+    def generate(
+        self, environment: Environment, tiny_package: Callable[..., Path]
+    ) -> Callable[..., subprocess.CompletedProcess[str]]:
+        def run(provider: str) -> subprocess.CompletedProcess[str]:
+            folder = str(tiny_package("gqa"))
+            return environment.run("generate", folder, "-p", "Hi", "-n", "3", "--provider", provider)
+
+        return run
+
+    def refused(self, result: subprocess.CompletedProcess[str], message: str) -> None:
+        assert (result.returncode, result.stdout) == (3, "")
+        assert result.stderr == f"phi3-onnx: {message}\n"
+
+    def test_an_environment_without_onnx_runtime(self, generate: Callable[..., Any]) -> None:
+        missing = "onnxruntime_genai is not installed; "
+        self.refused(generate("auto"), missing + 'run: pip install "phi3-onnx[cpu]" (or [cuda], or [directml])')
+        self.refused(generate("cuda"), missing + 'run: pip install "phi3-onnx[cuda]"')
+
+    def test_an_environment_for_the_cpu_alone(self, environment: Environment, generate: Callable[..., Any]) -> None:
+        for name in _RUNTIME:
+            environment.link(name)
+        versions = f"onnxruntime {version('onnxruntime')} and onnxruntime-genai {version('onnxruntime-genai')}"
+        built = f"can not run here: the installed {versions} are built without it; "
+        self.refused(
+            generate("cuda"),
+            f"provider cuda {built}"
+            'run: pip uninstall -y onnxruntime onnxruntime-genai && pip install "phi3-onnx[cuda]"',
+        )
+        if sys.platform == "linux":
+            windows = "DirectML exists on Windows only; take --provider cuda or cpu"
+            self.refused(generate("dml"), f"provider dml {built}{windows}")
+        answer = generate("auto")
+        assert answer.returncode == 0
+        assert "on cpu (cpu: chosen, the package was made for it)" in answer.stderr
+
+    def test_an_environment_with_clashing_wheels(self, environment: Environment, generate: Callable[..., Any]) -> None:
+        for name in _RUNTIME:
+            environment.link(name)
+        environment.pretend("onnxruntime-gpu", "1.24.4")
+        self.refused(
+            generate("cuda"),
+            f"onnxruntime {version('onnxruntime')} and onnxruntime-gpu 1.24.4 are installed together and overwrite "
+            "each other's module onnxruntime; run: pip uninstall -y onnxruntime onnxruntime-gpu onnxruntime-genai && "
+            'pip install "phi3-onnx[cuda]"',
+        )
 
 
 def test_version_names_what_matters_and_imports_none_of_it() -> None:

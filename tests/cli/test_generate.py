@@ -255,6 +255,76 @@ def test_on_a_real_package(tiny_package):
         assert refused.stdout == ""
 
 
+class TestBatches:
+    @pytest.fixture
+    def requests(self, tmp_path):
+        path = tmp_path / "requests.jsonl"
+        lines = [{"id": n, "prompt": "x" * length, "max_tokens": 4 + n} for n, length in enumerate([3, 90, 9, 200, 30])]
+        lines[2] |= {"temperature": 0.7, "seed": 5, "logprobs": 2}
+        lines[3]["prompt"] *= 100
+        path.write_text("\n".join(map(json.dumps, lines)))
+        return path
+
+    def invoke(self, tiny_package, requests, *arguments):
+        folder = str(tiny_package("gqa"))
+        return CliRunner().invoke(command, [folder, "--jsonl", str(requests), "--temperature", "0", *arguments])
+
+    def test_lines_are_those_of_requests_in_turn(self, tiny_package, requests):
+        results = [self.invoke(tiny_package, requests, *more) for more in ((), ("--batch", "3"), ("--batch", "1"))]
+        assert [result.exit_code for result in results] == [1, 1, 1]  # the fourth is too long
+        tables = [[json.loads(line) for line in result.stdout.splitlines()] for result in results]
+        for number, lines in enumerate(zip(*tables, strict=True)):
+            assert [line["id"] for line in lines] == [number] * 3
+            assert len({line.get("text") for line in lines}) == 1
+            assert len({line.get("error") for line in lines}) == 1
+        assert "> context" in tables[0][3]["error"]
+        assert "KV cache: " in results[0].stderr and " for 4 times " in results[0].stderr
+        assert " for 3 times " in results[1].stderr
+        assert " times " not in results[2].stderr
+
+    def test_guided_requests_are_answered_in_turn(self, tiny_package, requests):
+        result = self.invoke(tiny_package, requests, "--regex", "[0-9]{3}", "-n", "20")
+        texts = [json.loads(line).get("text") for line in result.stdout.splitlines()]
+        assert [bool(text and text.isdecimal()) for text in texts] == [True, True, True, False, True]
+        assert "requests are answered one at a time: guidance needs ONNX Runtime GenAI\n" in result.stderr
+
+    def test_a_package_that_can_not_be_batched_says_why(self, run, requests):
+        result = run(["a", "b", "c", "d"], "--jsonl", str(requests))
+        assert [json.loads(line).get("text") for line in result.stdout.splitlines()] == ["a", "b", "c", None, "d"]
+        first = result.stderr.splitlines()[0]
+        assert first.startswith("prompts are answered one at a time: ") and "can not be loaded" in first
+
+    def test_a_batch_is_for_lines(self, run):
+        result = run(["a"], "-p", "Hi", "--batch", "4")
+        assert isinstance(result.exception, UsageError)
+        assert str(result.exception) == "--batch needs --jsonl"
+
+    def test_the_help_names_the_librarys_default(self):
+        from phi3_onnx.runtime.batch import DEFAULT_BATCH
+
+        assert f"[default: {DEFAULT_BATCH}]" in " ".join(CliRunner().invoke(command, ["--help"]).stdout.split())
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no signals there")
+    def test_an_interrupt_ends_those_under_way_and_begins_no_others(self, tiny_package, tmp_path, monkeypatch):
+        path = tmp_path / "requests.jsonl"
+        path.write_text("\n".join(json.dumps({"id": n, "prompt": "x", "max_tokens": 2000}) for n in range(6)))
+        from phi3_onnx.runtime.slots import SlotPool
+
+        together, calls = SlotPool.run_waiting, count()
+
+        def interrupted(self):
+            if next(calls) == 12:
+                signal.raise_signal(signal.SIGINT)
+            together(self)
+
+        monkeypatch.setattr(SlotPool, "run_waiting", interrupted)
+        result = self.invoke(tiny_package, path, "--batch", "2")
+        assert result.exit_code == 130
+        lines = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [line["finish_reason"] for line in lines][-2:] == ["cancelled"] * 2
+        assert len(lines) < 6
+
+
 def test_a_terminal_without_unicode_gets_the_answer_too(tiny_package):
     # The tiny model writes any bytes; what matters is that none of them is an error.
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}

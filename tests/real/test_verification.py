@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 from phi3_onnx.evaluate.verify import verify
-from phi3_onnx.export import export, open_checkpoint
+from phi3_onnx.export import open_checkpoint
 
 pytestmark = pytest.mark.real
 
 
-def test_float32_is_the_model(small_gguf: Path, tmp_path: Path) -> None:
+def test_float32_is_the_model(small_gguf: Path, small_package: Path) -> None:
     checkpoint = open_checkpoint(small_gguf)
-    found = verify(export(small_gguf, "cpu-fp32", tmp_path / "package"), checkpoint, steps=200)
+    found = verify(small_package, checkpoint, steps=200)
     assert found.failures == ()
     assert found.metrics.positions >= 2048
     # Measured 1e-11, which is float32 rounding: logits differ by up to 2e-4.

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from phi3_onnx.configs import UsageError
 from phi3_onnx.runtime import devices, doctor, trial
-from phi3_onnx.runtime.devices import Device, read_nvidia_smi, read_video_controllers
+from phi3_onnx.runtime.devices import Device, cuda_device, read_nvidia_smi, read_video_controllers
 from phi3_onnx.runtime.doctor import provider_problems, wheel_problems
-from phi3_onnx.runtime.providers import Wheel
+from phi3_onnx.runtime.providers import ProviderChoice, Wheel
+from phi3_onnx.runtime.scripted import scripted_model, write_scripted_package
 from phi3_onnx.runtime.trial import Trial, run_trial, tiny_model, try_provider
 
 ORT = Wheel("onnxruntime", "1.32.0", "onnxruntime")
@@ -102,6 +104,51 @@ def test_reads_nvidia_smi() -> None:
     assert (second.number, second.memory, second.free) == (1, None, None)
     assert "cuda" in first.providers
     assert read_nvidia_smi("No devices were found\n") == []
+
+
+RTX, H100 = "NVIDIA GeForce RTX 4090", "NVIDIA H100"
+ONE_KIND = [Device("nvidia", number, RTX, free=free) for number, free in enumerate((7, 8, 9))]
+TWO_KINDS = [Device("nvidia", 0, RTX, free=7), Device("nvidia", 1, H100, free=8)]
+
+
+@pytest.mark.parametrize(
+    ("found", "number", "environment", "free"),
+    [
+        (ONE_KIND, 0, {}, 7),
+        (ONE_KIND, 2, {}, 9),
+        (ONE_KIND, 3, {}, None),
+        (ONE_KIND, 1, {"CUDA_VISIBLE_DEVICES": "2, 0"}, 7),
+        (ONE_KIND, 0, {"CUDA_VISIBLE_DEVICES": ""}, None),
+        (ONE_KIND, 0, {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}, None),
+        (TWO_KINDS, 0, {}, None),  # CUDA puts the faster one first, nvidia-smi goes by the bus
+        (TWO_KINDS, 1, {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, 8),
+        ([], 0, {}, None),
+    ],
+)
+def test_the_gpu_that_cuda_means(
+    found: list[Device], number: int, environment: dict[str, str], free: int | None
+) -> None:
+    device = cuda_device(found, number, environment)
+    assert (device.free if device else None) == free
+
+
+def test_a_kv_cache_that_the_gpu_has_no_room_for_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("the stand-in is a shell script")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, NVIDIA H100, 550.1, 81559, 1, 9.0'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    write_scripted_package(tmp_path / "pkg")
+    model = scripted_model(tmp_path / "pkg", ["yes"])
+    model.choice = ProviderChoice("cuda", ())
+    assert model.free_memory() == 2**20
+    with pytest.raises(UsageError, match=r"the KV cache of 3008 tokens takes .* and 1\.0 MiB of memory are free"):
+        model.generate("Hi", max_tokens=3000)
+    assert model.generate("Hi", max_tokens=50).text == "yes"
+    model.choice = ProviderChoice("dml", ())  # nobody here knows what DirectML has
+    assert model.free_memory() is None
 
 
 def test_finds_nvidia_smi_on_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ class FakeEngine:
 
 
 class FakeSequence:
+    waiting = False
+
     def __init__(self, tokenizer: Tokenizer, capacity: int) -> None:
         self._tokenizer = tokenizer
         self._tokens: list[int] = []

@@ -1,0 +1,277 @@
+"""Many prompts, several answered side by side: a row of the batch goes on with the next when it is through.
+
+Each answer is the one that its prompt gets alone, but for rounding: a matrix product of several rows may add up in
+another order than that of one.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..configs import PackageError, Phi3OnnxError, ProviderError, UsageError, find_package
+from .generation import Generation, Options, room_for
+from .hardware import format_bytes
+from .kvcache import KvCache, check_memory
+from .response import Chunk, Response
+from .slots import SlotPool
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .ort import OrtEngine
+
+DEFAULT_BATCH = 8
+"""How many prompts are answered side by side where nothing else is asked for."""
+
+Notify = Callable[[str], None]
+Result = Response | Phi3OnnxError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt, and how to answer it."""
+
+    prompt: Sequence[int]
+    """Token ids."""
+    options: Options
+
+
+def answer_all(
+    model: "Model",
+    jobs: Sequence[Job],
+    *,
+    batch: int = DEFAULT_BATCH,
+    cancel: threading.Event | None = None,
+    on_prefill: Callable[[int, int], None] | None = None,
+    notify: Notify | None = None,
+) -> Iterator[Result]:
+    """Answer prompts, several at a time.
+
+    Those with guidance, and all of a package that can not be batched, are answered one after another.
+
+    Args:
+        model: the loaded model.
+        jobs: the prompts.
+        batch: how many to answer side by side; 1 answers all one after another.
+        cancel: set it, from any thread, to end the answers under way before their next token and to begin no others.
+        on_prefill: called with a prompt's tokens run so far and in all, where it is answered alone.
+        notify: called with a line for what is not done as was asked for and why, and for the memory that is taken.
+
+    Yields:
+        For each prompt in turn its answer, or what is wrong with it, as soon as those before it are there too.
+
+    Raises:
+        UsageError: the model was closed, or `batch` is no positive number.
+
+    """
+    if batch < 1:
+        raise UsageError(f"batch must be 1 or more, got {batch}")
+    stop, say = cancel or threading.Event(), notify or (lambda _: None)
+    rows, together = _batched(model, jobs, batch, stop, say)
+    cache, done = model.new_cache(), dict[int, Result]()
+    try:
+        for number, job in enumerate(jobs):
+            while number in together and number not in done:
+                finished, result = next(rows, (number, None))
+                if result is None:  # it was not begun before the end
+                    return
+                done[finished] = result
+            if number in together:
+                yield done.pop(number)
+            elif stop.is_set():
+                return
+            else:
+                yield _answer(model, cache, job, stop, on_prefill)
+    finally:
+        rows.close()
+        cache.close()
+
+
+def _answer(
+    model: "Model",
+    cache: KvCache,
+    job: Job,
+    cancel: threading.Event,
+    on_prefill: Callable[[int, int], None] | None,
+) -> Result:
+    from .model import last_response
+
+    try:
+        # One cache for all prompts: what they share from the start, such as a system message, is run once.
+        return last_response(model.run(job.prompt, job.options, cache=cache, cancel=cancel, on_prefill=on_prefill))
+    except Phi3OnnxError as error:
+        return error
+
+
+_Rows = Generator[tuple[int, Result], None, None]
+
+
+def _batched(
+    model: "Model", jobs: Sequence[Job], batch: int, cancel: threading.Event, notify: Notify
+) -> tuple[_Rows, frozenset[int]]:
+    """Return what answers jobs side by side, and the numbers of those jobs; perhaps none."""
+    free = [number for number, job in enumerate(jobs) if not job.options.guidance]
+    engine = _engine(model, notify) if batch > 1 and len(free) > 1 else None
+    if engine is None:
+        return _nothing(), frozenset()
+    if len(free) < len(jobs):
+        notify(f"{len(jobs) - len(free)} of {len(jobs)} prompts have guidance and are answered one at a time")
+    rows = _side_by_side(model, engine, {number: jobs[number] for number in free}, batch, cancel, notify)
+    return rows, frozenset(free)
+
+
+def _nothing() -> _Rows:
+    yield from ()
+
+
+def _engine(model: "Model", notify: Notify) -> "OrtEngine | None":
+    try:
+        return model.batching_engine()
+    except (PackageError, ProviderError) as error:
+        notify(f"prompts are answered one at a time: {error}")
+        return None
+
+
+def _side_by_side(
+    model: "Model",
+    engine: "OrtEngine",
+    jobs: dict[int, Job],
+    batch: int,
+    cancel: threading.Event,
+    notify: Notify,
+) -> _Rows:
+    """Answer jobs, each in a row of a batch; yields (number, result) as they come."""
+    needs, free = dict[int, int](), model.free_memory()
+    for number, job in jobs.items():
+        try:
+            needs[number] = _tokens_needed(model, job, free)
+        except UsageError as error:
+            yield number, error
+    if not needs:
+        return
+    capacity = max(needs.values())
+    rows = _affordable_rows(model, min(batch, len(needs)), capacity, free, notify)
+    pool = SlotPool(engine, rows, capacity)
+    switch = model.package.longrope_switch
+    caches = [KvCache(pool, context_length=model.context_length, switch=switch) for _ in range(rows)]
+    try:
+        yield from _take_turns(model, caches, deque((number, jobs[number]) for number in needs), cancel)
+    finally:
+        for cache in caches:
+            cache.close()
+        pool.close()
+
+
+def _tokens_needed(model: "Model", job: Job, free: int | None) -> int:
+    """Return the tokens of prompt and answer.
+
+    Raises:
+        UsageError: they do not fit into the context, or into the memory even alone.
+
+    """
+    if not job.prompt:
+        raise UsageError("the prompt holds no tokens")
+    needed = len(job.prompt) + room_for(len(job.prompt), job.options.max_tokens, model.context_length)
+    check_memory(needed, model.package.kv_bytes_per_token, free)
+    return needed
+
+
+def _affordable_rows(model: "Model", rows: int, capacity: int, free: int | None, notify: Notify) -> int:
+    """Return for how many rows of `capacity` tokens there is memory, and say how much of it they take."""
+    size = capacity * model.package.kv_bytes_per_token
+    if free is not None and rows * size > free:
+        fitting = max(1, free // size)
+        notify(
+            f"{rows} KV caches of {capacity} tokens take {format_bytes(rows * size)} and {format_bytes(free)} of "
+            f"memory are free; {fitting} at a time"
+        )
+        rows = fitting
+    notify(f"KV cache: {format_bytes(rows * size)} for {rows} times {capacity} tokens")
+    return rows
+
+
+def _take_turns(
+    model: "Model", caches: Sequence[KvCache], queue: deque[tuple[int, Job]], cancel: threading.Event
+) -> _Rows:
+    idle, live = list(caches), list[_Row]()
+    while queue or live:
+        while queue and idle and not cancel.is_set():
+            number, job = queue.popleft()
+            # The cache that held most of this prompt before, such as a system message that all share.
+            cache = max(idle, key=lambda cache: cache.shared(job.prompt))
+            idle.remove(cache)
+            live.append(_Row(number, cache, _steps(model, cache, job, cancel)))
+        if cancel.is_set():
+            queue.clear()
+        if not queue:
+            for cache in idle:  # their slots are left out of the next runs
+                cache.close()
+        for row in list(live):
+            if result := _go_on(row):
+                live.remove(row)
+                idle.append(row.cache)
+                yield row.number, result
+
+
+@dataclass(frozen=True)
+class _Row:
+    """An answer under way."""
+
+    number: int
+    cache: KvCache
+    steps: Iterator[Chunk | None]
+
+
+def _steps(model: "Model", cache: KvCache, job: Job, cancel: threading.Event) -> Iterator[Chunk | None]:
+    room = room_for(len(job.prompt), job.options.max_tokens, model.context_length)
+    cache.reserve(len(job.prompt) + room)
+    generation = Generation(
+        cache,
+        job.prompt,
+        job.options,
+        room=room,
+        end_tokens=model.package.end_tokens,
+        decoder=model.tokenizer.stream(),
+        cancel=cancel,
+    )
+    yield from generation.steps()
+
+
+def _go_on(row: _Row) -> Result | None:
+    """Take an answer to where its next token waits for the others', or to its end: the result."""
+    try:
+        for chunk in row.steps:
+            if chunk and chunk.response:
+                return chunk.response
+            if row.cache.waiting:
+                return None
+    except Phi3OnnxError as error:
+        return error
+    raise RuntimeError("an answer ended without a response")
+
+
+def load_to_batch(
+    package: str | Path,
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    device: int | None = None,
+    notify: Notify,
+) -> "Model":
+    """Load a package for `answer_all`: in plain ONNX Runtime, or in GenAI where it can not be batched.
+
+    Raises:
+        Phi3OnnxError: as `load`.
+
+    """
+    from .model import load
+
+    find_package(str(package))  # where there is none, that is the error, once
+    try:
+        return load(package, provider=provider, threads=threads, device=device, engine="onnxruntime")
+    except (PackageError, ProviderError) as error:
+        model = load(package, provider=provider, threads=threads, device=device)
+        notify(f"prompts are answered one at a time: {error}")
+        return model
