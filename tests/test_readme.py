@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from phi3_onnx.cli import VERBS, root
 from phi3_onnx.configs import targets
+from phi3_onnx.evaluate.benchmarks import benchmarks
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -32,6 +33,14 @@ def test_the_python_example(
 def test_every_target_is_listed() -> None:
     listed = re.findall(r"^\| `([\w-]+)`", README, re.MULTILINE)
     assert sorted(listed) == sorted(targets())
+
+
+def test_the_table_of_the_model_cards() -> None:
+    rows = re.findall(r"^\| ([^|`]+?) \| `(\w+)` \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
+    assert [
+        (name.rstrip("*"), task, int(shots), float(short), float(long)) for name, task, shots, short, long in rows
+    ] == [(entry.name, entry.task, entry.shots, *entry.values.values()) for entry in benchmarks()]
+    assert [name.endswith("*") for name, *_ in rows] == [entry.card == "2024-04" for entry in benchmarks()]
 
 
 def test_every_command_exists() -> None:
