@@ -57,6 +57,8 @@ def served(http: httpx.Client, prompt: list[int], tokens: int, stream: bool) -> 
         body["stream_options"] = {"include_usage": True}
     begun, first, usage = time.perf_counter(), 0.0, {}
     with http.stream("POST", "/v1/completions", json=body) as reply:
+        if reply.is_error:
+            raise SystemExit(f"the server refused: {reply.read().decode()}")
         if stream:
             for line in reply.iter_lines():
                 if line.startswith("data: {"):
