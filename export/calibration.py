@@ -38,12 +38,15 @@ class Calibration:
     """int64 [num_samples, sequence_length]"""
 
     def describe(self) -> dict[str, Any]:
-        """Return what a manifest says: where the text came from, and the sha256 of the token ids."""
+        """Return what a manifest says: where the text came from, its token ids' sha256, the layers' arithmetic."""
+        from ..quantize.precision import has_fast_products
+
         options = asdict(self.options)
         options["text"] = str(self.options.text) if self.options.text else "phi3-onnx's own (quantize/data)"
         return {
             **options,
             "tokens": int(self.samples.size),
+            "arithmetic": "bfloat16" if has_fast_products() else "float32",
             "sha256": hashlib.sha256(self.samples.tobytes()).hexdigest(),
         }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 
@@ -25,7 +26,7 @@ def fast_products() -> Iterator[None]:
     if not has_fast_products():
         yield
         return
-    matmul = torch.backends.mkldnn.matmul
+    matmul = cast("Any", torch.backends.mkldnn).matmul  # made when the module is set up: pyright does not see it
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     try:
