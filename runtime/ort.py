@@ -12,8 +12,9 @@ from .slots import SlotPool, SlotSequence
 _PROVIDERS = ("cpu", "cuda")
 # The engine on GenAI has the figures behind these.
 _CPU_CHUNK, _GPU_CHUNK = 128, 512
-# Rows that were mixed up differ by about 1, right ones by at most 0.05 (int8 activations on a random model).
-_TOLERANCE = 0.3
+# Measured on the CPU, on tiny packages of all kinds and the small real model: right rows differ by at most 0.0006
+# (float16; 0 in float32 and with int8 activations), a row that is taken for longer than it is by 0.48 to 6.3.
+_TOLERANCE = 0.1
 _TRIAL_LENGTHS = (3, 8)
 
 
