@@ -215,6 +215,8 @@ def _fill(plan: Plan, data: DataFile, progress: Progress) -> dict[str, TensorSum
     in_layers = "model.layers." if plan.calibrated else None
     alone = [name for name in checkpoint.config.tensor_shapes() if in_layers is None or not name.startswith(in_layers)]
     reports: dict[str, Mapping[str, Any]] = {}
+    if not fills_by_processes(checkpoint.config):
+        _ = plan.graph  # tracing sets the default dtype of this process, so none of its threads may work meanwhile
     with filling(data, checkpoint, target, alone, tally) as under_way:
         _ = plan.graph
         for name, table in zip((COS_TABLE, SIN_TABLE), rope_tables(checkpoint.config), strict=True):

@@ -141,14 +141,14 @@ def _candidates(blocks: torch.Tensor, scheme: WeightScheme, effort: Effort) -> t
     if scheme.symmetric:
         # The codes reach one step further down than up, so the scale's sign sends the largest weight there.
         base = torch.where(high > -low, high, low) * (-2 / levels)
-        return torch.outer(torch.tensor(factors), base), None
+        return torch.outer(base.new_tensor(factors), base), None
     high.clamp_(min=0)
     low.clamp_(max=0)
     base = (high - low) / (levels - 1)
     zero = (low * -_inverse(base)).round_()
-    shifts = torch.tensor((0.0, -1.0, 1.0) if effort == "thorough" else (0.0,))
+    shifts = base.new_tensor((0.0, -1.0, 1.0) if effort == "thorough" else (0.0,))
     zeros = (zero + shifts[:, None]).clamp_(0, levels - 1).repeat_interleave(len(factors), 0)
-    return torch.outer(torch.tensor(factors).repeat(len(shifts)), base), zeros
+    return torch.outer(base.new_tensor(factors).repeat(len(shifts)), base), zeros
 
 
 def _inverse(scales: torch.Tensor) -> torch.Tensor:
