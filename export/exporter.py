@@ -212,8 +212,8 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> None:
 def _fill(plan: Plan, data: DataFile, progress: Progress) -> dict[str, TensorSummary]:
     """Write every initializer, tracing the graph meanwhile; return how each weight matrix was stored."""
     checkpoint, target, tally = plan.checkpoint, plan.target, Tally(data, progress)
-    in_layers = "model.layers." if plan.calibrated else None
-    alone = [name for name in checkpoint.config.tensor_shapes() if in_layers is None or not name.startswith(in_layers)]
+    names = checkpoint.config.tensor_shapes()
+    alone = [name for name in names if not (plan.calibrated and name.startswith("model.layers."))]
     reports: dict[str, Mapping[str, Any]] = {}
     if not fills_by_processes(checkpoint.config):
         _ = plan.graph  # tracing sets the default dtype of this process, so none of its threads may work meanwhile
