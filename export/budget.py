@@ -7,6 +7,7 @@ from ..configs import Target, UsageError, WeightScheme
 from ..quantize.budget import measure_costs, parse_budget, within_budget
 from .calibration import Calibration
 from .checkpoint import Checkpoint
+from .layout import plan_layout
 
 _SAMPLES = 4
 """Calibration sequences that costs are measured on: two thousand tokens of the default length."""
@@ -19,14 +20,14 @@ def fit_budget(
     calibration: Calibration,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Target:
-    """Return the target with a scheme of its own for each decoder matrix, so that all weights fit into the budget.
+    """Return the target with a scheme of its own for each decoder matrix, so that the package keeps to the budget.
 
     Each matrix is tried with the target's scheme, with smaller blocks of 32 weights, and with 8 bits.
 
     Args:
         checkpoint: The model.
         target: Whose scheme is the start, and whose overrides (head, embedding) stay.
-        budget: `6.0bpw` (bits per weight, over all weights) or `105MB`.
+        budget: `6.0bpw` (bits per weight, over all weights) or `105MB` (the whole data file).
         calibration: Some of its sequences are what costs are measured on.
         progress: Called with "measuring", the layers done, and the layers in all.
 
@@ -36,7 +37,7 @@ def fit_budget(
     """
     if target.quantization is None:
         raise UsageError(f"target {target.name} is not quantized, so it has no budget; name a method with --quant")
-    limit = parse_budget(budget, checkpoint.config.num_parameters)
+    asked = parse_budget(budget, checkpoint.config.num_parameters)
     base = target.quantization.weights
     schemes: list[WeightScheme] = []
     for scheme in (base, replace(base, block_size=min(base.block_size, 32)), replace(base, bits=8)):
@@ -51,5 +52,13 @@ def fit_budget(
         target.io_dtype,
         lambda done, total: progress("measuring", done, total) if progress else None,
     )
-    chosen = within_budget(checkpoint.config, target.quantization, costs, target.io_dtype, limit)
-    return replace(target, quantization=chosen)
+    # What lies in the file beside weights (rotary tables, padding up to pages) is known once schemes are chosen.
+    limit = asked.num_bytes
+    while True:
+        chosen = within_budget(checkpoint.config, target.quantization, costs, target.io_dtype, limit)
+        fitted = replace(target, quantization=chosen)
+        layout = plan_layout(checkpoint.config, fitted)
+        excess = (layout.num_bytes if asked.whole_file else layout.weight_bytes) - asked.num_bytes
+        if excess <= 0:
+            return fitted
+        limit -= excess

@@ -28,8 +28,17 @@ class Option:
     """What it costs in quality, in any unit that is the same for all matrices."""
 
 
-def parse_budget(text: str, num_parameters: int) -> int:
-    """Return the bytes that a budget such as `6.0bpw` (bits per weight) or `105MB` allows.
+@dataclass(frozen=True)
+class Budget:
+    """What a package may take."""
+
+    num_bytes: int
+    whole_file: bool
+    """Whether all of the data file counts (`105MB`), or weights alone (`6.0bpw`)."""
+
+
+def parse_budget(text: str, num_parameters: int) -> Budget:
+    """Return what a budget such as `6.0bpw` (bits per weight) or `105MB` allows.
 
     Raises:
         UsageError: the text is neither.
@@ -38,9 +47,9 @@ def parse_budget(text: str, num_parameters: int) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
     number, unit = (float(match[1]), match[2]) if match else (0.0, "")
     if number > 0 and unit == "bpw":
-        return int(number * num_parameters / 8)
+        return Budget(int(number * num_parameters / 8), whole_file=False)
     if number > 0 and unit in _UNITS:
-        return int(number * _UNITS[unit])
+        return Budget(int(number * _UNITS[unit]), whole_file=True)
     raise UsageError(f"a budget must look like 6.0bpw or 105MB, got {text!r}")
 
 

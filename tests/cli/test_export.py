@@ -242,7 +242,7 @@ def test_a_text_of_ones_own_calibrates(run: Run, checkpoint: Path, tmp_path: Pat
     assert_nothing_written(tmp_path / "b")
 
 
-def test_a_budget_mixes_bits(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_budget_of_bits_or_bytes_mixes_bits(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     options = ["--num-samples", 4, "--sequence-length", 64, "--no-verify", "-o", tmp_path / "package"]
     made = run("export", checkpoint, "-t", "cpu-int4-rtn", "--budget", "7.0bpw", *options)
     assert made.code == 0, made.err
@@ -250,6 +250,10 @@ def test_a_budget_mixes_bits(run: Run, checkpoint: Path, tmp_path: Path) -> None
     assert 6.5 < manifest.bits_per_weight <= 7.0
     layers = {name: tensor for name, tensor in manifest.tensors.items() if ".layers." in name}
     assert {tensor.bits for tensor in layers.values()} == {4, 8}
+    size = (tmp_path / "package" / "model.onnx.data").stat().st_size
+    made = run("export", checkpoint, "-t", "cpu-int4-rtn", "--budget", f"{size - 1000}B", *options, "--force")
+    assert made.code == 0, made.err
+    assert 0.8 * size < (tmp_path / "package" / "model.onnx.data").stat().st_size <= size - 1000
     ran = run("export", checkpoint, "-t", "cpu-int4-rtn", "--budget", "1.0bpw", *options, "--force")
     assert_one_line(ran, 2, "raise --budget")
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from phi3_onnx.configs import Quantization, UsageError, WeightScheme, parse_model_config
-from phi3_onnx.quantize.budget import Option, allocate, measure_costs, parse_budget, within_budget
+from phi3_onnx.quantize.budget import Budget, Option, allocate, measure_costs, parse_budget, within_budget
 from phi3_onnx.quantize.packed import packed_shapes
 
 SMALL, LARGE = WeightScheme(4, 32, symmetric=False), WeightScheme(8, 32, symmetric=False)
@@ -40,9 +40,15 @@ def test_too_small_a_budget_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("6.0bpw", 750), ("8 bpw", 1000), ("105MB", 105_000_000), ("1.5 MiB", 1572864)]
+    ("text", "expected"),
+    [
+        ("6.0bpw", Budget(750, whole_file=False)),
+        ("8 bpw", Budget(1000, whole_file=False)),
+        ("105MB", Budget(105_000_000, whole_file=True)),
+        ("1.5 MiB", Budget(1572864, whole_file=True)),
+    ],
 )
-def test_budgets_are_read(text: str, expected: int) -> None:
+def test_budgets_are_read(text: str, expected: Budget) -> None:
     assert parse_budget(text, 1000) == expected
 
 
