@@ -27,7 +27,7 @@ _OPTIONS = (
         type=click.Path(path_type=Path),
         help='Text for calibrated methods: .txt, or .jsonl with "text" or "messages".  [default: ours]',
     ),
-    click.option("--num-samples", type=click.IntRange(1), default=128, show_default=True, help="Sequences to draw."),
+    click.option("--num-samples", type=click.IntRange(1), help="Sequences to draw.  [default: 128; imatrix: 16]"),
     click.option("--sequence-length", type=click.IntRange(1), default=512, show_default=True, help="Tokens of each."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the draw of sequences."),
 )

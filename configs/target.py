@@ -13,7 +13,7 @@ from .errors import UsageError
 
 IoDtype = Literal["float32", "float16"]
 Provider = Literal["cpu", "cuda", "dml"]
-Method = Literal["rtn", "awq", "gptq", "awq+gptq"]
+Method = Literal["rtn", "imatrix", "awq", "gptq", "awq+gptq"]
 Attention = Literal["packed", "separate"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -53,6 +53,11 @@ class Quantization:
     """`MatMulNBits` accuracy_level: 0 leaves the arithmetic to the kernel, 4 quantizes activations to int8."""
     overrides: tuple[tuple[str, WeightScheme], ...] = ()
     """(glob over checkpoint tensor names, scheme); the first match wins."""
+
+    @property
+    def num_samples(self) -> int:
+        """Calibration sequences that the method needs: mean squares of inputs settle far sooner than Gram matrices."""
+        return 16 if self.method == "imatrix" else 128
 
     def scheme_for(self, tensor: str) -> WeightScheme:
         """Return the scheme of a checkpoint tensor such as `model.layers.0.mlp.down_proj.weight`."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..configs import Target, UsageError, WeightScheme
+from ..configs import Target, WeightScheme
 from ..quantize.budget import measure_costs, parse_budget, within_budget
 from .calibration import Calibration
 from .checkpoint import Checkpoint
@@ -26,17 +26,16 @@ def fit_budget(
 
     Args:
         checkpoint: The model.
-        target: Whose scheme is the start, and whose overrides (head, embedding) stay.
+        target: Quantized; its scheme is the start, and its overrides (head, embedding) stay.
         budget: `6.0bpw` (bits per weight, over all weights) or `105MB` (the whole data file).
         calibration: Some of its sequences are what costs are measured on.
         progress: Called with "measuring", the layers done, and the layers in all.
 
     Raises:
-        UsageError: the budget is malformed or too small, or the target is not quantized.
+        UsageError: the budget is malformed or too small.
 
     """
-    if target.quantization is None:
-        raise UsageError(f"target {target.name} is not quantized, so it has no budget; name a method with --quant")
+    assert target.quantization is not None
     asked = parse_budget(budget, checkpoint.config.num_parameters)
     base = target.quantization.weights
     schemes: list[WeightScheme] = []

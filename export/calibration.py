@@ -4,14 +4,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..configs import ModelConfig, SourceError, Target, UsageError
+from ..configs import ModelConfig, Quantization, SourceError, Target, UsageError
 from ..configs.store import cache_folder
 from ..quantize.calibrate import QuantizedLayer, calibrate
 from ..quantize.samples import draw_samples
@@ -24,7 +24,8 @@ class CalibrationOptions:
 
     text: Path | None = None
     """A `.txt` file, or a `.jsonl` one with a `text` or `messages` in each line; None takes the project's own."""
-    num_samples: int = 128
+    num_samples: int | None = None
+    """Sequences to draw; None takes what the method needs."""
     sequence_length: int = 512
     seed: int = 0
 
@@ -59,8 +60,8 @@ def calibration_bytes(config: ModelConfig) -> int:
     return 4 * (2 * weights + 3 * grams)
 
 
-def prepare_calibration(checkpoint: Checkpoint, options: CalibrationOptions) -> Calibration:
-    """Read the text and cut it into token sequences.
+def prepare_calibration(checkpoint: Checkpoint, options: CalibrationOptions, quantization: Quantization) -> Calibration:
+    """Read the text and cut it into token sequences, as many as the options or the method ask for.
 
     Raises:
         UsageError: the text can not be read, or there is too little of it.
@@ -69,16 +70,17 @@ def prepare_calibration(checkpoint: Checkpoint, options: CalibrationOptions) -> 
     limit = checkpoint.config.max_position
     if not 1 <= options.sequence_length <= limit:
         raise UsageError(f"a sequence must have 1 to {limit} tokens (the context), got {options.sequence_length}")
+    num_samples = options.num_samples or quantization.num_samples
     encode, render = _encoder(checkpoint)
     texts = _own_texts() if options.text is None else _read_texts(options.text, render)
     samples = draw_samples(
         texts,
         encode,
-        num_samples=options.num_samples,
+        num_samples=num_samples,
         sequence_length=options.sequence_length,
         seed=options.seed,
     )
-    return Calibration(options, samples)
+    return Calibration(replace(options, num_samples=num_samples), samples)
 
 
 def calibrated_layers(

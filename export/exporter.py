@@ -11,7 +11,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..configs import Manifest, OutputError, Target, TensorSummary, VerificationError, find_target, store_folder
+from ..configs import (
+    Manifest,
+    OutputError,
+    Target,
+    TensorSummary,
+    UsageError,
+    VerificationError,
+    find_target,
+    store_folder,
+)
 from ..configs.manifest import MANIFEST_NAME, FileEntry, file_sha256
 from .budget import fit_budget
 from .calibration import (
@@ -97,9 +106,11 @@ def plan_export(
     checkpoint = open_checkpoint(source, revision=revision, token=token, adapter=adapter)
     folder = Path(output) if output is not None else store_folder(checkpoint.model, chosen.name)
     check_destination(folder, 0, force=force)
-    prepared = None
-    if budget is not None or (chosen.quantization is not None and chosen.quantization.method != "rtn"):
-        prepared = prepare_calibration(checkpoint, calibration or CalibrationOptions())
+    prepared, quantization = None, chosen.quantization
+    if budget is not None and quantization is None:
+        raise UsageError(f"target {chosen.name} is not quantized, so it has no budget; name a method with --quant")
+    if quantization is not None and (budget is not None or quantization.method != "rtn"):
+        prepared = prepare_calibration(checkpoint, calibration or CalibrationOptions(), quantization)
         if budget is not None:
             chosen = fit_budget(checkpoint, chosen, budget, prepared, progress)
     layout = plan_layout(checkpoint.config, chosen)

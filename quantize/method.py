@@ -48,7 +48,8 @@ def layer_quantizer(
 ) -> LayerQuantizer:
     """Return what quantizes the linear layers of a decoder layer, each by its own scheme.
 
-    Methods: `awq` (scales and searched or clipped ranges, then rounding), `gptq`, `awq+gptq` (GPTQ on scaled weights),
+    Methods: `imatrix` (rounding on grids fitted to errors weighted by the inputs' mean squares, llama.cpp's importance
+    matrix), `awq` (scales and searched or clipped ranges, then rounding), `gptq`, `awq+gptq` (GPTQ on scaled weights),
     and `rtn` (rounding alone: the yardstick).
     """
     return _LayerQuantizer(config, quantization, scale_dtype, settings or Settings())
@@ -74,9 +75,10 @@ class _LayerQuantizer:
             seen, scaling = inputs[name], scalings.get(name)
             gram = seen.gram if scaling is None else scale_gram(seen.gram, scaling.scale)
             weight = scaled.pop(key)
-            choice = self._best(name, weight, gram, self._quantization.scheme_for(prefix + key))
+            cost = self._cost(gram)
+            choice = self._best(name, weight, gram, cost, self._quantization.scheme_for(prefix + key))
             matrices[key] = choice.rounded.pack()
-            reports[key] = self._report(choice, weight, scaling, seen.gram)
+            reports[key] = self._report(choice, weight, scaling, cost if scaling is None else self._cost(seen.gram))
         norms = {name: scaled[name].numpy() for name in (_INPUT_NORM, _POST_NORM)}
         return QuantizedLayer(matrices, norms, reports)
 
@@ -125,10 +127,23 @@ class _LayerQuantizer:
 
         return weighted if self._settings.weighted_grids else plain
 
-    def _best(self, name: str, weight: Tensor, gram: Tensor, scheme: WeightScheme) -> "_Choice":
+    def _cost(self, gram: Tensor) -> Callable[[Tensor], float]:
+        """Return what tells how much a difference of weights [N, K] costs: the error of the outputs.
+
+        For `imatrix` that of uncorrelated inputs, which takes seconds less and is what its grids are fitted to.
+        """
+        if self._quantization.method == "imatrix":
+            importance = column_importance(gram)
+            return lambda difference: float((difference.square().sum(0, dtype=torch.float64) * importance).sum())
+        return lambda difference: output_error(difference, gram)
+
+    def _best(
+        self, name: str, weight: Tensor, gram: Tensor, cost: Callable[[Tensor], float], scheme: WeightScheme
+    ) -> "_Choice":
         """Quantize a (scaled) matrix; where the method does not beat rounding, rounding is kept."""
         rounded = round_matrix(weight, scheme, self._scale_dtype)
-        best = _Choice("rtn", rounded, output_error(weight - rounded.dequantize(), gram))
+        plain = cost(weight - rounded.dequantize())
+        best = _Choice("rtn", rounded, plain, plain)
         if self._quantization.method == "rtn":
             return best
         clipped = None
@@ -136,27 +151,28 @@ class _LayerQuantizer:
             tried = gptq(weight, gram, scheme, self._scale_dtype)
             if self._settings.descent_sweeps:
                 tried = descend(weight, tried, gram, self._settings.descent_sweeps)
-        elif self._settings.weighted_grids:
+        elif self._settings.weighted_grids or self._stages == ["imatrix"]:
             tried = round_matrix(weight, scheme, self._scale_dtype, column_importance(gram), "thorough")
         else:
             cut = clip(weight, gram, scheme, self._scale_dtype, self._unclipped_rows(name))
             tried, clipped = round_matrix(cut.weight, scheme, self._scale_dtype, effort="range"), cut.share
-        error = output_error(weight - tried.dequantize(), gram)
-        return _Choice(self._quantization.method, tried, error, clipped) if error < best.error else best
+        error = cost(weight - tried.dequantize())
+        return _Choice(self._quantization.method, tried, error, plain, clipped) if error < plain else best
 
     def _unclipped_rows(self, name: str) -> int:
         """Return the number of leading rows that are Q's and K's."""
         config = self._config
         return (config.num_heads + config.num_kv_heads) * config.head_dim if name == _QKV else 0
 
-    def _report(self, choice: "_Choice", weight: Tensor, scaling: Scaling | None, gram: Tensor) -> dict[str, Any]:
+    def _report(
+        self, choice: "_Choice", weight: Tensor, scaling: Scaling | None, cost: Callable[[Tensor], float]
+    ) -> dict[str, Any]:
         """Say what was done to a matrix; errors are those of its unscaled columns, ratios are to plain rounding."""
-        difference = weight - choice.rounded.dequantize()
+        difference, plain_error = weight - choice.rounded.dequantize(), choice.plain_error
         if scaling is not None:
             difference /= scaling.scale
             weight = weight / scaling.scale
-        plain = round_matrix(weight, choice.rounded.scheme, self._scale_dtype)
-        plain_error = output_error(weight - plain.dequantize(), gram)
+            plain_error = cost(weight - round_matrix(weight, choice.rounded.scheme, self._scale_dtype).dequantize())
         report: dict[str, Any] = {
             "method": self._quantization.method,
             "kept": choice.kept,
@@ -175,6 +191,8 @@ class _Choice:
     kept: str
     rounded: Rounded
     error: float
+    plain_error: float
+    """What rounding of the same (scaled) weights costs."""
     clipped: float | None = None
 
 

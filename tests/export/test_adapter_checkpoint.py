@@ -264,7 +264,8 @@ def test_the_key_of_a_calibration_depends_on_the_adapter(made: Make, copied: Cal
     target = find_target("cpu-int4-awq")
 
     def key(checkpoint: Checkpoint) -> str:
-        return _key(checkpoint, target, prepare_calibration(checkpoint, options))
+        assert target.quantization
+        return _key(checkpoint, target, prepare_calibration(checkpoint, options, target.quantization))
 
     plain, first = key(open_checkpoint(base)), key(open_checkpoint(base, adapter=adapter))
     assert key(open_checkpoint(base, adapter=adapter)) == first

@@ -77,7 +77,8 @@ def test_every_method_beats_rounding_on_the_layers_output(kv_heads: int) -> None
     config = tiny(kv_heads)
     layer = Layer(config)
     errors = {method: layer.error(quantize(layer, config, method)) for method in METHODS}
-    assert errors["awq"] < errors["rtn"]
+    assert errors["imatrix"] < errors["rtn"]
+    assert errors["awq"] < errors["imatrix"]
     assert errors["gptq"] < errors["rtn"]
     assert errors["awq+gptq"] < errors["awq"]
     assert layer.error(quantize(layer, config, "awq", FAITHFUL)) < errors["rtn"]
