@@ -242,6 +242,22 @@ def test_a_text_of_ones_own_calibrates(run: Run, checkpoint: Path, tmp_path: Pat
     assert_nothing_written(tmp_path / "b")
 
 
+def test_a_method_draws_as_many_samples_as_it_needs(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    options = ["-t", "cpu-int4-rtn", "--sequence-length", 32, "--no-verify"]
+    assert run("export", checkpoint, *options, "-o", tmp_path / "plain").code == 0
+    made = run("export", checkpoint, *options, "--quant", "imatrix", "-o", tmp_path / "package")
+    assert made.code == 0, made.err
+    assert f"{16 * 32} tokens" in made.err
+    quantization = read_manifest(tmp_path / "package").quantization
+    assert quantization is not None
+    assert (quantization["method"], quantization["calibration"]["num_samples"]) == ("imatrix", 16)
+    plain, weighted = ((tmp_path / name / "model.onnx.data").read_bytes() for name in ("plain", "package"))
+    assert len(plain) == len(weighted)
+    assert plain != weighted
+    layers = [tensor for name, tensor in read_manifest(tmp_path / "package").tensors.items() if "layers" in name]
+    assert all(tensor.details["error_ratio"] < 1 for tensor in layers)
+
+
 def test_a_budget_of_bits_or_bytes_mixes_bits(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     options = ["--num-samples", 4, "--sequence-length", 64, "--no-verify", "-o", tmp_path / "package"]
     made = run("export", checkpoint, "-t", "cpu-int4-rtn", "--budget", "7.0bpw", *options)
