@@ -1,9 +1,10 @@
 """Time and memory of an export, ours and ONNX Runtime GenAI's model builder's, in turn on the same checkpoint.
 
-    python tests/bench/export_against_builder.py CHECKPOINT [--rounds 1] [--skip-builder]
+    python tests/bench/export_against_builder.py CHECKPOINT [--rounds 1] [--target T] [--quant METHOD] [--skip-builder]
 
-CHECKPOINT is a local Hugging Face folder (see tests/bench/README.md for a random one of Phi-3-mini's shape). Prints one
-JSON line for each run, and the ratios of the medians at the end. The builder needs `pip install onnxruntime-genai`.
+CHECKPOINT is a local Hugging Face folder (see tests/bench/README.md for a random one of Phi-3-mini's shape; calibrated
+methods take the same time for each layer, so one of a few layers tells theirs). Prints one JSON line for each run, and
+the ratios of the medians at the end. The builder needs `pip install onnxruntime-genai`.
 """
 
 import argparse
@@ -52,11 +53,14 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--target", default="cpu-int4-rtn")
+    parser.add_argument("--quant", help="the method of ours, in place of the target's")
     parser.add_argument("--skip-builder", action="store_true")
     args = parser.parse_args()
     runs: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         ours = [sys.executable, "-m", "phi3_onnx.cli", "export", str(args.checkpoint), "--target", args.target]
+        if args.quant:
+            ours += ["--quant", args.quant]
         commands = {"phi3-onnx": [*ours, "--no-verify", "-o", f"{folder}/ours"]}
         if not args.skip_builder:
             builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(args.checkpoint)]
