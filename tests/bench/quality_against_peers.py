@@ -42,8 +42,12 @@ def package_logits(folder: Path, passages: list[Passage]) -> Iterator[np.ndarray
 
 def gguf_logits(file: Path, passages: list[Passage]) -> Iterator[np.ndarray]:
     """Yield llama.cpp's logits of each passage, [positions, vocabulary]."""
-    from llama_cpp import Llama  # pyright: ignore[reportMissingImports]
+    from llama_cpp import Llama, llama_cpp  # pyright: ignore[reportMissingImports]
 
+    # Its AMX kernels crash on the small model's 576 columns (0.3.36); without repacked weights others run, and slower.
+    params = llama_cpp.llama_model_default_params()
+    params.use_extra_bufts = False
+    llama_cpp.llama_model_default_params = lambda: params
     longest = max(len(passage.ids) for passage in passages)
     llama = Llama(str(file), n_ctx=longest, n_batch=longest, logits_all=True, verbose=False)
     for passage in passages:
