@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .screen import notice, quiet
+from .screen import notice, quiet, warn_of_clashing_wheels
 
 if TYPE_CHECKING:
     from ..runtime import Chunk, Model, Response
@@ -101,6 +101,7 @@ def load_model(
         stored = default_package(None if wanted == "auto" else wanted)
         notice(f"no package was named, taking {stored.name}")
         package = str(stored.folder)
+    warn_of_clashing_wheels(provider)
     if to_batch:
         model = load_to_batch(package, provider=provider, threads=threads, device=device, notify=notice)
     else:

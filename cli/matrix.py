@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..configs import OutputError, Phi3OnnxError
+from .screen import warn_of_clashing_wheels
 from .status import status_line
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def command(
     for file in (json_file, junit_file, markdown_file):
         _check_writable(file)
     checkpoint = open_checkpoint(source, revision=revision, adapter=adapter)
+    warn_of_clashing_wheels("auto")  # every graph runs on the CPU too
     with status_line("matrix") as notify:
         matrix = run_matrix(checkpoint, plan, notify=notify)
     _print(matrix)

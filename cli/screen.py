@@ -22,6 +22,17 @@ def notice(text: str) -> None:
         reply(text)
 
 
+def warn_of_clashing_wheels(provider: str) -> None:
+    """Print a notice where ONNX Runtime wheels overwrite each other, which the CPU runs with all the same.
+
+    A provider that was named and is not the CPU's is refused there, with the same words: it gets no notice beside them.
+    """
+    from ..runtime.providers import canonical, wheel_warning
+
+    if not quiet() and canonical(provider) in ("auto", "cpu") and (warning := wheel_warning()):
+        notice(f"warning: {warning}")
+
+
 def reply(text: str) -> None:
     """Print a line that was asked for, beside the results in the pipe."""
     click.echo(text, err=True)

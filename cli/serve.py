@@ -3,7 +3,7 @@
 import click
 
 from .answering import loading_options
-from .screen import notice
+from .screen import notice, warn_of_clashing_wheels
 
 
 @click.command(short_help="Serve a package over HTTP, with OpenAI's protocol.")
@@ -83,6 +83,7 @@ def command(
         package = default_package(None if wanted == "auto" else wanted).name
         notice(f"no package was named, taking {package}")
     loader = PackageLoader(str(find_package(package)), provider, threads, device)
+    warn_of_clashing_wheels(provider)
     if not settings.local and api_key is None:
         notice(f"everyone who reaches {host} can use this server; --api-key keeps others out")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .screen import warn_of_clashing_wheels
 from .status import status_line
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def verify_and_print(
     from ..evaluate.verify import verify
     from ..runtime.package import open_package
 
+    warn_of_clashing_wheels(provider)
     with status_line("verifying") as notify:
         verification = verify(folder, checkpoint, target=target, provider=provider, steps=steps, notify=notify)
     if keep:
