@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .screen import warn_of_clashing_wheels
+from .screen import console, warn_of_clashing_wheels
 from .status import status_line
 
 if TYPE_CHECKING:
@@ -139,7 +139,6 @@ def verify_and_print(
 
 
 def _print(verification: "Verification") -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -153,11 +152,9 @@ def _print(verification: "Verification") -> None:
         limit = "" if row.threshold is None else f"{row.bound} {row.threshold:g}"
         outcome = {True: "[green]ok[/]", False: "[bold red]FAILED[/]", None: ""}[row.passed]
         table.add_row(row.name, f"{row.value:.4g}", limit, outcome, escape(row.detail))
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a log has no width; what is folded there is hard to find again
-        console = Console(highlight=False, width=500)
-    with console.capture() as capture:
-        console.print(table)
+    screen = console()
+    with screen.capture() as capture:
+        screen.print(table)
     lines = [*capture.get().rstrip().splitlines(), *(f"  {line}" for line in verification.passages)]
     lines += [f"  {line}" for line in verification.skipped]
     lines.append(
@@ -171,4 +168,4 @@ def _print(verification: "Verification") -> None:
             lines.append(str(placement))
     if verification.target is None:
         lines.append("the logits were judged by nothing: the package names no target (see --target)")
-    click.echo("\n".join(line.rstrip() for line in lines))
+    click.echo("\n".join(line.rstrip() for line in lines), color=screen.is_terminal)
