@@ -215,8 +215,6 @@ def _fill(plan: Plan, data: DataFile, progress: Progress) -> dict[str, TensorSum
     names = checkpoint.config.tensor_shapes()
     alone = [name for name in names if not (plan.calibrated and name.startswith("model.layers."))]
     reports: dict[str, Mapping[str, Any]] = {}
-    if not fills_by_processes(checkpoint.config):
-        _ = plan.graph  # tracing sets the default dtype of this process, so none of its threads may work meanwhile
     with filling(data, checkpoint, target, alone, tally) as under_way:
         _ = plan.graph
         for name, table in zip((COS_TABLE, SIN_TABLE), rope_tables(checkpoint.config), strict=True):
