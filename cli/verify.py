@@ -97,10 +97,12 @@ def open_reference(folder: Path, named: str | None, revision: str | None, adapte
         )
     except SourceError as error:
         raise SourceError(f"{error} (the package was made of it; name another with --reference)") from error
-    if adapter is None and merged and checkpoint.adapter and checkpoint.adapter.sha256 != merged.sha256:
+    if adapter is None and merged and checkpoint.adapter and checkpoint.adapter.sums != merged.sums:
+        (expected, got), *_ = ((a, b) for a, b in zip(merged.sums, checkpoint.adapter.sums, strict=True) if a != b)
+        file = "weights" if expected == merged.sha256 else "adapter_config.json"
         raise SourceError(
-            f"the adapter {merged} is not what the package was made of any more: expected sha256 {merged.sha256}, got "
-            f"{checkpoint.adapter.sha256}; name the right one with --adapter, or export again"
+            f"the adapter {merged} is not what the package was made of any more: expected sha256 {expected} of its "
+            f"{file}, got {got}; name the right one with --adapter, or export again"
         )
     return checkpoint
 

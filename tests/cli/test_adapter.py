@@ -63,12 +63,21 @@ def test_verify_takes_the_packages_adapter_or_what_is_named(
     assert "mean_kl is" in last_line(without)
     assert run("verify", package, "--reference", base, "--adapter", adapter, "--steps", 4).code == 0
 
+    settings = adapter / "adapter_config.json"
+    kept = settings.read_bytes()
+    settings.write_text(json.dumps(json.loads(kept) | {"lora_alpha": 13}))
+    sums = [hashlib.sha256(content).hexdigest() for content in (kept, settings.read_bytes())]
+    changed = run("verify", package)
+    assert changed.code == 1
+    assert f"any more: expected sha256 {sums[0]} of its adapter_config.json, got {sums[1]};" in last_line(changed)
+    settings.write_bytes(kept)
+
     tensors = load_file(adapter / WEIGHTS)
     next(iter(tensors.values())).mul_(2)
     save_file(tensors, adapter / WEIGHTS)
     changed = run("verify", package)
     assert changed.code == 1
-    assert "is not what the package was made of any more: expected sha256" in last_line(changed)
+    assert f"any more: expected sha256 {read_manifest(package).adapter.sha256} of its weights" in last_line(changed)
     shutil.rmtree(adapter)
     assert "does not exist (the package was made of it; name another with" in last_line(run("verify", package))
 
