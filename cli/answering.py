@@ -4,13 +4,16 @@ import io
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .screen import notice, quiet
+from .screen import notice, quiet, warn_of_clashing_wheels
 
 if TYPE_CHECKING:
     from ..runtime import Chunk, Model, Response
@@ -65,49 +68,81 @@ _LOADING_OPTIONS = (
 )
 
 
-def answering_options(command: _F) -> _F:
-    """Give a command the flags that decide how a package is loaded and how it answers."""
-    for option in reversed((*_OPTIONS, *_LOADING_OPTIONS)):
-        command = option(command)
-    return command
+@dataclass(frozen=True)
+class Loading:
+    """What the flags say of how a package is loaded."""
 
+    provider: str
+    threads: int | None
+    device: int | None
 
-def loading_options(command: _F) -> _F:
-    """Give a command the flags that decide how a package is loaded, and no others."""
-    for option in reversed(_LOADING_OPTIONS):
-        command = option(command)
-    return command
+    def find(self, package: str | None) -> Path:
+        """Return the folder of the package that was named, or of the newest that fits the provider, and say which.
 
+        Raises:
+            Phi3OnnxError: there is no such package; or none was named and the store has none that fits.
 
-def load_model(
-    package: str | None, provider: str, threads: int | None, device: int | None, *, to_batch: bool = False
-) -> "Model":
-    """Load the package that was named, or the newest that fits the provider, and say which on which provider.
+        """
+        from ..configs import default_package, find_package
+        from ..runtime.providers import canonical
 
-    With `to_batch`, in an engine that answers several prompts side by side, where the package lets it.
-
-    Raises:
-        Phi3OnnxError: as `runtime.load`; or no package was named and the store has none that fits.
-
-    """
-    from ..configs import default_package
-    from ..runtime import load
-    from ..runtime.batch import load_to_batch
-    from ..runtime.hardware import format_bytes
-    from ..runtime.providers import canonical
-
-    if package is None:
-        wanted = canonical(provider)
+        if package is not None:
+            return find_package(package)
+        wanted = canonical(self.provider)
         stored = default_package(None if wanted == "auto" else wanted)
         notice(f"no package was named, taking {stored.name}")
-        package = str(stored.folder)
-    if to_batch:
-        model = load_to_batch(package, provider=provider, threads=threads, device=device, notify=notice)
-    else:
-        model = load(package, provider=provider, threads=threads, device=device)
-    model.on_reserve = lambda tokens, size: notice(f"KV cache: {format_bytes(size)} for {tokens} tokens")
-    notice(f"{model.package.name} on {model.provider} ({model.choice})")
-    return model
+        return stored.folder
+
+    def load(self, package: str | None, *, to_batch: bool = False) -> "Model":
+        """Load what `find` finds, and say on which provider.
+
+        With `to_batch`, in an engine that answers several prompts side by side, where the package lets it.
+
+        Raises:
+            Phi3OnnxError: as `find`, and as `runtime.load`.
+
+        """
+        from ..runtime import load
+        from ..runtime.batch import load_to_batch
+        from ..runtime.hardware import format_bytes
+
+        folder = self.find(package)
+        warn_of_clashing_wheels(self.provider)
+        how = asdict(self)
+        model = load_to_batch(folder, **how, notify=notice) if to_batch else load(folder, **how)
+        model.on_reserve = lambda tokens, size: notice(f"KV cache: {format_bytes(size)} for {tokens} tokens")
+        notice(f"{model.package.name} on {model.provider} ({model.choice})")
+        return model
+
+
+def loading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags that decide how a package is loaded; it takes them together, as `loading`."""
+
+    @wraps(command)
+    def bundled(*, provider: str, threads: int | None, device: int | None, **values: Any) -> None:
+        command(loading=Loading(provider, threads, device), **values)
+
+    return _with(_LOADING_OPTIONS, bundled)
+
+
+def answering_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command those flags, and those that decide how a package answers.
+
+    It takes the latter as `options`: keywords of `Model.generate`, of flags that were given; and `system`.
+    """
+
+    @wraps(command)
+    def bundled(**values: Any) -> None:
+        named = {key: values.pop(key) for key in SAMPLING}
+        command(options={key: value for key, value in named.items() if value not in (None, ())}, **values)
+
+    return _with(_OPTIONS, loading_options(bundled))
+
+
+def _with(options: Iterable[Callable[[_F], _F]], command: _F) -> _F:
+    for option in reversed(tuple(options)):
+        command = option(command)
+    return command
 
 
 @contextmanager
@@ -167,8 +202,3 @@ def summary(response: "Response") -> str:
         f"answer {response.completion_tokens} tokens, {response.decode_tokens_per_second:.1f} tok/s"
         f"{reasons[response.finish_reason]}"
     )
-
-
-def named_options(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of `Model.generate` among a command's values, those that were given."""
-    return {key: values[key] for key in SAMPLING if values.get(key) not in (None, ())}

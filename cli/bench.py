@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from .screen import size
+from .screen import size, warn_of_clashing_wheels
 
 
 @click.command(short_help="Measure the speed of packages.")
@@ -42,7 +42,9 @@ def command(
         "decoded_tokens": decode,
         "repeat": repeat,
     }
-    for folder in [find_package(package) for package in packages]:
+    folders = [find_package(package) for package in packages]
+    warn_of_clashing_wheels(provider)
+    for folder in folders:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             done = process.submit(bench, folder, **options).result()
         speed = done.speed

@@ -6,10 +6,9 @@ import click
 
 from ..configs import Phi3OnnxError
 from .answering import (
+    Loading,
     answering_options,
     cancel_on_interrupt,
-    load_model,
-    named_options,
     prefill_bar,
     show,
     summary,
@@ -35,11 +34,9 @@ if TYPE_CHECKING:
 def command(
     package: str | None,
     system: str | None,
-    provider: str,
-    threads: int | None,
-    device: int | None,
+    loading: Loading,
+    options: dict[str, Any],
     on_overflow: Any,
-    **values: Any,
 ) -> None:
     """Talk to a package; /help lists what else can be said.
 
@@ -48,8 +45,8 @@ def command(
     """
     from ..configs.store import home
 
-    with load_model(package, provider, threads, device) as model:
-        session = model.chat(system=system, on_overflow=on_overflow, **named_options(values))
+    with loading.load(package) as model:
+        session = model.chat(system=system, on_overflow=on_overflow, **options)
         editor = LineEditor(home() / "chat_history")
         try:
             _Chat(model, session, editor).run()

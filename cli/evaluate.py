@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from .screen import warn_of_clashing_wheels
 from .status import status_line
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def command(
     if tasks is not None and (text is not None or reference is not None):
         raise UsageError("--tasks measures the package alone; leave --text and --reference out")
     folder = find_package(package)
+    warn_of_clashing_wheels(provider)
     if tasks is not None:
         from ..evaluate.tasks import run_tasks
 

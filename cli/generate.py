@@ -10,10 +10,9 @@ import click
 
 from ..configs import Phi3OnnxError, UsageError
 from .answering import (
+    Loading,
     answering_options,
     cancel_on_interrupt,
-    load_model,
-    named_options,
     prefill_bar,
     show,
     summary,
@@ -60,10 +59,8 @@ def command(
     grammar: Path | None,
     logprobs: int | None,
     as_json: bool,
-    provider: str,
-    threads: int | None,
-    device: int | None,
-    **values: Any,
+    loading: Loading,
+    options: dict[str, Any],
 ) -> None:
     """Answer a prompt, or several, each on its own.
 
@@ -74,7 +71,8 @@ def command(
     if logprobs is not None and not (as_json or jsonl):
         raise UsageError("--logprobs needs --json, or --jsonl")
     guidance = _guidance(json_schema, regex, grammar)
-    options = {**named_options(values), **({"logprobs": logprobs} if logprobs is not None else {})}
+    if logprobs is not None:
+        options["logprobs"] = logprobs
     if guidance:
         options["guidance"] = guidance
     if jsonl and (prompts or files):
@@ -86,13 +84,12 @@ def command(
         rows = min(batch or _BATCH, len(requests))
         if rows > 1 and guidance:
             notice("requests are answered one at a time: guidance needs ONNX Runtime GenAI")
-        loading = load_model(package, provider, threads, device, to_batch=rows > 1 and not guidance)
-        with loading as model, cancel_on_interrupt() as cancel:
+        with loading.load(package, to_batch=rows > 1 and not guidance) as model, cancel_on_interrupt() as cancel:
             failed = _answer_lines(model, requests, rows, cancel)
             _leave(cancel, failed)
         return
     requests = [Request(text, system, raw, options) for text in read_prompts(prompts, files)]
-    with load_model(package, provider, threads, device) as model, cancel_on_interrupt() as cancel:
+    with loading.load(package) as model, cancel_on_interrupt() as cancel:
         _answer_prompts(model, requests, cancel, as_json)
         _leave(cancel, failed=0)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..configs import OutputError, Phi3OnnxError
+from .screen import console, warn_of_clashing_wheels
 from .status import status_line
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def command(
     for file in (json_file, junit_file, markdown_file):
         _check_writable(file)
     checkpoint = open_checkpoint(source, revision=revision, adapter=adapter)
+    warn_of_clashing_wheels("auto")  # every graph runs on the CPU too
     with status_line("matrix") as notify:
         matrix = run_matrix(checkpoint, plan, notify=notify)
     _print(matrix)
@@ -106,15 +108,11 @@ def _write(matrix: "Matrix", json_file: Path | None, junit_file: Path | None, ma
 
 
 def _print(matrix: "Matrix") -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from ..evaluate.matrix_report import HEADINGS, cross_rows, table_rows, verdict
 
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a log has no width; what is folded there is hard to find again
-        console = Console(highlight=False, width=500)
     table = Table(*HEADINGS, "", box=None, pad_edge=False)
     colors = {"pass": "green", "fail": "bold red", "not run": "yellow"}
     for target, provider, outcome, *rest in table_rows(matrix):
@@ -122,10 +120,14 @@ def _print(matrix: "Matrix") -> None:
     against = Table("package", "against", "mean KL", "top-1", "at most", "", box=None, pad_edge=False)
     for row in cross_rows(matrix):
         against.add_row(*map(escape, row))
-    with console.capture() as capture:
-        console.print(table)
+    screen = console()
+    with screen.capture() as capture:
+        screen.print(table)
         if matrix.cross_checks:
-            console.print()
-            console.print(against)
+            screen.print()
+            screen.print(against)
     lines = [line.rstrip() for line in capture.get().splitlines()]
-    click.echo("\n".join([*lines, "", f"{verdict(matrix)}; {matrix.seconds:.0f} s on {matrix.machine}"]))
+    click.echo(
+        "\n".join([*lines, "", f"{verdict(matrix)}; {matrix.seconds:.0f} s on {matrix.machine}"]),
+        color=screen.is_terminal,
+    )

@@ -1,5 +1,7 @@
 """Where words go: results to stdout, notices and progress to stderr, so that pipes work."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -7,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:  # chat and generate print notices too, and start faster without rich
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 
@@ -22,6 +25,17 @@ def notice(text: str) -> None:
         reply(text)
 
 
+def warn_of_clashing_wheels(provider: str) -> None:
+    """Print a notice where ONNX Runtime wheels overwrite each other, which the CPU runs with all the same.
+
+    A provider that was named and is not the CPU's is refused there, with the same words: it gets no notice beside them.
+    """
+    from ..runtime.providers import canonical, wheel_warning
+
+    if not quiet() and canonical(provider) in ("auto", "cpu") and (warning := wheel_warning()):
+        notice(f"warning: {warning}")
+
+
 def reply(text: str) -> None:
     """Print a line that was asked for, beside the results in the pipe."""
     click.echo(text, err=True)
@@ -32,6 +46,23 @@ def size(count: int) -> str:
     from rich.filesize import decimal
 
     return decimal(count, precision=2)
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """Return rich's console for stdout or stderr: coloured on a terminal and with FORCE_COLOR, never with NO_COLOR.
+
+    What is no terminal has no width: lines are not folded there, which would make them hard to find again.
+    """
+    from rich.console import Console
+
+    width = None if is_terminal(stderr=stderr) else 500
+    colors = None if os.environ.get("NO_COLOR") else "auto"
+    return Console(stderr=stderr, highlight=False, width=width, color_system=colors)
+
+
+def is_terminal(*, stderr: bool = False) -> bool:
+    """Return whether stdout or stderr is a terminal, on which lines can change; FORCE_COLOR makes none of a file."""
+    return (sys.stderr if stderr else sys.stdout).isatty()
 
 
 _BY_LAYER = ("measuring", "calibrating")
@@ -59,15 +90,14 @@ class StageBars:
 @contextmanager
 def stage_bars() -> Iterator[StageBars]:
     """Show progress bars while the context lasts."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(),
         TextColumn("{task.fields[count]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=quiet() or not console.is_terminal) as progress:
+    disable = quiet() or not is_terminal(stderr=True)
+    with Progress(*columns, console=console(stderr=True), disable=disable) as progress:
         yield StageBars(progress)

@@ -2,8 +2,8 @@
 
 import click
 
-from .answering import loading_options
-from .screen import notice
+from .answering import Loading, loading_options
+from .screen import notice, warn_of_clashing_wheels
 
 
 @click.command(short_help="Serve a package over HTTP, with OpenAI's protocol.")
@@ -47,9 +47,7 @@ def command(
     queue: int,
     max_request_mb: float,
     shutdown_seconds: float,
-    provider: str,
-    threads: int | None,
-    device: int | None,
+    loading: Loading,
 ) -> None:
     """Serve a package over HTTP: OpenAI's protocol at /v1, a page to chat at /, /health, and /metrics.
 
@@ -59,8 +57,6 @@ def command(
     from .requirements import require_server
 
     require_server()
-    from ..configs import default_package, find_package
-    from ..runtime.providers import canonical
     from ..runtime.server.messages import Ready
     from ..runtime.server.run import serve
     from ..runtime.server.settings import Settings
@@ -78,11 +74,8 @@ def command(
         max_request_bytes=int(max_request_mb * 2**20),
         shutdown_seconds=shutdown_seconds,
     )
-    if package is None:
-        wanted = canonical(provider)
-        package = default_package(None if wanted == "auto" else wanted).name
-        notice(f"no package was named, taking {package}")
-    loader = PackageLoader(str(find_package(package)), provider, threads, device)
+    loader = PackageLoader(str(loading.find(package)), loading.provider, loading.threads, loading.device)
+    warn_of_clashing_wheels(loading.provider)
     if not settings.local and api_key is None:
         notice(f"everyone who reaches {host} can use this server; --api-key keeps others out")
 

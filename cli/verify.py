@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .screen import console, warn_of_clashing_wheels
 from .status import status_line
 
 if TYPE_CHECKING:
@@ -96,10 +97,12 @@ def open_reference(folder: Path, named: str | None, revision: str | None, adapte
         )
     except SourceError as error:
         raise SourceError(f"{error} (the package was made of it; name another with --reference)") from error
-    if adapter is None and merged and checkpoint.adapter and checkpoint.adapter.sha256 != merged.sha256:
+    if adapter is None and merged and checkpoint.adapter and checkpoint.adapter.sums != merged.sums:
+        (expected, got), *_ = ((a, b) for a, b in zip(merged.sums, checkpoint.adapter.sums, strict=True) if a != b)
+        file = "weights" if expected == merged.sha256 else "adapter_config.json"
         raise SourceError(
-            f"the adapter {merged} is not what the package was made of any more: expected sha256 {merged.sha256}, got "
-            f"{checkpoint.adapter.sha256}; name the right one with --adapter, or export again"
+            f"the adapter {merged} is not what the package was made of any more: expected sha256 {expected} of its "
+            f"{file}, got {got}; name the right one with --adapter, or export again"
         )
     return checkpoint
 
@@ -124,6 +127,7 @@ def verify_and_print(
     from ..evaluate.verify import verify
     from ..runtime.package import open_package
 
+    warn_of_clashing_wheels(provider)
     with status_line("verifying") as notify:
         verification = verify(folder, checkpoint, target=target, provider=provider, steps=steps, notify=notify)
     if keep:
@@ -137,7 +141,6 @@ def verify_and_print(
 
 
 def _print(verification: "Verification") -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -151,11 +154,9 @@ def _print(verification: "Verification") -> None:
         limit = "" if row.threshold is None else f"{row.bound} {row.threshold:g}"
         outcome = {True: "[green]ok[/]", False: "[bold red]FAILED[/]", None: ""}[row.passed]
         table.add_row(row.name, f"{row.value:.4g}", limit, outcome, escape(row.detail))
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a log has no width; what is folded there is hard to find again
-        console = Console(highlight=False, width=500)
-    with console.capture() as capture:
-        console.print(table)
+    screen = console()
+    with screen.capture() as capture:
+        screen.print(table)
     lines = [*capture.get().rstrip().splitlines(), *(f"  {line}" for line in verification.passages)]
     lines += [f"  {line}" for line in verification.skipped]
     lines.append(
@@ -169,4 +170,4 @@ def _print(verification: "Verification") -> None:
             lines.append(str(placement))
     if verification.target is None:
         lines.append("the logits were judged by nothing: the package names no target (see --target)")
-    click.echo("\n".join(line.rstrip() for line in lines))
+    click.echo("\n".join(line.rstrip() for line in lines), color=screen.is_terminal)

@@ -31,8 +31,15 @@ class AdapterEntry:
     """The commit of a hub adapter."""
     sha256: str
     """Of its safetensors file."""
+    config_sha256: str
+    """Of its adapter_config.json, which has the scaling."""
     summary: str
     """What it changes, such as `LoRA, rank 16, 64 matrices`."""
+
+    @property
+    def sums(self) -> tuple[str, str]:
+        """What tells it from another adapter in the same place."""
+        return self.sha256, self.config_sha256
 
     def __str__(self) -> str:
         return f"{self.path}@{self.revision}" if self.revision else self.path

@@ -149,10 +149,7 @@ def parse_model_config(config: Mapping[str, Any], where: str = "config.json") ->
 
     hidden, heads = reader.count("hidden_size"), reader.count("num_attention_heads")
     kv_heads = reader.count("num_key_value_heads", heads)
-    if heads % kv_heads:
-        raise SourceError(f"{where}: {heads} attention heads can not share {kv_heads} key/value heads")
-    if not config.get("head_dim") and hidden % heads:
-        raise SourceError(f"{where}: hidden_size {hidden} is not a multiple of {heads} attention heads")
+    check_heads(heads, kv_heads, None if config.get("head_dim") else ("hidden_size", hidden), where)
     head_dim = reader.count("head_dim", hidden // heads)
     max_position = reader.count("max_position_embeddings")
     rope = _rope_table(config)
@@ -179,6 +176,42 @@ def parse_model_config(config: Mapping[str, Any], where: str = "config.json") ->
     )
 
 
+def own_attention_factor(scale: float, original: int) -> float:
+    """Return LongRoPE's own factor on cos and sin for a context `scale` times as long as the original one."""
+    return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+
+
+def check_heads(heads: int, kv_heads: int, hidden: tuple[str, int] | None, where: str) -> None:
+    """Refuse counts of heads that do not fit each other, or a width that they have to share and can not.
+
+    Args:
+        heads: attention heads.
+        kv_heads: key and value heads.
+        hidden: the width's name and the width, where the size of a head is not stated and follows from it.
+        where: the file, for the message.
+
+    Raises:
+        SourceError: they do not fit.
+
+    """
+    if heads % kv_heads:
+        raise SourceError(f"{where}: {heads} attention heads can not share {kv_heads} key/value heads")
+    if hidden and hidden[1] % heads:
+        raise SourceError(f"{where}: {hidden[0]} {hidden[1]} is not a multiple of {heads} attention heads")
+
+
+def check_count(value: object, key: str, where: str) -> int:
+    """Return a value of the key of a file if it is a positive whole number.
+
+    Raises:
+        SourceError: it is not.
+
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise SourceError(f"{where}: {key} must be a positive whole number, got {value!r}")
+    return value
+
+
 @dataclass(frozen=True)
 class _Reader:
     config: Mapping[str, Any]
@@ -186,11 +219,7 @@ class _Reader:
 
     def count(self, key: str, default: int | None = None) -> int:
         value = self.config.get(key)
-        if value is None:
-            value = default
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise SourceError(f"{self.where}: {key} must be a positive whole number, got {value!r}")
-        return value
+        return check_count(default if value is None else value, key, self.where)
 
 
 def _rope_table(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,8 +256,7 @@ def _longrope(
 def _attention_factor(rope: Mapping[str, Any], original: int) -> float | None:
     stated = rope.get("attention_factor")
     if stated is None and rope.get("factor") is not None:
-        factor = float(rope["factor"])
-        stated = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+        stated = own_attention_factor(float(rope["factor"]), original)
     return None if stated is None else float(stated)
 
 

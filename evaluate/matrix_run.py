@@ -135,7 +135,7 @@ def _export(checkpoint: Checkpoint, target: Target, folder: Path, force: bool, p
 def _check_origin(folder: Path, manifest: Manifest, checkpoint: Checkpoint, target: Target) -> None:
     found, wanted = (manifest.source, manifest.revision), (str(checkpoint.source), checkpoint.revision)
     same = found == wanted or _same_path(manifest.source, str(checkpoint.source))
-    adapters = [entry.sha256 if entry else None for entry in (manifest.adapter, checkpoint.adapter)]
+    adapters = [entry.sums if entry else None for entry in (manifest.adapter, checkpoint.adapter)]
     if manifest.target == target.name and same and adapters[0] == adapters[1]:
         return
     raise OutputError(

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .calibration import CalibrationOptions
     from .checkpoint import Checkpoint
-    from .exporter import DEFAULT_SOURCE, Plan, export, plan_export, run_export
+    from .exporter import DEFAULT_SOURCE, ExportOptions, Plan, export, plan_export, run_export
     from .open import open_checkpoint
 
 __all__ = [
     "DEFAULT_SOURCE",
     "CalibrationOptions",
     "Checkpoint",
+    "ExportOptions",
     "Plan",
     "export",
     "open_checkpoint",

@@ -10,7 +10,7 @@ import numpy as np
 from ..configs.errors import SourceError
 from ..configs.manifest import AdapterEntry, file_sha256
 from .adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MERGE_WITH_PEFT, AdapterConfig, parse_adapter_config
-from .adapter_tensors import LowRank, find_changes
+from .adapter_tensors import EMBEDDING, Change, LowRank, Tokens, find_changes
 from .checkpoint import Checkpoint
 from .folder_checkpoint import read_json
 from .naming import folder_name, is_hub_id, short_name
@@ -42,8 +42,14 @@ class AdapterCheckpoint(Checkpoint):
         self.config, self._changes = changes.config, changes.by_tensor
         self._rows = {name: shape[0] for name, shape in self.config.tensor_shapes().items()}
         self._check_values()
+        self._column_factors = {
+            change.magnitude: self._find_column_factors(change)
+            for change in self._changes.get(f"{EMBEDDING}.weight", ())
+            if isinstance(change, LowRank) and change.magnitude is not None
+        }
         self._assets, self.generation_config = _tokenizer(base, folder, named)
-        self.adapter = AdapterEntry(named, revision, file_sha256(self._file.path), changes.summary)
+        sums = (file_sha256(self._file.path), file_sha256(folder / ADAPTER_CONFIG))
+        self.adapter = AdapterEntry(named, revision, *sums, changes.summary)
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
         """Return a tensor, or some of its rows, as a new float32 array; see `Checkpoint.read`."""
@@ -52,15 +58,25 @@ class AdapterCheckpoint(Checkpoint):
             raise ValueError(f"rows are read in order: expected a slice of step 1, got {rows}")
         out = self._base.read(self._name_in_base(name), slice(start, stop))
         for change in self._changes.get(name, ()):
-            begin, end = max(start, change.first_row), min(stop, change.first_row + change.rows)
-            if begin >= end:
-                continue
-            part = out[begin - start : end - start]
-            if isinstance(change, LowRank):
-                self._add(change, begin - change.first_row, part)
-            else:
-                self._file.read_into(change.name, begin - change.first_row, part)
+            self._apply(change, start, stop, out)
         return out
+
+    def _apply(self, change: Change, start: int, stop: int, out: np.ndarray) -> None:
+        """Change the rows from `start` to `stop` of a tensor of the base, which lie in `out`."""
+        if isinstance(change, Tokens):
+            for at, row in enumerate(change.rows):
+                if start <= row < stop:
+                    self._file.read_into(change.name, at, out[row - start : row - start + 1])
+            return
+        begin, end = max(start, change.first_row), min(stop, change.first_row + change.rows)
+        if begin >= end:
+            return
+        part = out[begin - start : end - start]
+        if isinstance(change, LowRank):
+            self._add(change, begin - change.first_row, part)
+            self._normalize(change, begin - change.first_row, part)
+        else:
+            self._file.read_into(change.name, begin - change.first_row, part)
 
     def assets(self) -> Mapping[str, bytes]:
         """Return the tokenizer's files, the adapter's own where it has them; see `Checkpoint.assets`."""
@@ -83,12 +99,33 @@ class AdapterCheckpoint(Checkpoint):
             else:
                 delta = (whole_b @ a[:, at : at + len(rows)]).T
             rows += delta * np.float32(change.scaling)
-            if change.magnitude is not None:
-                # arXiv:2402.09353, equation 5; PyTorch keeps a matrix transposed, so its columns are our rows.
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    factor = self._read(change.magnitude, at, len(rows)) / np.linalg.norm(rows, axis=1)
-                    rows *= factor[:, None]
-                require_finite(rows, f"{change.magnitude}, divided by the norm of its row,", self._file.path)
+
+    def _normalize(self, change: LowRank, first: int, rows: np.ndarray) -> None:
+        """Bring rows `first`, `first + 1`, ... of the sum to the norms that DoRA trained, in place."""
+        if change.magnitude is None:
+            return
+        if change.transposed:
+            rows *= self._column_factors[change.magnitude]
+            return
+        # arXiv:2402.09353, equation 5; PyTorch keeps a matrix transposed, so its columns are our rows.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rows *= (self._read(change.magnitude, first, len(rows)) / np.linalg.norm(rows, axis=1))[:, None]
+        require_finite(rows, f"{change.magnitude}, divided by the norm of its row,", self._file.path)
+
+    def _find_column_factors(self, change: LowRank) -> np.ndarray:
+        """Return what DoRA multiplies the columns of an embedding with, float32 [columns]; reads the base's once."""
+        assert change.magnitude is not None
+        magnitude = self._read(change.magnitude)
+        squares, name = np.zeros(len(magnitude)), f"{EMBEDDING}.weight"
+        step = max(1, 4 * CHUNK_VALUES // len(magnitude))
+        for first in range(0, change.rows, step):
+            rows = self._base.read(name, slice(first, first + step))
+            self._add(change, first, rows)
+            squares += np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factors = (magnitude / np.sqrt(squares)).astype(np.float32)
+        require_finite(factors, f"{change.magnitude}, divided by the norm of its column,", self._file.path)
+        return factors
 
     def _read(self, name: str, start: int = 0, rows: int | None = None) -> np.ndarray:
         shape = self._file.tensors[name].shape

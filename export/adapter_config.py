@@ -22,7 +22,6 @@ _REFUSED: Mapping[str, str] = {
     "fan_in_fan_out": "its weights lie transposed, Phi-3's do not",
     "lora_bias": "Phi-3's layout has no biases",
     "layer_replication": "it repeats layers, which makes another model",
-    "trainable_token_indices": "single tokens were trained",
     "target_parameters": "it changes bare parameters",
     "alora_invocation_tokens": "it acts after certain tokens only",
     "megatron_config": "it is for Megatron's layers",
@@ -58,6 +57,8 @@ class AdapterConfig:
     layers_pattern: tuple[str, ...]
     modules_to_save: tuple[str, ...]
     """Modules that were trained as a whole."""
+    token_indices: Mapping[str, tuple[int, ...]]
+    """End of a module's name -> the tokens whose rows were trained as a whole."""
     ties_weights: bool
     """Whether a tied head shares what was trained of the embedding."""
 
@@ -78,6 +79,10 @@ class AdapterConfig:
     def saves(self, module: str) -> bool:
         """Return whether a module was trained as a whole."""
         return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.modules_to_save)
+
+    def tokens_of(self, module: str) -> tuple[int, ...]:
+        """Return the tokens whose rows of a module were trained as a whole, in the order in which they are stored."""
+        return next((tokens for name, tokens in self.token_indices.items() if _names((name,), module)), ())
 
     def _is_target(self, module: str) -> bool:
         if _names(self.exclude_modules, module) or self.saves(module):
@@ -141,6 +146,7 @@ class _Reader:
             layers_to_transform=self._layers(),
             layers_pattern=self._list("layers_pattern"),
             modules_to_save=self._list("modules_to_save"),
+            token_indices=self._tokens(),
             ties_weights=bool(self.table.get("ensure_weight_tying")),
         )
         self._check_expressions(config)
@@ -183,6 +189,16 @@ class _Reader:
         if not all(isinstance(index, int) and not isinstance(index, bool) for index in values):
             raise self._fail("layers_to_transform", "a list of layer indices")
         return tuple(values)
+
+    def _tokens(self) -> dict[str, tuple[int, ...]]:
+        key = "trainable_token_indices"
+        value = self.table.get(key) or {}
+        by_module = value if isinstance(value, dict) else {"embed_tokens": value}
+        for indices in by_module.values():
+            numbers = isinstance(indices, list) and all(type(index) is int and index >= 0 for index in indices)
+            if not numbers or len(set(indices)) != len(indices):
+                raise self._fail(key, "lists of token ids, each once")
+        return {name: tuple(indices) for name, indices in by_module.items()}
 
     def _check_expressions(self, config: AdapterConfig) -> None:
         try:

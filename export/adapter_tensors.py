@@ -21,6 +21,7 @@ _PREFIX = "base_model.model."
 _LOW_RANK = re.compile(
     r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
 )
+_TOKENS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta(?:\.default)?")
 _WHOLE = re.compile(r"(.+?)(\.base_layer|\.modules_to_save(?:\.default)?)?\.weight")
 _COPY = ".original_module.weight"
 """A module as it was before training, which save_embedding_layers=True adds."""
@@ -40,7 +41,8 @@ class LowRank:
     magnitude: str | None
     """For DoRA: the stored tensor of the norms that the rows of the sum are brought to, [rows]."""
     transposed: bool
-    """For embeddings: B @ A is [in features, rows]; A is [rank, rows] and B [in features, rank]."""
+    """For embeddings: B @ A is [in features, rows]; A is [rank, rows] and B [in features, rank]. DoRA's norms are then
+    those of the columns, [in features]."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,24 @@ class Whole:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Single rows of one of Phi-3's tensors that the adapter has itself."""
+
+    rows: tuple[int, ...]
+    """In the order in which they are stored."""
+    name: str
+
+
+Change = Whole | LowRank | Tokens
+
+
+@dataclass(frozen=True)
 class Changes:
     """What an adapter does to a model."""
 
     config: ModelConfig
     """The model's, with its head untied from the embedding where the adapter changes only one of them."""
-    by_tensor: Mapping[str, tuple[Whole | LowRank, ...]]
+    by_tensor: Mapping[str, tuple[Change, ...]]
     """Phi-3's tensor name -> what happens to its rows, in order."""
     summary: str
     """In words, such as `LoRA, rank 16, 64 matrices`."""
@@ -94,6 +108,7 @@ class _Finder:
         self._adapter, self._stored, self._model, self._where = adapter, stored, model, where
         self._low_rank: dict[str, dict[str, str]] = {}  # module -> kind of tensor -> stored name
         self._whole: dict[str, str] = {}
+        self._tokens: dict[str, str] = {}
         self._problems: list[str] = []
         for name in stored:
             self._sort(name)
@@ -109,6 +124,8 @@ class _Finder:
             return
         if found := _LOW_RANK.fullmatch(name):
             self._low_rank.setdefault(found[1], {})[found[2]] = stored_name
+        elif found := _TOKENS.fullmatch(name):
+            self._tokens.setdefault(found[1], stored_name)
         elif found := _WHOLE.fullmatch(name):
             self._whole.setdefault(found[1], stored_name)
         else:
@@ -116,7 +133,7 @@ class _Finder:
 
     @property
     def _modules(self) -> set[str]:
-        return {*self._low_rank, *self._whole}
+        return {*self._low_rank, *self._whole, *self._tokens}
 
     def _layout(self) -> dict[str, _Place]:
         """Return the modules of the layout that the adapter was made for, Phi-3's or Llama's."""
@@ -124,13 +141,13 @@ class _Finder:
         return split if self._modules & (split.keys() - fused.keys()) else fused
 
     def find(self) -> Changes:
-        if not self._low_rank and not self._whole:
+        if not self._modules:
             raise SourceError(f"{self._where} holds no adapter: none of its tensors is LoRA's; {MERGE_WITH_PEFT}")
         self._check_vocabulary()
         self._check_modules()
-        changes: dict[str, list[Whole | LowRank]] = {}
+        changes: dict[str, list[Change]] = {}
         for module, place in self._places.items():
-            found = [*self._whole_of(module, place), *self._low_rank_of(module, place)]
+            found = [*self._whole_of(module, place), *self._low_rank_of(module, place), *self._tokens_of(module, place)]
             changes.setdefault(place.tensor, []).extend(found)
         if self._problems:
             made_for = f" (made for {self._adapter.base_model})" if self._adapter.base_model else ""
@@ -141,6 +158,11 @@ class _Finder:
 
     def _check_vocabulary(self) -> None:
         for module in (EMBEDDING, HEAD):
+            if (last := max(self._adapter.tokens_of(module), default=-1)) >= self._model.vocab_size:
+                raise SourceError(
+                    f"{self._where}: token {last} was trained, the model has {self._model.vocab_size}: the vocabulary "
+                    f"was resized for the training; {MERGE_WITH_PEFT}"
+                )
             kinds = self._low_rank.get(module, {})
             by_axis = {0: [self._whole.get(module), kinds.get("lora_B")], 1: [kinds.get("lora_embedding_A")]}
             for axis, names in by_axis.items():
@@ -170,6 +192,12 @@ class _Finder:
             self._problems.append(
                 f"no tensors for {len(missing)} of {len(wanted)} target modules, such as {missing[0]}"
             )
+        trained = {module for module in self._places if self._adapter.tokens_of(module)}
+        # A tied head has the embedding's tokens, and no tensor of its own for them.
+        follows = {HEAD} if self._tokens_are_tied else set[str]()
+        for module in sorted((trained - follows) ^ self._tokens.keys()):
+            has = "has no tensor of" if module in trained else "has a tensor of tokens, but is none of"
+            self._problems.append(f"{module} {has} trainable_token_indices")
         saved = {module for module in self._places if self._adapter.saves(module)} - shared - self._whole.keys()
         self._problems += [f"no tensor for {module}, one of modules_to_save" for module in sorted(saved)]
 
@@ -177,6 +205,21 @@ class _Finder:
         name = self._whole.get(module)
         if name is not None and self._fits(name, place.shape):
             yield Whole(place.first_row, place.shape[0], name)
+
+    def _tokens_of(self, module: str, place: _Place) -> Iterator[Tokens]:
+        name, rows = self._tokens.get(module), self._adapter.tokens_of(module)
+        if name is not None and self._fits(name, (len(rows), *place.shape[1:])):
+            if max(rows) >= place.shape[0]:
+                self._problems.append(f"{module} has {place.shape[0]} rows, row {max(rows)} was trained")
+            if module in self._low_rank or module in self._whole:
+                self._problems.append(f"{module} was trained in two ways; {MERGE_WITH_PEFT}")
+            yield Tokens(rows, name)
+
+    @property
+    def _tokens_are_tied(self) -> bool:
+        """Whether what was trained of the embedding's tokens is a tied head's too, which PEFT lets it be."""
+        embedding, head = self._adapter.tokens_of(EMBEDDING), self._adapter.tokens_of(HEAD)
+        return self._model.tie_embeddings and bool(embedding) and (not head or head == embedding)
 
     def _low_rank_of(self, module: str, place: _Place) -> Iterator[LowRank]:
         kinds = self._low_rank.get(module)
@@ -187,14 +230,15 @@ class _Finder:
         needed = [f"{prefix}A", f"{prefix}B", *(["lora_magnitude_vector"] if self._adapter.dora else [])]
         self._problems += [f"{module} has no {kind}" for kind in needed if kind not in kinds]
         self._problems += [f"{kinds[kind]} has no place beside {needed[1]}" for kind in kinds if kind not in needed]
-        if transposed and self._adapter.dora:
-            self._problems.append(f"DoRA of {module} needs all of its rows at once; {MERGE_WITH_PEFT}")
+        if transposed and self._adapter.dora and self._shares_head:
+            self._problems.append(f"DoRA of {module} has other norms than that of the head tied to it")
         if kinds.keys() != set(needed):
             return
         rows, columns = place.shape
         rank = self._adapter.rank_of(module)
         shapes = [(rank, rows), (columns, rank)] if transposed else [(rank, columns), (rows, rank)]
-        fits = [self._fits(kinds[kind], shape) for kind, shape in zip(needed, [*shapes, (rows,)], strict=False)]
+        norms = (columns,) if transposed else (rows,)
+        fits = [self._fits(kinds[kind], shape) for kind, shape in zip(needed, [*shapes, norms], strict=False)]
         if all(fits):
             a, b, *magnitude = (kinds[kind] for kind in needed)
             scaling = self._adapter.scaling_of(module)
@@ -210,9 +254,15 @@ class _Finder:
             return True
         return False
 
-    def _settle_tied(self, changes: dict[str, list[Whole | LowRank]]) -> ModelConfig:
+    def _settle_tied(self, changes: dict[str, list[Change]]) -> ModelConfig:
         """Untie a head that is the embedding, if one of the two was trained: that does not touch the other."""
         if not self._model.tie_embeddings or self._shares_head:
+            return self._model
+        if self._tokens_are_tied:
+            if len(changes[f"{EMBEDDING}.weight"]) + len(changes[f"{HEAD}.weight"]) > 1:
+                raise SourceError(
+                    f"{self._where}: tokens of the tied {EMBEDDING} and more of {HEAD} were trained; {MERGE_WITH_PEFT}"
+                )
             return self._model
         embedding, head = changes[f"{EMBEDDING}.weight"], changes[f"{HEAD}.weight"]
         # A whole embedding that is none of modules_to_save is the model's own, stored again (save_embedding_layers).
@@ -229,6 +279,10 @@ class _Finder:
         if self._whole:
             named = sorted({module.rpartition(".")[2] for module in self._whole})
             parts.append(f"{', '.join(named)} replaced")
+        parts += [
+            f"{len(self._adapter.tokens_of(module))} tokens of {module.rpartition('.')[2]} replaced"
+            for module in sorted(self._tokens)
+        ]
         return "; ".join(parts)
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ..configs import (
     Manifest,
@@ -79,38 +79,60 @@ class Plan:
         return self.target.quantization is not None and self.target.quantization.method != "rtn"
 
 
+class ExportOptions(TypedDict, total=False):
+    """The options of `plan_export` and `export`."""
+
+    revision: str | None
+    """Commit, tag or branch of a hub checkpoint."""
+    token: str | None
+    """The hub's access token; None takes `HF_TOKEN`."""
+    adapter: str | Path | None
+    """A PEFT folder (LoRA, DoRA) or hub id that is merged into the weights while they are read."""
+    force: bool
+    """Replace the package that is already there."""
+    calibration: CalibrationOptions | None
+    """Text and amount for calibrated targets; None takes the project's own text."""
+    budget: str | None
+    """Bits per weight (`6.0bpw`) or size (`105MB`) within which each matrix gets its bits by what it costs."""
+
+
 def plan_export(
     source: str | Path = DEFAULT_SOURCE,
     target: str | Target = "cpu-int4-rtn",
     output: str | Path | None = None,
     *,
-    revision: str | None = None,
-    token: str | None = None,
-    adapter: str | Path | None = None,
-    force: bool = False,
-    calibration: CalibrationOptions | None = None,
-    budget: str | None = None,
     progress: Progress | None = None,
+    **options: Unpack[ExportOptions],
 ) -> Plan:
     """Check everything that can be checked beforehand.
 
-    Takes the arguments of `export`.
+    Args:
+        source: A Hugging Face folder, a hub id, or a `.gguf` file.
+        target: A target's name or alias (see `phi3-onnx targets`), or a Target of your own.
+        output: Folder to make; None puts it into the store under `<model>/<target>`.
+        progress: Called with (stage, done, in all): layers of "measuring", for a budget.
+        options: `ExportOptions`.
 
     Raises:
         Phi3OnnxError: the source, the target or the output folder is no good; the message says what to do.
 
     """
+    if unknown := options.keys() - ExportOptions.__annotations__.keys():
+        raise TypeError(f"no option {min(unknown)!r}; there are {', '.join(ExportOptions.__annotations__)}")
+    force, budget = options.get("force", False), options.get("budget")
     chosen = find_target(target) if isinstance(target, str) else target
     if output is not None:  # before a hub download, which takes long
         check_destination(Path(output), 0, force=force)
-    checkpoint = open_checkpoint(source, revision=revision, token=token, adapter=adapter)
+    checkpoint = open_checkpoint(
+        source, revision=options.get("revision"), token=options.get("token"), adapter=options.get("adapter")
+    )
     folder = Path(output) if output is not None else store_folder(checkpoint.model, chosen.name)
     check_destination(folder, 0, force=force)
     prepared, quantization = None, chosen.quantization
     if budget is not None and quantization is None:
         raise UsageError(f"target {chosen.name} is not quantized, so it has no budget; name a method with --quant")
     if quantization is not None and (budget is not None or quantization.method != "rtn"):
-        prepared = prepare_calibration(checkpoint, calibration or CalibrationOptions(), quantization)
+        prepared = prepare_calibration(checkpoint, options.get("calibration") or CalibrationOptions(), quantization)
         if budget is not None:
             chosen = fit_budget(checkpoint, chosen, budget, prepared, progress)
     layout = plan_layout(checkpoint.config, chosen)
@@ -132,14 +154,9 @@ def export(
     target: str | Target = "cpu-int4-rtn",
     output: str | Path | None = None,
     *,
-    revision: str | None = None,
-    token: str | None = None,
-    adapter: str | Path | None = None,
-    force: bool = False,
-    calibration: CalibrationOptions | None = None,
-    budget: str | None = None,
     verify: Verify | None = None,
     progress: Progress | None = None,
+    **options: Unpack[ExportOptions],
 ) -> Path:
     """Make a package of a checkpoint and return its folder.
 
@@ -147,15 +164,10 @@ def export(
         source: A Hugging Face folder, a hub id, or a `.gguf` file.
         target: A target's name or alias (see `phi3-onnx targets`), or a Target of your own.
         output: Folder to make; None puts it into the store under `<model>/<target>`.
-        revision: Commit, tag or branch of a hub checkpoint.
-        token: The hub's access token; None takes `HF_TOKEN`.
-        adapter: A PEFT folder (LoRA, DoRA) or hub id that is merged into the weights while they are read.
-        force: Replace the package that is already there.
-        calibration: Text and amount for calibrated targets; None takes the project's own text.
-        budget: Bits per weight (`6.0bpw`) or size (`105MB`) within which each matrix gets its bits by what it costs.
         verify: Called with the finished package before it gets its final name (`phi3_onnx.evaluate.checked` is one).
         progress: Called with (stage, done, in all): bytes of "writing" and "hashing", layers of
             "measuring" (for a budget) and "calibrating".
+        options: `ExportOptions`.
 
     Raises:
         SourceError: the checkpoint is missing, damaged or not supported.
@@ -163,19 +175,9 @@ def export(
         VerificationError: `verify` found a difference; the package is kept beside `output` as `<output>.failed`.
 
     """
-    plan = plan_export(
-        source,
-        target,
-        output,
-        revision=revision,
-        token=token,
-        adapter=adapter,
-        force=force,
-        calibration=calibration,
-        budget=budget,
-        progress=progress,
+    return run_export(
+        plan_export(source, target, output, progress=progress, **options), verify=verify, progress=progress
     )
-    return run_export(plan, verify=verify, progress=progress)
 
 
 def run_export(plan: Plan, *, verify: Verify | None = None, progress: Progress | None = None) -> Path:
@@ -226,8 +228,6 @@ def _fill(plan: Plan, data: DataFile, progress: Progress) -> dict[str, TensorSum
     names = checkpoint.config.tensor_shapes()
     alone = [name for name in names if not (plan.calibrated and name.startswith("model.layers."))]
     reports: dict[str, Mapping[str, Any]] = {}
-    if not fills_by_processes(checkpoint.config):
-        _ = plan.graph  # tracing sets the default dtype of this process, so none of its threads may work meanwhile
     with filling(data, checkpoint, target, alone, tally) as under_way:
         _ = plan.graph
         for name, table in zip((COS_TABLE, SIN_TABLE), rope_tables(checkpoint.config), strict=True):

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..configs import LongRope, ModelConfig
 from ..configs.errors import SourceError
+from ..configs.model import check_count, check_heads, own_attention_factor
 from .checkpoint import Checkpoint
 from .fusion import Part, Parts, check_parts, fused_parts, read_rows, split_parts
 from .gguf_file import GgufFile, can_dequantize
@@ -181,10 +182,8 @@ class _Metadata:
         )
 
     def _check_heads(self, hidden: int, heads: int, kv_heads: int, head_dim: int, rotary_dim: int) -> None:
-        if heads % kv_heads:
-            raise self._error(f"{heads} attention heads can not share {kv_heads} key/value heads")
-        if "attention.key_length" not in self._own() and hidden % heads:
-            raise self._error(f"embedding_length {hidden} is not a multiple of {heads} attention heads")
+        stated = "attention.key_length" in self._own()
+        check_heads(heads, kv_heads, None if stated else ("embedding_length", hidden), str(self._path))
         if self._own().get("attention.value_length", head_dim) != head_dim:
             raise self._error("key and value heads of different sizes are not supported")
         if rotary_dim > head_dim or (self._architecture == "llama" and rotary_dim != head_dim):
@@ -211,8 +210,7 @@ class _Metadata:
         stated = self._own().get("rope.scaling.attn_factor")
         if stated is None:
             return None
-        scale = max_position / original
-        usual = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+        usual = own_attention_factor(max_position / original, original)
         # The file has it in float32; where that is LongRoPE's own factor, the exact one is better.
         return None if np.float32(usual) == np.float32(stated) else float(stated)
 
@@ -245,9 +243,7 @@ class _Metadata:
         value = self._own().get(key, default)
         if isinstance(value, list) and len(set(value)) == 1:  # one value for each layer
             value = value[0]
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise self._error(f"{self._architecture}.{key} must be a positive whole number, got {value!r}")
-        return value
+        return check_count(value, f"{self._architecture}.{key}", str(self._path))
 
     def _float(self, key: str, default: float | None = None) -> float:
         value = self._own().get(key, default)

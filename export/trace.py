@@ -210,14 +210,17 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    kept = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(kept)
+def _convert(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give a model of fake tensors another dtype, which `Module.to` can not: they do not let it swap them.
+
+    torch's default dtype would do it too, but is one for all threads, and some may be quantizing weights.
+    """
+    converted: dict[nn.Parameter, nn.Parameter] = {}  # a tied weight stays one
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in converted:
+                converted[parameter] = nn.Parameter(torch.empty_like(parameter, dtype=dtype))
+            setattr(module, name, converted[parameter])
 
 
 @contextmanager
@@ -243,8 +246,9 @@ def trace(config: ModelConfig, target: Target) -> ir.Model:
     dtype = getattr(torch, target.io_dtype)
     dynamic = torch.export.Dim.DYNAMIC
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake, _masks_left_to_the_operator(), _quiet_exporter(), _default_dtype(dtype), torch.no_grad():
+    with fake, _masks_left_to_the_operator(), _quiet_exporter(), torch.no_grad():
         model = Phi3ForCausalLM(phi3_config(config)).eval()
+        _convert(model, dtype)
         rotary = _Rotary(config, dtype)
         cast("Any", model.model).rotary_emb = rotary
         model.model.norm = cast("Any", _Norm(model.model.norm))
@@ -257,7 +261,10 @@ def trace(config: ModelConfig, target: Target) -> ir.Model:
         past_shape = (batch, config.num_kv_heads, past_length, config.head_dim)
         ids = torch.ones(batch, length, dtype=torch.int64)
         mask = torch.ones(batch, length + past_length, dtype=torch.int64)
-        past = [(torch.empty(past_shape), torch.empty(past_shape)) for _ in range(config.num_layers)]
+        past = [
+            (torch.empty(past_shape, dtype=dtype), torch.empty(past_shape, dtype=dtype))
+            for _ in range(config.num_layers)
+        ]
         sizes = {0: dynamic, 2: dynamic}
         inputs: list[Any] = [ids, mask, past]
         shapes: list[Any] = [{0: dynamic, 1: dynamic}, {0: dynamic, 1: dynamic}, [(sizes, sizes)] * config.num_layers]

@@ -18,9 +18,10 @@ from .providers import (
     KNOWN,
     TELEMETRY_VARIABLE,
     Wheel,
-    clashing_wheels,
+    describe_clash,
     import_genai,
     import_onnxruntime,
+    install_any,
     installed_wheels,
     remedy,
 )
@@ -146,21 +147,11 @@ def wheel_problems(wheels: Sequence[Wheel]) -> list[Problem]:
     """Return what is wrong with the wheels of ONNX Runtime: none, two that overwrite each other, halves of a pair."""
     problems = []
     modules = {wheel.module for wheel in wheels}
-    for group in clashing_wheels(wheels):
-        names = " and ".join(f"{wheel.name} {wheel.version}" for wheel in group)
-        problems.append(
-            Problem(
-                "error",
-                f"{names} overwrite each other's module {group[0].module} (onnxruntime#26996)",
-                f"pip uninstall -y {' '.join(wheel.name for wheel in wheels)} && "
-                'pip install "phi3-onnx[cpu]" (or [cuda], or [directml])',
-            )
-        )
+    if clash := describe_clash(wheels):
+        problems.append(Problem("error", f"{clash} (onnxruntime#26996)", install_any(wheels)))
     for module, what in (("onnxruntime", "ONNX Runtime"), ("onnxruntime_genai", "its GenAI library")):
         if module not in modules:
-            problems.append(
-                Problem("error", f"{what} is not installed", 'pip install "phi3-onnx[cpu]" (or [cuda], or [directml])')
-            )
+            problems.append(Problem("error", f"{what} is not installed", install_any([])))
     return problems
 
 

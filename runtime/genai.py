@@ -17,7 +17,6 @@ from .placement import Placement, cached_placement, check_placement, keep_placem
 from .providers import (
     ProviderChoice,
     canonical,
-    check_wheels,
     choose,
     first_line,
     import_genai,
@@ -54,8 +53,6 @@ def load_engine(
     """
     named = provider.lower()  # `canonical` asks ONNX Runtime, which may be missing, for names it does not know itself
     og, provider = import_genai(named), canonical(provider)
-    if package.made_for != "cpu" or provider not in ("auto", "cpu"):
-        check_wheels(provider)
 
     placements: dict[str, Placement | None] = {}
 

@@ -125,6 +125,7 @@ def resolve_ort_providers(name: str) -> list[str]:
         provider = next(p for p in ("cuda", "dml", "cpu") if p == "cpu" or _ORT_NAMES[p] in available)
     wanted = ort_name(provider)
     if wanted not in available:
+        check_wheels(provider)  # more than the absence: the wheel may be there, overwritten
         found = f"onnxruntime {ort.__version__} has {', '.join(available)}"
         raise ProviderError(f"provider {provider} can not run here: {found}; {remedy(provider)}")
     return list(dict.fromkeys([wanted, "CPUExecutionProvider"]))
@@ -143,11 +144,14 @@ def choose(wanted: str, made_for: str | None, attempt: Callable[[str], _T]) -> t
 
     Raises:
         UsageError: there is no such provider.
-        ProviderError: the named provider can not run, or with `auto` none can.
+        ProviderError: the named provider can not run, or with `auto` none can; or a provider other than the CPU's is
+            named, and wheels overwrite each other.
 
     """
     wanted = canonical(wanted)
     if wanted != "auto":
+        if wanted != "cpu":
+            check_wheels(wanted)
         try:
             return attempt(wanted), ProviderChoice(wanted, (Candidate(wanted, True, "it was asked for"),))
         except RuntimeError as error:
@@ -189,7 +193,7 @@ def remedy(provider: str) -> str:
     installed = installed_wheels()
     if installed and {wheel.name for wheel in installed} == _wheels_of(provider):
         return _driver_advice(provider)
-    return _install_command(_EXTRAS[provider], installed)
+    return f"run: {_install_command(_EXTRAS[provider], installed)}"
 
 
 def _missing_here(provider: str) -> str | None:
@@ -204,7 +208,12 @@ def _install_command(extra: str, installed: Sequence[Wheel]) -> str:
     install = f'pip install "phi3-onnx[{extra}]"'
     # All of them go, not just the wrong ones: a wheel that was overwritten, or whose neighbour is removed, is broken.
     names = " ".join(wheel.name for wheel in installed)
-    return f"run: pip uninstall -y {names} && {install}" if names else f"run: {install}"
+    return f"pip uninstall -y {names} && {install}" if names else install
+
+
+def install_any(installed: Sequence[Wheel]) -> str:
+    """Return the commands that leave one ONNX Runtime, the CPU's or another, in place of those that are installed."""
+    return f"{_install_command('cpu', installed)} {_OR_ANOTHER}"
 
 
 def _wheels_of(provider: str) -> set[str]:
@@ -255,18 +264,32 @@ def check_wheels(provider: str = "auto") -> None:
 
     """
     wheels = installed_wheels()
-    for group in clashing_wheels(wheels):
-        names = " and ".join(f"{wheel.name} {wheel.version}" for wheel in group)
-        raise ProviderError(
-            f"{names} are installed together and overwrite each other's module {group[0].module}; "
-            f"{_install_for(provider, wheels)}"
-        )
+    if clash := describe_clash(wheels):
+        raise ProviderError(f"{clash}; {_install_for(provider, wheels)}")
+
+
+def wheel_warning() -> str | None:
+    """Return what is wrong where ONNX Runtime wheels overwrite each other and the CPU runs all the same, else None."""
+    wheels = installed_wheels()
+    if clash := describe_clash(wheels):
+        return f"{clash}, so the GPU's provider may be missing; run: {install_any(wheels)}"
+    return None
+
+
+def describe_clash(installed: Sequence[Wheel]) -> str | None:
+    """Return which of the installed wheels overwrite each other's module, in a line; None where none do."""
+    groups = [
+        f"{' and '.join(f'{wheel.name} {wheel.version}' for wheel in group)} overwrite each other's module "
+        f"{group[0].module}"
+        for group in clashing_wheels(installed)
+    ]
+    return ", ".join(groups) or None
 
 
 def _install_for(provider: str, installed: Sequence[Wheel]) -> str:
     if provider in ("cuda", "dml"):
-        return _missing_here(provider) or _install_command(_EXTRAS[provider], installed)
-    return f"{_install_command('cpu', installed)} {_OR_ANOTHER}"
+        return _missing_here(provider) or f"run: {_install_command(_EXTRAS[provider], installed)}"
+    return f"run: {install_any(installed)}"
 
 
 def import_onnxruntime() -> Any:
@@ -311,7 +334,9 @@ def _import(name: str, provider: str = "auto") -> ModuleType:
 
 
 def _import_error(name: str, problem: str, provider: str) -> ProviderError:
-    return ProviderError(f"{name} {problem}; {_install_for(provider, installed_wheels())}")
+    wheels = installed_wheels()
+    clash = describe_clash(wheels)
+    return ProviderError(f"{name} {problem}{f' ({clash})' if clash else ''}; {_install_for(provider, wheels)}")
 
 
 def first_line(error: BaseException) -> str:

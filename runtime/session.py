@@ -1,6 +1,7 @@
 """A package in plain ONNX Runtime: logits of every position, and greedy tokens, with no generation library between."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -337,6 +338,8 @@ def _open(path: Path, providers: Sequence[str], threads: int | None, device: int
         raise ProviderError(f"{wanted} can not run here: {found}; {remedy(canonical(wanted))}")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or default_threads()
+    if os.environ.get("NO_COLOR"):
+        options.log_severity_level = 4  # its log has colours always; what stops a run is raised too
     if wanted != _CPU:
         ask_for_placement(options)
     if wanted == "DmlExecutionProvider":

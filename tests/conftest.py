@@ -121,7 +121,7 @@ def write_adapter(folder: Path, base: Path, *, dtype: str = "float32", seed: int
                     parameter.mul_(torch.empty_like(parameter).uniform_(0.7, 1.3))
                 elif "lora_" in name:
                     parameter.normal_(0, 0.1)
-                elif "modules_to_save" in name:
+                elif "modules_to_save" in name or "trainable_tokens_delta" in name:
                     parameter.mul_(1 + 0.3 * torch.randn_like(parameter))
         model.to(getattr(torch, dtype)).save_pretrained(folder)
 

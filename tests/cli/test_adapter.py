@@ -3,42 +3,19 @@
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from phi3_onnx.cli import main
 from phi3_onnx.configs import read_manifest
 from phi3_onnx.evaluate import corpus
 from safetensors.torch import load_file, save_file
 
+from .conftest import Ran, Run
+
 Make = Callable[..., Path]
 WEIGHTS = "adapter_model.safetensors"
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs the command line and gives its exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["phi3-onnx", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return Ran(int(caught.value.code or 0), captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture
@@ -86,12 +63,22 @@ def test_verify_takes_the_packages_adapter_or_what_is_named(
     assert "mean_kl is" in last_line(without)
     assert run("verify", package, "--reference", base, "--adapter", adapter, "--steps", 4).code == 0
 
+    settings = adapter / "adapter_config.json"
+    kept = settings.read_bytes()
+    settings.write_text(json.dumps(json.loads(kept) | {"lora_alpha": 13}))
+    sums = [hashlib.sha256(content).hexdigest() for content in (kept, settings.read_bytes())]
+    changed = run("verify", package)
+    assert changed.code == 1
+    assert f"any more: expected sha256 {sums[0]} of its adapter_config.json, got {sums[1]};" in last_line(changed)
+    settings.write_bytes(kept)
+
     tensors = load_file(adapter / WEIGHTS)
     next(iter(tensors.values())).mul_(2)
     save_file(tensors, adapter / WEIGHTS)
     changed = run("verify", package)
     assert changed.code == 1
-    assert "is not what the package was made of any more: expected sha256" in last_line(changed)
+    merged = read_manifest(package).adapter
+    assert merged and f"any more: expected sha256 {merged.sha256} of its weights" in last_line(changed)
     shutil.rmtree(adapter)
     assert "does not exist (the package was made of it; name another with" in last_line(run("verify", package))
 

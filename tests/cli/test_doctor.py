@@ -165,12 +165,22 @@ class TestAnswersIn:
         for name in _RUNTIME:
             environment.link(name)
         environment.pretend("onnxruntime-gpu", "1.24.4")
-        self.refused(
-            generate("cuda"),
-            f"onnxruntime {version('onnxruntime')} and onnxruntime-gpu 1.24.4 are installed together and overwrite "
-            "each other's module onnxruntime; run: pip uninstall -y onnxruntime onnxruntime-gpu onnxruntime-genai && "
-            'pip install "phi3-onnx[cuda]"',
+        clash = (
+            f"onnxruntime {version('onnxruntime')} and onnxruntime-gpu 1.24.4 overwrite each other's module onnxruntime"
         )
+        uninstall = "pip uninstall -y onnxruntime onnxruntime-gpu onnxruntime-genai"
+        self.refused(generate("cuda"), f'{clash}; run: {uninstall} && pip install "phi3-onnx[cuda]"')
+        if sys.platform == "linux":
+            self.refused(generate("dml"), f"{clash}; DirectML exists on Windows only; take --provider cuda or cpu")
+        for provider, why in (("auto", "the package was made for it"), ("cpu", "it was asked for")):
+            answer = generate(provider)
+            assert answer.returncode == 0 and answer.stdout
+            assert answer.stderr.splitlines()[:2] == [
+                f"warning: {clash}, so the GPU's provider may be missing; run: {uninstall} && "
+                'pip install "phi3-onnx[cpu]" (or [cuda], or [directml])',
+                f"tiny-gqa/cpu-fp32 on cpu (cpu: chosen, {why})",
+            ]
+            assert answer.stderr.count("warning") == 1
 
 
 def test_version_names_what_matters_and_imports_none_of_it() -> None:

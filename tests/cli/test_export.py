@@ -2,43 +2,20 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-from phi3_onnx.cli import main
 from phi3_onnx.configs import read_manifest
 from phi3_onnx.quantize.packed import QuantizedWeight
 from phi3_onnx.quantize.rtn import quantize_rtn
 
+from .conftest import Ran, Run
+
 Tiny = Callable[..., Path]
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Return a function that runs the command line and gives its exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["phi3-onnx", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        captured = capsys.readouterr()
-        return Ran(int(exit_info.value.code or 0), captured.out, captured.err)
-
-    return call
-
-
-Run = Callable[..., Ran]
 
 
 def assert_one_line(ran: Ran, code: int, *words: str) -> None:

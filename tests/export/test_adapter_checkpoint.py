@@ -60,6 +60,23 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
         {"target_modules": ["o_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
     ),
     "tied together, low rank": ("tied", {"target_modules": ["embed_tokens", "o_proj"], "ensure_weight_tying": True}),
+    "tokens": ("plain", {"target_modules": ["o_proj"], "trainable_token_indices": [70, 3, 200]}),
+    "tokens of both": (
+        "plain",
+        {"target_modules": ["o_proj"], "trainable_token_indices": {"lm_head": [5], "embed_tokens": [9, 2]}},
+    ),
+    "tied tokens": ("tied", {"target_modules": ["o_proj"], "trainable_token_indices": [70, 3]}),
+    "tied tokens named twice": (
+        "tied",
+        {"target_modules": ["o_proj"], "trainable_token_indices": {"embed_tokens": [7, 9], "lm_head": [7, 9]}},
+    ),
+    "tied tokens of the head": ("tied", {"target_modules": ["o_proj"], "trainable_token_indices": {"lm_head": [7]}}),
+    "tied tokens apart": (
+        "tied",
+        {"target_modules": ["o_proj"], "trainable_token_indices": {"embed_tokens": [7, 9], "lm_head": [9]}},
+    ),
+    "embedding dora": ("plain", {"target_modules": ["embed_tokens", "qkv_proj"], "use_dora": True}),
+    "tied embedding dora": ("tied", {"target_modules": ["embed_tokens", "o_proj"], "use_dora": True}),
     "gaussian": ("plain", {"target_modules": ["o_proj"], "init_lora_weights": "gaussian"}),
 }
 
@@ -87,10 +104,12 @@ def merged_by_peft(base: Path, adapter: Path, like: Checkpoint) -> dict[str, np.
     """Return the tensors of PEFT's merge in Phi-3's layout."""
     model = load_with_peft(base, adapter)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if hasattr(embedding, "base_layer") or hasattr(head, "base_layer"):
+    tokens = [module.token_adapter for module in (embedding, head) if hasattr(module, "token_adapter")]
+    apart = tokens and not any(adapter.tied_adapter for adapter in tokens)
+    if hasattr(embedding, "base_layer") or hasattr(head, "base_layer") or apart:
         # PEFT adds to a tied matrix in place, which would change the other module too, unlike the model that was
         # trained (and PEFT warns of it): untie them, as it advises.
-        layer = getattr(embedding, "base_layer", embedding)
+        layer = getattr(getattr(embedding, "token_adapter", embedding), "base_layer", embedding)
         layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
     state = {name: value.numpy() for name, value in model.merge_and_unload().state_dict().items()}
     joined = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -117,7 +136,9 @@ def test_every_tensor_is_what_peft_merges(made: Make, name: str) -> None:
     assert changed > 0
 
 
-@pytest.mark.parametrize("name", ["fused", "split", "split dora", "head and embedding", "embedding", "tied head"])
+@pytest.mark.parametrize(
+    "name", ["fused", "split", "split dora", "head and embedding", "embedding", "tied head", "tokens", "embedding dora"]
+)
 def test_rows_are_those_of_the_whole(made: Make, name: str) -> None:
     base, adapter = made(name)
     merged = open_checkpoint(base, adapter=adapter)
@@ -130,11 +151,17 @@ def test_rows_are_those_of_the_whole(made: Make, name: str) -> None:
         merged.read("model.norm.weight", slice(0, 8, 2))
 
 
-def test_large_matrices_are_merged_in_pieces(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, adapter = made("dora")
-    expected = open_checkpoint(base, adapter=adapter).read("model.layers.1.mlp.gate_up_proj.weight")
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [("dora", "model.layers.1.mlp.gate_up_proj.weight"), ("embedding dora", "model.embed_tokens.weight")],
+)
+def test_large_matrices_are_merged_in_pieces(
+    made: Make, monkeypatch: pytest.MonkeyPatch, name: str, tensor: str
+) -> None:
+    base, adapter = made(name)
+    expected = open_checkpoint(base, adapter=adapter).read(tensor)
     monkeypatch.setattr("phi3_onnx.export.adapter_checkpoint.CHUNK_VALUES", 64 * 7)
-    got = open_checkpoint(base, adapter=adapter).read("model.layers.1.mlp.gate_up_proj.weight")
+    got = open_checkpoint(base, adapter=adapter).read(tensor)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
 
 
@@ -173,9 +200,10 @@ def test_split_and_fused_layouts_go_together(tiny, adapter_of, tmp_path: Path, b
         np.testing.assert_array_equal(here.read(name), there.read(name))
 
 
-def test_it_reads_the_same_in_another_process(made: Make) -> None:
+@pytest.mark.parametrize("name", ["dora", "embedding dora", "tokens"])
+def test_it_reads_the_same_in_another_process(made: Make, name: str) -> None:
     """Large models are written by several processes, which are sent the checkpoint."""
-    base, adapter = made("dora")
+    base, adapter = made(name)
     merged = open_checkpoint(base, adapter=adapter)
     sent = pickle.loads(pickle.dumps(merged))
     assert sent.adapter == merged.adapter
@@ -193,7 +221,17 @@ def test_an_adapter_on_an_unquantized_package(made: Make, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["fused", "split dora", "tied embedding", "tied together, low rank", "head and embedding"]
+    "name",
+    [
+        "fused",
+        "split dora",
+        "tied embedding",
+        "tied together, low rank",
+        "head and embedding",
+        "tied tokens",
+        "tied tokens apart",
+        "embedding dora",
+    ],
 )
 def test_the_package_answers_as_pefts_unmerged_model(made: Make, tmp_path: Path, name: str) -> None:
     base, adapter = made(name)
@@ -212,6 +250,7 @@ def test_the_package_answers_as_pefts_unmerged_model(made: Make, tmp_path: Path,
     assert manifest.adapter is not None
     assert manifest.adapter.path == str(adapter)
     assert manifest.adapter.sha256 == hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest()
+    assert manifest.adapter.config_sha256 == hashlib.sha256((adapter / "adapter_config.json").read_bytes()).hexdigest()
 
 
 def test_a_low_rank_change_of_a_tied_matrix_unties_it(made: Make) -> None:
@@ -311,7 +350,9 @@ def message_of(base: Path, adapter: Path | str) -> str:
         ({"init_lora_weights": "pissa_niter_4"}, ["init_lora_weights='pissa_niter_4' (it changes the model's own"]),
         ({"init_lora_weights": "loftq"}, ["init_lora_weights='loftq'"]),
         ({"layer_replication": [[0, 1]]}, ["layer_replication (it repeats layers"]),
-        ({"trainable_token_indices": [3]}, ["trainable_token_indices (single tokens"]),
+        ({"trainable_token_indices": [3]}, ["model.embed_tokens has no tensor of trainable_token_indices"]),
+        ({"trainable_token_indices": [3, 3]}, ["trainable_token_indices must be lists of token ids, each once"]),
+        ({"trainable_token_indices": [512]}, ["token 512 was trained, the model has 512: the vocabulary was resized"]),
         ({"alora_invocation_tokens": [3]}, ["alora_invocation_tokens"]),
         ({"use_qalora": True, "bias": "all"}, ["use_qalora (a variant of LoRA); bias='all'"]),
         ({"r": 0}, ["r must be a positive whole number, got 0"]),
@@ -393,9 +434,35 @@ def test_an_adapter_of_a_larger_model(made: Make, tiny) -> None:
     assert "has shape [4, 64], expected [4, 128]" in message
 
 
-def test_low_rank_embeddings_with_dora_are_refused(tiny, adapter_of) -> None:
-    adapter = adapter_of(tiny("plain"), target_modules=["embed_tokens", "o_proj"], use_dora=True)
-    assert "DoRA of model.embed_tokens needs all of its rows at once" in message_of(tiny("plain"), adapter)
+def test_dora_of_an_embedding_that_the_head_shares_is_refused(tiny, adapter_of) -> None:
+    options = {"target_modules": ["embed_tokens", "o_proj"], "use_dora": True, "ensure_weight_tying": True}
+    adapter = adapter_of(tiny("tied"), **options)
+    assert "DoRA of model.embed_tokens has other norms than that of the head" in message_of(tiny("tied"), adapter)
+
+
+def test_tokens_that_do_not_fit(made: Make, copied: Callable[[str], Path]) -> None:
+    base, _ = made("tokens")
+    adapter = copied("tokens")
+    settings = adapter / "adapter_config.json"
+    edit_json(settings, trainable_token_indices=[70, 3])
+    assert "trainable_tokens_delta has shape [3, 64], expected [2, 64]" in message_of(base, adapter)
+    edit_json(settings, trainable_token_indices={"embed_tokens": [70, 3, 200], "norm": [64]})
+    assert "model.norm has no tensor of trainable_token_indices" in message_of(base, adapter)
+    edit_json(settings, trainable_token_indices=None)
+    assert "model.embed_tokens has a tensor of tokens, but is none of" in message_of(base, adapter)
+    edit_json(settings, trainable_token_indices=[70, 3, 200])
+    whole = torch.zeros(512, 64)
+    edit_weights(adapter, lambda tensors: tensors.update({"base_model.model.model.embed_tokens.weight": whole}))
+    assert "model.embed_tokens was trained in two ways; merge it with PEFT" in message_of(base, adapter)
+
+
+def test_tokens_of_a_tied_embedding_and_a_head_of_its_own_are_refused(made: Make, copied) -> None:
+    base, _ = made("tied tokens")
+    adapter = copied("tied tokens")
+    edit_json(adapter / "adapter_config.json", modules_to_save=["lm_head"])
+    head = {"base_model.model.lm_head.weight": torch.zeros(512, 64)}
+    edit_weights(adapter, lambda tensors: tensors.update(head))
+    assert "tokens of the tied model.embed_tokens and more of lm_head were trained" in message_of(base, adapter)
 
 
 def test_a_row_of_zeros_has_no_direction(made: Make, copied: Callable[[str], Path], tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 """The traced and rewritten graph: which operators result, under which names, from which architectures."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
 import pytest
+import torch
 from phi3_onnx.configs import ModelConfig, Target, WeightScheme, find_target, parse_model_config
 from phi3_onnx.export.graph import build_graph
 from phi3_onnx.export.passes import PassError, run_passes
 from phi3_onnx.export.rope import rope_tables, switches_factors, table_length
+from phi3_onnx.export.trace import trace
 
 LAYERS = 2
 
@@ -150,6 +154,25 @@ def test_longrope_tables_hold_both_sets_of_factors() -> None:
     # Position 4 under factors of 4 turns as far as position 1 under factors of 1.
     assert cos[1] == pytest.approx(cos[4096 + 4], abs=1e-6)
     assert "Slice" in build_graph(shape, find_target("cpu-fp32")).ops
+
+
+def test_tracing_leaves_torchs_default_dtype_to_the_other_threads() -> None:
+    # Threads that quantize weights may run beside it.
+    seen: set[torch.dtype] = set()
+    traced = threading.Event()
+
+    def look() -> None:
+        while not traced.wait(0.0005):
+            seen.add(torch.get_default_dtype())
+
+    with ThreadPoolExecutor(1) as other:
+        other.submit(look)
+        try:
+            model = trace(config(), find_target("cuda-fp16"))
+        finally:
+            traced.set()
+    assert seen == {torch.float32}
+    assert model.graph.initializers["model.norm.weight"].dtype == ir.DataType.FLOAT16
 
 
 def test_a_failing_pass_is_named_with_those_before_it() -> None:

@@ -16,6 +16,7 @@ from phi3_onnx.runtime.providers import (
     ort_name,
     remedy,
     resolve_ort_providers,
+    wheel_warning,
 )
 
 CPU = [Wheel("onnxruntime", "1.32.0", "onnxruntime"), Wheel("onnxruntime-genai", "0.18.0", "onnxruntime_genai")]
@@ -169,11 +170,30 @@ class TestWheels:
         with pytest.raises(ProviderError) as caught:
             check_wheels()
         message = str(caught.value)
-        assert (
-            "onnxruntime-directml 1.24.4 are installed together and overwrite each other's module onnxruntime"
-            in message
-        )
+        assert "onnxruntime-directml 1.24.4 overwrite each other's module onnxruntime" in message
         assert "pip uninstall -y onnxruntime onnxruntime-directml onnxruntime-genai && pip install" in message
+
+    def test_a_clash_refuses_the_named_gpu_and_leaves_the_cpu_alone(self, installed):
+        installed(*CPU, CUDA[0])
+        with pytest.raises(
+            ProviderError, match=r"overwrite each other's module onnxruntime; run: .*\[cuda\]"
+        ) as caught:
+            choose("cuda", "cpu", failing())
+        assert caught.value.exit_code == 3
+        assert choose("cpu", "cuda", failing())[1].provider == "cpu"
+        assert choose("auto", "cuda", failing("cuda", "dml"))[1].provider == "cpu"
+
+    def test_the_warning_names_every_clash_in_one_line(self, installed):
+        installed(*CPU)
+        assert wheel_warning() is None
+        installed(*CPU, *CUDA)
+        assert wheel_warning() == (
+            "onnxruntime 1.32.0 and onnxruntime-gpu 1.32.0 overwrite each other's module onnxruntime, "
+            "onnxruntime-genai 0.18.0 and onnxruntime-genai-cuda 0.18.0 overwrite each other's module "
+            "onnxruntime_genai, so the GPU's provider may be missing; run: pip uninstall -y onnxruntime "
+            "onnxruntime-genai onnxruntime-gpu onnxruntime-genai-cuda && "
+            'pip install "phi3-onnx[cpu]" (or [cuda], or [directml])'
+        )
 
     def test_no_wheel_at_all(self, monkeypatch, installed):
         installed()
