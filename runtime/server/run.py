@@ -120,7 +120,9 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # Named, since asyncio turns Nagle's algorithm off only for what says that it is TCP, and connections inherit it:
+        # without that each answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
         raise UsageError(f"--host {host} is no address of this machine: {error.strerror or error}") from error
     # On Windows this option would share a port with whoever has it.
