@@ -120,8 +120,8 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        # Named, since asyncio turns Nagle's algorithm off only for what says that it is TCP, and connections inherit it:
-        # without that each answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
+        # Named TCP, as its connections are then too: asyncio turns Nagle's algorithm off for no others, and with it
+        # answers on a kept connection wait 40 ms for the client's delayed acknowledgement.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
         raise UsageError(f"--host {host} is no address of this machine: {error.strerror or error}") from error
