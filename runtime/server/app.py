@@ -67,7 +67,7 @@ def create_app(engine: EngineProcess, settings: Settings) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        engine.start()
+        await engine.start()
         yield
         await engine.stop()
 
@@ -196,11 +196,11 @@ class Server:
     async def _whole(self, answers: Answers, accepted: Accepted, reply: Reply, prompts: int) -> dict[str, Any]:
         finished: list[Finished] = []
         while not (finished and finished[-1].last):
-            event = await answers.next()
-            if isinstance(event, Refused):
-                raise _refusal(event)
-            if isinstance(event, Finished):
-                finished.append(event)
+            for event in await answers.next():
+                if isinstance(event, Refused):
+                    raise _refusal(event)
+                if isinstance(event, Finished):
+                    finished.append(event)
         self._done(answers, finished)
         return reply.whole(finished, usage(accepted.prompt_tokens, finished, prompts))
 

@@ -38,8 +38,10 @@ def serve(loader: Callable[[], Any], settings: Settings, on_ready: Callable[[Rea
 
     """
     listener = listen(settings.host, settings.port)
-    with contextlib.closing(listener):
-        asyncio.run(_serve(loader, settings, listener, on_ready))
+    # The loop that uvicorn would take: uvloop's, where it is installed.
+    new_loop = uvicorn.Config("", log_config=None).get_loop_factory()
+    with contextlib.closing(listener), asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(_serve(loader, settings, listener, on_ready))
 
 
 async def _serve(

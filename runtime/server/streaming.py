@@ -1,15 +1,14 @@
 """Answers as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
-import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from pydantic_core import to_json
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from .errors import ApiError, unavailable
-from .messages import Accepted, Event, Finished, Refused
+from .messages import Accepted, Finished, Refused
 from .process import Answers
 from .replies import Reply, usage
 
@@ -21,7 +20,7 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 class EventStream(StreamingResponse):
     """A response of events, which says when nobody reads it any more."""
 
-    def __init__(self, content: AsyncIterator[str], on_end: Callable[[], None]) -> None:
+    def __init__(self, content: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
         """Make one.
 
         Args:
@@ -46,7 +45,7 @@ async def events(
     reply: Reply,
     done: Callable[[Answers, list[Finished]], None],
     prompts: int,
-) -> AsyncIterator[str]:
+) -> AsyncIterator[bytes]:
     """Yield a request's answers as events, each with the JSON of a chunk; an error that comes late is one, too.
 
     Args:
@@ -57,31 +56,27 @@ async def events(
         prompts: how many prompts there are.
 
     """
-    yield _events(reply.opening())
+    if opening := reply.opening():
+        yield _events(opening)
     finished: list[Finished] = []
     while not (finished and finished[-1].last):
-        event = await _next(answers)
-        if event is None:
-            yield ": still at it\n\n"
-        elif isinstance(event, Refused):
-            yield _events([_error(event).body])
-            return
-        elif isinstance(event, Finished):
-            finished.append(event)
-            yield _events(reply.ending(event))
-        elif text := _events(reply.piece(event)):
-            yield text
+        chunks: list[dict[str, Any]] = []
+        waiting = await answers.next(_KEEP_ALIVE_SECONDS)
+        for event in waiting:
+            if isinstance(event, Refused):
+                yield _events([*chunks, _error(event).body])
+                return
+            if isinstance(event, Finished):
+                finished.append(event)
+                chunks += reply.ending(event)
+            else:
+                chunks += reply.piece(event)
+        if chunks:
+            yield _events(chunks)
+        elif not waiting:
+            yield b": still at it\n\n"
     done(answers, finished)
-    yield _events(reply.closing(usage(accepted.prompt_tokens, finished, prompts))) + "data: [DONE]\n\n"
-
-
-async def _next(answers: Answers) -> Event | None:
-    """Return the next event; None where there is none for a while."""
-    try:
-        async with asyncio.timeout(_KEEP_ALIVE_SECONDS):
-            return await answers.next()
-    except TimeoutError:
-        return None
+    yield _events(reply.closing(usage(accepted.prompt_tokens, finished, prompts))) + b"data: [DONE]\n\n"
 
 
 def _error(refused: Refused) -> ApiError:
@@ -90,5 +85,5 @@ def _error(refused: Refused) -> ApiError:
     return ApiError(500 if refused.kind == "engine" else 400, refused.message)
 
 
-def _events(chunks: list[dict[str, Any]]) -> str:
-    return "".join(f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n" for chunk in chunks)
+def _events(chunks: list[dict[str, Any]]) -> bytes:
+    return b"".join([b"data: %b\n\n" % to_json(chunk) for chunk in chunks])
