@@ -26,7 +26,7 @@ from .process import Answers, EngineProcess
 from .replies import ChatReply, CompletionReply, Reply, usage
 from .requests import ChatRequest, CompletionRequest, parse
 from .settings import Settings
-from .streaming import EventStream, events
+from .streaming import Events, EventStream
 from .tools import conversation, guidance
 
 _LOG = logging.getLogger(__name__)
@@ -184,9 +184,8 @@ class Server:
                 raise _refusal(first)
             if stream:
                 handed_on = True
-                return EventStream(
-                    events(answers, first, reply, self._done, len(prompts)), lambda: self._engine.cancel(answers)
-                )
+                events = Events(answers, first, reply, self._done, len(prompts))
+                return EventStream(events, lambda: self._engine.cancel(answers))
             whole = await _unless_gone(request, self._whole(answers, first, reply, len(prompts)))
             return JSONResponse(whole)
         finally:

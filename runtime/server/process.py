@@ -36,39 +36,36 @@ class Answers:
         self.job = job
         self.started = time.monotonic()
         self._events: list[Event] = []
-        self._loop = asyncio.get_running_loop()
-        self._accepted: asyncio.Future[Accepted | Refused] = self._loop.create_future()
-        self._waiter: asyncio.Future[None] | None = None
+        self._accepted: asyncio.Future[Accepted | Refused] = asyncio.get_running_loop().create_future()
+        self._arrived = asyncio.Event()
+        self.listener: Callable[[], None] | None = None
+        """Called after each event, instead of waking whoever waits in `next`."""
 
     def put(self, event: "Accepted | Event") -> None:
         """Add an event; the first is `Accepted` or `Refused`."""
-        if isinstance(event, Accepted) or (isinstance(event, Refused) and not self._accepted.done()):
+        if not self._accepted.done():
+            assert isinstance(event, Accepted | Refused)
             self._accepted.set_result(event)
             return
+        assert not isinstance(event, Accepted)
         self._events.append(event)
-        if self._waiter:
-            _wake(self._waiter)
+        if self.listener:
+            self.listener()
+        else:
+            self._arrived.set()
 
     async def accepted(self) -> Accepted | Refused:
         """Wait for the first event: whether the engine takes the job."""
         return await self._accepted
 
-    async def next(self, seconds: float | None = None) -> list[Event]:
-        """Wait for more events, and return all that there are; after a `Refused`, or the last `Finished`, is none.
+    async def next(self) -> list[Event]:
+        """Wait for more events, and return all that there are; after a `Refused`, or the last `Finished`, is none."""
+        await self._arrived.wait()
+        return self.take()
 
-        Args:
-            seconds: how long to wait; there may be no events then.
-
-        """
-        if not self._events:
-            self._waiter = self._loop.create_future()
-            timer = self._loop.call_later(seconds, _wake, self._waiter) if seconds else None
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-                if timer:
-                    timer.cancel()
+    def take(self) -> list[Event]:
+        """Return the events that came since."""
+        self._arrived.clear()
         events, self._events = self._events, []
         return events
 
@@ -229,11 +226,6 @@ class EngineProcess:
         await asyncio.sleep(wait)
         self.restarts += 1
         await self.start()
-
-
-def _wake(waiter: "asyncio.Future[None]") -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 def _ending(code: int | None) -> str:
