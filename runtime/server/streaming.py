@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
+from json.encoder import encode_basestring
 from typing import Any
 
 from pydantic_core import to_json
@@ -9,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .errors import ApiError, unavailable
-from .messages import Accepted, Finished, Refused
+from .messages import Accepted, Event, Finished, Piece, Refused
 from .process import Answers
 from .replies import Reply, usage
 
@@ -45,6 +46,7 @@ class Events:
         self._done = done
         self._prompts = prompts
         self._finished: list[Finished] = []
+        self._around: dict[int, tuple[bytes, bytes] | None] = {}
         self.over = False
         """Whether nothing comes any more."""
 
@@ -54,22 +56,31 @@ class Events:
 
     def more(self) -> bytes:
         """Return what came since the last call; empty where nothing can be shown yet."""
-        chunks: list[dict[str, Any]] = []
-        for event in self.answers.take():
-            if isinstance(event, Refused):
-                self.over = True
-                return _events([*chunks, _error(event).body])
-            if isinstance(event, Finished):
-                self._finished.append(event)
-                chunks += self._reply.ending(event)
-                if event.last:
-                    self.over = True
-                    self._done(self.answers, self._finished)
-                    counts = usage(self._accepted.prompt_tokens, self._finished, self._prompts)
-                    return _events([*chunks, *self._reply.closing(counts)]) + b"data: [DONE]\n\n"
-            else:
-                chunks += self._reply.piece(event)
-        return _events(chunks)
+        return b"".join([self._event(event) for event in self.answers.take()])
+
+    def _event(self, event: Event) -> bytes:
+        if isinstance(event, Piece):
+            return self._piece(event)
+        if isinstance(event, Refused):
+            self.over = True
+            return _events([_error(event).body])
+        self._finished.append(event)
+        chunks = self._reply.ending(event)
+        if not event.last:
+            return _events(chunks)
+        self.over = True
+        self._done(self.answers, self._finished)
+        counts = usage(self._accepted.prompt_tokens, self._finished, self._prompts)
+        return _events([*chunks, *self._reply.closing(counts)]) + b"data: [DONE]\n\n"
+
+    def _piece(self, piece: Piece) -> bytes:
+        # Nearly all of a stream are pieces that differ in their text alone: the rest of their JSON is made once.
+        if piece.choice not in self._around:
+            self._around[piece.choice] = self._reply.around(piece.choice)
+        around = self._around[piece.choice]
+        if around is None or piece.logprobs:
+            return _events(self._reply.piece(piece))
+        return b"data: %b%b%b\n\n" % (around[0], encode_basestring(piece.text).encode(), around[1])
 
 
 class EventStream(Response):
