@@ -5,9 +5,9 @@
 Both run the same token ids greedily, in turn, each time another prompt, so that no cache helps; prompts whose answer
 ends early are left out. The plain side is GenAI's own loop, `append_tokens` and `generate_next_token`, with the same
 number of threads. Its time is that of the loop; the server's is the client's, from request to last byte. The client
-shares the server's cores, so it does as little as one can: it reads bytes from a socket, and looks into them afterwards. A ratio is
-the median over the pairs. Beside speed: the longest that /health took while a prompt of the context's length was run,
-and the time to the first token of a conversation's second turn, with the kept cache and without.
+shares the server's cores, so it does as little as one can: it reads bytes from a socket, and looks into them later. A
+ratio is the median over the pairs. Beside speed: the longest that /health took while a prompt of the context's length
+was run, and the time to the first token of a conversation's second turn, with the kept cache and without.
 """
 
 import argparse
