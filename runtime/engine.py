@@ -72,8 +72,15 @@ class TokenSequence(Protocol):
         """Return the logits of the last `append`, float32 [rows, vocabulary]: one row a token, or one in all."""
         ...
 
-    def guided_token(self) -> int:
-        """Choose the next token under the guidance it was opened with; the next call runs the model on it first."""
+    def choose_token(self) -> int:
+        """Choose the next token under the guidance it was opened with, else the most likely one.
+
+        The next call of this or of `logits` runs the model on it first; `rewind` can still drop it before.
+
+        Raises:
+            EngineError: it failed; the sequence is of no use any more.
+
+        """
         ...
 
     def rewind(self, length: int) -> None:
@@ -101,6 +108,11 @@ class Engine(Protocol):
     @property
     def continuous(self) -> bool:
         """Whether several tokens can be appended to a sequence that has some, without running all of them again."""
+        ...
+
+    @property
+    def chooses(self) -> bool:
+        """Whether sequences without guidance can `choose_token`, which spares the copy of all logits."""
         ...
 
     def open(self, capacity: int, guided: GuidedDraws | None = None) -> TokenSequence:

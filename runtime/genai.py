@@ -97,6 +97,8 @@ def _load_error(package: Package, og: Any, error: BaseException) -> PackageError
 class GenAiEngine:
     """A package loaded by `onnxruntime_genai`, on one provider."""
 
+    chooses = True
+
     def __init__(
         self, og: Any, package: Package, provider: str, *, threads: int | None = None, device: int | None = None
     ) -> None:
@@ -169,7 +171,7 @@ class GenAiEngine:
 
 
 class GenAiSequence:
-    """One `onnxruntime_genai.Generator`. Tokens are chosen by the caller and appended, except under guidance.
+    """One `onnxruntime_genai.Generator`. Tokens are chosen by the caller and appended, or by `choose_token`.
 
     Appending a chosen token is what `generate_next_token` does, without its re-prefill at token 4097 (which has its
     place in `KvCache`, for every length) and with sampling settings that can change within a chat.
@@ -188,6 +190,7 @@ class GenAiSequence:
         self._engine = engine
         self._guided = guided
         self._tokens: list[int] = []
+        self._unrun = False  # the last token was chosen, and GenAI would not run it by itself
         self.capacity = capacity
         try:
             with engine.turn(f"reserving a KV cache of {capacity} tokens"):
@@ -214,19 +217,27 @@ class GenAiSequence:
         # After an end token that search takes the text for finished, and computes nothing more.
         if token in self._engine.end_tokens:
             return False
-        logits = np.full_like(self._generator.get_logits(), -1e9)
-        logits[..., token] = 0
-        self._generator.set_logits(logits)
+        self._leave_only(token)
         self._generator.generate_next_token()
         return int(self._generator.get_next_tokens()[0]) == token
 
+    def _leave_only(self, token: int) -> None:
+        logits = np.full_like(self._generator.get_logits(), -1e9)
+        logits[..., token] = 0
+        self._generator.set_logits(logits)
+
     def logits(self) -> np.ndarray:
         """Return the last token's logits; see `TokenSequence.logits`."""
-        if self._tokens and self._tokens[-1] == self._engine.pad_token:
+        self._go_on()
+        if self._padded:
             # GenAI would give those of the last token that is no padding, and padding may be an end token too.
             return self.run_logits()[-1]
         with self._engine.turn("reading logits"):
             return np.asarray(self._generator.get_logits(), dtype=np.float32).reshape(-1)
+
+    @property
+    def _padded(self) -> bool:
+        return bool(self._tokens) and self._tokens[-1] == self._engine.pad_token
 
     def run_logits(self) -> np.ndarray:
         """Return the last run's logits; see `TokenSequence.run_logits`."""
@@ -234,13 +245,25 @@ class GenAiSequence:
             logits = np.asarray(self._generator.get_output("logits"), dtype=np.float32)
         return logits.reshape(-1, logits.shape[-1])
 
-    def guided_token(self) -> int:
-        """Choose the next token under guidance; see `TokenSequence.guided_token`."""
-        with self._engine.turn("choosing a token under guidance"):
+    def choose_token(self) -> int:
+        """Let GenAI's own search choose; see `TokenSequence.choose_token`."""
+        self._go_on()
+        best = int(self.logits().argmax()) if self._padded and not self._guided else None
+        with self._engine.turn(f"choosing a token after {len(self._tokens)}"):
+            if best is not None:
+                self._leave_only(best)
             self._generator.generate_next_token()
             token = int(self._generator.get_next_tokens()[0])
         self._tokens.append(token)
+        self._unrun = self._guided is None and token in (*self._engine.end_tokens, self._engine.pad_token)
         return token
+
+    def _go_on(self) -> None:
+        # After an end token GenAI's search computes nothing more, and padding has to be seen as the last token run.
+        if self._unrun:
+            tokens = self._tokens.copy()
+            self.rewind(len(tokens) - 1 if self._engine.continuous else 0)
+            self.append(tokens[len(self._tokens) :])
 
     def rewind(self, length: int) -> None:
         """Forget all but the first tokens; see `TokenSequence.rewind`."""
@@ -252,6 +275,7 @@ class GenAiSequence:
             else:
                 self._generator = self._engine.generator(self.capacity, self._guided)
             del self._tokens[length:]
+            self._unrun = False
 
     def close(self) -> None:
         """Give the KV cache's memory back."""
@@ -279,9 +303,10 @@ def _config(og: Any, package: Package, provider: str, threads: int | None, devic
 
 
 def _search_options(guided: GuidedDraws | None) -> dict[str, Any]:
-    if guided is None or guided.sampling.greedy:
-        penalty = guided.sampling.repetition_penalty if guided else 1.0
-        return {"do_sample": False, "repetition_penalty": float(penalty)}
+    if guided is None:  # the most likely token, whatever the package's own settings are
+        return {"do_sample": False, "repetition_penalty": 1.0, "min_length": 0}
+    if guided.sampling.greedy:
+        return {"do_sample": False, "repetition_penalty": float(guided.sampling.repetition_penalty)}
     sampling = guided.sampling
     options: dict[str, Any] = {
         "do_sample": True,

@@ -47,6 +47,7 @@ class KvCache:
         self._sequence: TokenSequence | None = None
         self._guided: GuidedDraws | None = None
         self._tokens: list[int] = []
+        self._chosen: int | None = None  # in the sequence, and not run before the next is chosen
         self._long = False
 
     @property
@@ -63,6 +64,11 @@ class KvCache:
     def waiting(self) -> bool:
         """Whether the last token appended waits to be run together with other texts', until logits are asked for."""
         return self._sequence is not None and self._sequence.waiting
+
+    @property
+    def chooses(self) -> bool:
+        """Whether `choose_token` gives what the logits would without guidance: not across LongRoPE's switch."""
+        return self._engine.chooses and self._switch is None
 
     @property
     def guided(self) -> GuidedDraws | None:
@@ -123,7 +129,7 @@ class KvCache:
         if not prompt:
             raise UsageError("the prompt holds no tokens")
         sequence, start = self._opened(), self.shared(prompt)
-        if start < len(self._tokens):
+        if start < len(self._tokens) or self._chosen is not None:
             self._rewind(start)
         yield start
         beyond = self._switch is not None and len(prompt) > self._switch
@@ -167,17 +173,29 @@ class KvCache:
         """Return the logits of the last run, float32 [rows, vocabulary]; see `TokenSequence.run_logits`."""
         return self._opened().run_logits()
 
-    def guided_token(self) -> int:
-        """Choose and keep the next token under the guidance that `reserve` was given."""
-        token = self._opened().guided_token()
-        self._tokens.append(token)
+    def choose_token(self) -> int:
+        """Let the engine choose the next token and keep it: under the guidance that `reserve` was given, or greedily.
+
+        Raises:
+            EngineError: the engine failed; the cache is empty then.
+
+        """
+        sequence = self._opened()
+        try:
+            token = sequence.choose_token()
+        except BaseException:
+            self.close()
+            raise
+        if self._chosen is not None:
+            self._note([self._chosen])
+        self._chosen = token
         return token
 
     def close(self) -> None:
         """Give the memory back; the cache is empty then, and can be used again."""
         if self._sequence:
             self._sequence.close()
-        self._sequence, self._guided, self._tokens, self._long = None, None, [], False
+        self._sequence, self._guided, self._tokens, self._chosen, self._long = None, None, [], None, False
 
     def _opened(self) -> TokenSequence:
         if self._sequence is None:
@@ -190,6 +208,9 @@ class KvCache:
         except BaseException:  # whatever it was (a KeyboardInterrupt too), nobody knows how far the run came
             self.close()
             raise
+        self._note(tokens)
+
+    def _note(self, tokens: Sequence[int]) -> None:
         self._tokens += tokens
         self._long = self._switch is not None and len(self._tokens) > self._switch
 
@@ -200,6 +221,7 @@ class KvCache:
             self.close()
             raise
         del self._tokens[length:]
+        self._chosen = None
 
 
 def check_memory(tokens: int, bytes_per_token: int, free: int | None) -> None:

@@ -63,6 +63,7 @@ class OrtEngine:
     """A package loaded by `onnxruntime`. It has no guidance."""
 
     continuous = True
+    chooses = False
 
     def __init__(self, session: LogitsSession) -> None:
         """Take a loaded package."""

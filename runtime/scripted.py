@@ -36,6 +36,7 @@ class ScriptedEngine:
         self.vocab_size = vocab_size
         self.prefill_chunk = 16
         self.continuous = True
+        self.chooses = False
         self.runs: list[tuple[int, int]] = []
         """(tokens before, tokens run) of every run of the model."""
         self.opened: list[int] = []
@@ -101,8 +102,8 @@ class ScriptedSequence:
         """Return logits that say nothing, one row for each token of the last run; see `TokenSequence.run_logits`."""
         return np.zeros((self._rows, self._engine.vocab_size), dtype=np.float32)
 
-    def guided_token(self) -> int:
-        """Return the script's next token; see `TokenSequence.guided_token`."""
+    def choose_token(self) -> int:
+        """Return the script's next token; see `TokenSequence.choose_token`."""
         token = int(self.logits().argmax())
         self._said += 1
         self._tokens.append(token)

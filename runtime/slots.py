@@ -39,6 +39,7 @@ class SlotPool:
         """
         self.name = engine.name
         self.continuous = True
+        self.chooses = False
         self.prefill_chunk = engine.prefill_chunk
         self.capacity = capacity
         self._engine = engine
@@ -186,9 +187,9 @@ class SlotSequence:
         self._settle()
         return self._logits
 
-    def guided_token(self) -> int:
+    def choose_token(self) -> int:
         """Refuse: there is no guidance here."""
-        raise EngineError("there is no guidance in plain ONNX Runtime")
+        raise EngineError("plain ONNX Runtime chooses no tokens")
 
     def rewind(self, length: int) -> None:
         """Forget all but the first tokens; see `TokenSequence.rewind`."""

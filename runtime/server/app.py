@@ -26,7 +26,7 @@ from .process import Answers, EngineProcess
 from .replies import ChatReply, CompletionReply, Reply, usage
 from .requests import ChatRequest, CompletionRequest, parse
 from .settings import Settings
-from .streaming import EventStream, events
+from .streaming import Events, EventStream
 from .tools import conversation, guidance
 
 _LOG = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def create_app(engine: EngineProcess, settings: Settings) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        engine.start()
+        await engine.start()
         yield
         await engine.stop()
 
@@ -184,9 +184,8 @@ class Server:
                 raise _refusal(first)
             if stream:
                 handed_on = True
-                return EventStream(
-                    events(answers, first, reply, self._done, len(prompts)), lambda: self._engine.cancel(answers)
-                )
+                events = Events(answers, first, reply, self._done, len(prompts))
+                return EventStream(events, lambda: self._engine.cancel(answers))
             whole = await _unless_gone(request, self._whole(answers, first, reply, len(prompts)))
             return JSONResponse(whole)
         finally:
@@ -196,11 +195,11 @@ class Server:
     async def _whole(self, answers: Answers, accepted: Accepted, reply: Reply, prompts: int) -> dict[str, Any]:
         finished: list[Finished] = []
         while not (finished and finished[-1].last):
-            event = await answers.next()
-            if isinstance(event, Refused):
-                raise _refusal(event)
-            if isinstance(event, Finished):
-                finished.append(event)
+            for event in await answers.next():
+                if isinstance(event, Refused):
+                    raise _refusal(event)
+                if isinstance(event, Finished):
+                    finished.append(event)
         self._done(answers, finished)
         return reply.whole(finished, usage(accepted.prompt_tokens, finished, prompts))
 

@@ -1,4 +1,4 @@
-"""What the web process and the engine's process say to each other, pickled over a pipe."""
+"""What the web process and the engine's process say to each other; `channel` carries it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,19 +1,16 @@
 """The web process's side of the engine: starts its process, hands jobs over, and starts it again when it dies."""
 
 import asyncio
-import contextlib
 import logging
 import multiprocessing
-import queue
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 from ...configs import EngineError, Phi3OnnxError
-from .messages import Accepted, Cancel, Event, Finished, FromEngine, Job, LoadFailed, Ready, Refused, Shutdown, ToEngine
+from .channel import WebEnd, socket_pair
+from .messages import Accepted, Cancel, Event, Finished, FromEngine, Job, LoadFailed, Ready, Refused, Shutdown
 from .worker import run_engine
 
 _LOG = logging.getLogger(__name__)
@@ -38,23 +35,39 @@ class Answers:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.started = time.monotonic()
-        self._events: asyncio.Queue[Accepted | Event] = asyncio.Queue()
+        self._events: list[Event] = []
+        self._accepted: asyncio.Future[Accepted | Refused] = asyncio.get_running_loop().create_future()
+        self._arrived = asyncio.Event()
+        self.listener: Callable[[], None] | None = None
+        """Called after each event, instead of waking whoever waits in `next`."""
 
     def put(self, event: "Accepted | Event") -> None:
-        """Add an event."""
-        self._events.put_nowait(event)
+        """Add an event; the first is `Accepted` or `Refused`."""
+        if not self._accepted.done():
+            assert isinstance(event, Accepted | Refused)
+            self._accepted.set_result(event)
+            return
+        assert not isinstance(event, Accepted)
+        self._events.append(event)
+        if self.listener:
+            self.listener()
+        else:
+            self._arrived.set()
 
     async def accepted(self) -> Accepted | Refused:
         """Wait for the first event: whether the engine takes the job."""
-        event = await self._events.get()
-        assert isinstance(event, Accepted | Refused)
-        return event
+        return await self._accepted
 
-    async def next(self) -> Event:
-        """Wait for the next event; after a `Refused`, or a `Finished` that is the last, there is none."""
-        event = await self._events.get()
-        assert not isinstance(event, Accepted)
-        return event
+    async def next(self) -> list[Event]:
+        """Wait for more events, and return all that there are; after a `Refused`, or the last `Finished`, is none."""
+        await self._arrived.wait()
+        return self.take()
+
+    def take(self) -> list[Event]:
+        """Return the events that came since."""
+        self._arrived.clear()
+        events, self._events = self._events, []
+        return events
 
 
 class EngineProcess:
@@ -73,10 +86,11 @@ class EngineProcess:
         self._jobs: dict[int, Answers] = {}
         self._numbers = 0
         self._process: Any = None
-        self._outbox: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
+        self._end: WebEnd | None = None
         self._ready = asyncio.Event()
         self._failure: LoadError | None = None
         self._restart: asyncio.Task[None] | None = None
+        self._exit: asyncio.Task[None] | None = None
         self._loaded_at = 0.0
         self._crashes = 0
         self.state: State = "loading"
@@ -95,20 +109,20 @@ class EngineProcess:
         """Jobs handed over and not yet through."""
         return len(self._jobs)
 
-    def start(self) -> None:
-        """Start the process; returns at once."""
+    async def start(self) -> None:
+        """Start the process; does not wait until it is ready."""
         # A fresh interpreter on every platform: threads and a lock of this process do not come along.
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe(duplex=True)
+        ours, theirs = socket_pair()
         process = context.Process(
             target=run_engine, args=(theirs, self._loader, self._parallel), name="phi3-onnx-engine", daemon=True
         )
         process.start()
-        theirs.close()  # the pipe has to close when the process dies
-        self._process, self._outbox = process, queue.SimpleQueue()
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=_write, args=(ours, self._outbox), name="to-engine", daemon=True).start()
-        threading.Thread(target=self._read, args=(ours, process, loop), name="from-engine", daemon=True).start()
+        theirs.close()  # the connection has to close when the process dies
+        self._process = process
+        _, self._end = await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: WebEnd(self._deliver, lambda: self._on_end(process)), ours
+        )
 
     async def loaded(self) -> Ready:
         """Wait until the model is loaded for the first time.
@@ -135,18 +149,18 @@ class EngineProcess:
         self._numbers += 1
         answers = Answers(replace(job, id=self._numbers))
         self._jobs[self._numbers] = answers
-        self._outbox.put(answers.job)
+        self._send(answers.job)
         return answers
 
     def cancel(self, answers: Answers) -> None:
         """Give a job up; does nothing where it is through."""
         if self._jobs.pop(answers.job.id, None):
-            self._outbox.put(Cancel(answers.job.id))
+            self._send(Cancel(answers.job.id))
 
     def end_jobs(self, message: str) -> None:
         """Refuse every job that is not through, with kind `stopped`."""
         for answers in list(self._jobs.values()):
-            self._outbox.put(Cancel(answers.job.id))
+            self._send(Cancel(answers.job.id))
             self._deliver(Refused(answers.job.id, "stopped", message))
 
     async def stop(self) -> None:
@@ -158,24 +172,17 @@ class EngineProcess:
         process = self._process
         if process is None:
             return
-        self._outbox.put(Shutdown())
+        self._send(Shutdown())
         await asyncio.to_thread(process.join, _STOP_SECONDS)
         if process.is_alive():
             process.kill()
             await asyncio.to_thread(process.join)
-        self._outbox.put(None)
+        if self._end:
+            self._end.close()
 
-    def _read(self, connection: Connection, process: Any, loop: asyncio.AbstractEventLoop) -> None:
-        """Pass on what the engine says, until its pipe closes (the main function of a thread)."""
-        with contextlib.suppress(RuntimeError):  # the event loop is closed
-            while True:
-                try:
-                    message = connection.recv()
-                except (EOFError, OSError):
-                    break
-                loop.call_soon_threadsafe(self._deliver, message)
-            process.join(_STOP_SECONDS)
-            loop.call_soon_threadsafe(self._on_exit, process)
+    def _send(self, message: Job | Cancel | Shutdown) -> None:
+        if self._end:
+            self._end.send(message)
 
     def _deliver(self, message: FromEngine) -> None:
         if isinstance(message, Ready):
@@ -191,10 +198,15 @@ class EngineProcess:
                 del self._jobs[message.id]
             answers.put(message)
 
-    def _on_exit(self, process: Any) -> None:
-        if process is not self._process or self.state == "stopped":
+    def _on_end(self, process: Any) -> None:
+        if self.state != "stopped":
+            self._exit = asyncio.get_running_loop().create_task(self._on_exit(process))
+
+    async def _on_exit(self, process: Any) -> None:
+        await asyncio.to_thread(process.join, _STOP_SECONDS)
+        if self.state == "stopped":
             return
-        how = f"ended with {_exit(process.exitcode)}"
+        how = f"ended with {_ending(process.exitcode)}"
         if self.info is None:
             self._failure = self._failure or LoadError(f"the engine's process {how} while it loaded the model")
             self.state = "stopped"
@@ -206,7 +218,6 @@ class EngineProcess:
         wait = 0.0 if self._crashes <= 1 else min(_LONGEST_WAIT, 2.0 ** (self._crashes - 2))
         _LOG.error("the engine's process %s; starting another in %.0f s", how, wait)
         self.state = "restarting"
-        self._outbox.put(None)
         for answers in list(self._jobs.values()):
             self._deliver(Refused(answers.job.id, "stopped", "the engine stopped unexpectedly and is starting again"))
         self._restart = asyncio.get_running_loop().create_task(self._start_again(wait))
@@ -214,17 +225,10 @@ class EngineProcess:
     async def _start_again(self, wait: float) -> None:
         await asyncio.sleep(wait)
         self.restarts += 1
-        self.start()
+        await self.start()
 
 
-def _write(connection: Connection, outbox: "queue.SimpleQueue[ToEngine | None]") -> None:
-    """Send what is in the outbox, since a full pipe blocks (the main function of a thread)."""
-    with contextlib.suppress(OSError):  # the engine is gone; the reading thread sees that
-        while (message := outbox.get()) is not None:
-            connection.send(message)
-
-
-def _exit(code: int | None) -> str:
+def _ending(code: int | None) -> str:
     if code is None:
         return "no exit code"
     if code < 0:

@@ -5,10 +5,15 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from pydantic_core import to_json
+
 from .messages import Finished, Piece, TokenText
 from .requests import ChatRequest, CompletionRequest
 from .texts import text_bytes
 from .tools import Call, CallFilter
+
+_TEXT = secrets.token_hex(16)
+"""Stands for a text that is not known yet, and is in nothing else."""
 
 
 class Reply(Protocol):
@@ -20,6 +25,10 @@ class Reply(Protocol):
 
     def piece(self, piece: Piece) -> list[dict[str, Any]]:
         """Return the chunks of some more text."""
+        ...
+
+    def around(self, choice: int) -> tuple[bytes, bytes] | None:
+        """Return the JSON before and after the text in the chunk of a piece; None where a piece is not shown so."""
         ...
 
     def ending(self, finished: Finished) -> list[dict[str, Any]]:
@@ -77,6 +86,10 @@ class _Reply:
     def closing(self, usage: dict[str, Any]) -> list[dict[str, Any]]:
         return [{**self._head, "object": self.chunk_kind, "choices": [], "usage": usage}] if self._include_usage else []
 
+    def _split(self, chunk: dict[str, Any]) -> tuple[bytes, bytes]:
+        before, _, after = to_json(chunk).partition(b'"%b"' % _TEXT.encode())
+        return before, after
+
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         chunk = {**self._head, "object": self.chunk_kind, "choices": [choice]}
         return {**chunk, "usage": None} if self._include_usage else chunk
@@ -108,6 +121,10 @@ class ChatReply(_Reply):
         if not text and not piece.logprobs:
             return []
         return [self._delta(piece.choice, {"content": text}, piece.logprobs)]
+
+    def around(self, choice: int) -> tuple[bytes, bytes] | None:
+        """Return the JSON around a piece's text; None while it may be a tool call."""
+        return None if self._filters else self._split(self._delta(choice, {"content": _TEXT}))
 
     def ending(self, finished: Finished) -> list[dict[str, Any]]:
         """Return the rest of one answer, or its tool calls, and why it ended."""
@@ -188,6 +205,10 @@ class CompletionReply(_Reply):
     def piece(self, piece: Piece) -> list[dict[str, Any]]:
         """Return the chunk of some more text."""
         return [self._chunk(self._choice(piece.choice, piece.text, piece.logprobs, None))]
+
+    def around(self, choice: int) -> tuple[bytes, bytes] | None:
+        """Return the JSON around a piece's text."""
+        return self._split(self._chunk(self._choice(choice, _TEXT, (), None)))
 
     def ending(self, finished: Finished) -> list[dict[str, Any]]:
         """Return the chunk with the rest of one answer, and why it ended."""

@@ -38,8 +38,10 @@ def serve(loader: Callable[[], Any], settings: Settings, on_ready: Callable[[Rea
 
     """
     listener = listen(settings.host, settings.port)
-    with contextlib.closing(listener):
-        asyncio.run(_serve(loader, settings, listener, on_ready))
+    # The loop that uvicorn would take: uvloop's, where it is installed.
+    new_loop = uvicorn.Config("", log_config=None).get_loop_factory()
+    with contextlib.closing(listener), asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(_serve(loader, settings, listener, on_ready))
 
 
 async def _serve(
@@ -120,7 +122,9 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # Named TCP, as its connections are then too: asyncio turns Nagle's algorithm off for no others, and with it
+        # answers on a kept connection wait 40 ms for the client's delayed acknowledgement.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
         raise UsageError(f"--host {host} is no address of this machine: {error.strerror or error}") from error
     # On Windows this option would share a port with whoever has it.

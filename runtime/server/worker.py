@@ -1,15 +1,15 @@
-"""The engine's process: takes jobs from a pipe, and lets their answers grow side by side, one step of each at a time.
+"""The engine's process: takes jobs, and lets their answers grow side by side, one step of each at a time.
 
 One thread does everything, so that nothing waits for a lock: between two steps (a token of one answer, or a chunk of
-one prompt) it looks into the pipe, and a job that was given up is gone by its next step.
+one prompt) it looks for messages, and a job that was given up is gone by its next step.
 """
 
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 
 from ...configs import EngineError, Phi3OnnxError, UsageError
 from ..generation import Generation, Options, room_for
@@ -18,6 +18,7 @@ from ..kvcache import KvCache
 from ..model import Model, load
 from ..response import Chunk
 from .caches import CachePool
+from .channel import EngineEnd
 from .messages import (
     Accepted,
     Cancel,
@@ -58,40 +59,37 @@ class PackageLoader:
         return load(self.package, provider=self.provider, threads=self.threads, device=self.device)
 
 
-def run_engine(connection: Connection, loader: Callable[[], Model], parallel: int) -> None:
-    """Load a model and serve jobs until the pipe closes or `Shutdown` comes: the main function of the process.
+def run_engine(connection: socket.socket, loader: Callable[[], Model], parallel: int) -> None:
+    """Load a model and serve jobs until the connection closes or `Shutdown` comes: the main function of the process.
 
     Args:
-        connection: the engine's end of the pipe.
+        connection: the engine's end.
         loader: returns the model; has to be picklable.
         parallel: answers to work on side by side.
 
     """
     # A Ctrl-C at the terminal and a service manager's SIGTERM reach every process of the group. The web process
-    # decides what happens then; where it dies, the pipe closes.
+    # decides what happens then; where it dies, the connection closes.
     for name in ("SIGINT", "SIGTERM"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    web = EngineEnd(connection)
     try:
         model = loader()
     except Phi3OnnxError as error:
-        _send(connection, LoadFailed(str(error), error.exit_code))
+        web.send(LoadFailed(str(error), error.exit_code))
         return
-    _send(connection, _ready(model))
+    web.send(_ready(model))
     with model:
-        scheduler = Scheduler(model, parallel, lambda message: _send(connection, message))
+        scheduler = Scheduler(model, parallel, web.send)
         try:
             while scheduler.failures < _FAILURES_IN_A_ROW:
-                while scheduler.idle or connection.poll():
-                    if not scheduler.take(connection.recv()):
+                while scheduler.idle or web.waiting():
+                    if not scheduler.take(web.receive()):
                         return
                 scheduler.step()
         except (EOFError, OSError):  # the web process is gone
             return
     os._exit(BROKEN_ENGINE_EXIT)
-
-
-def _send(connection: Connection, message: FromEngine) -> None:
-    connection.send(message)
 
 
 def _ready(model: Model) -> Ready:

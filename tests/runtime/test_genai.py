@@ -58,6 +58,21 @@ def test_greedy_tokens_are_those_of_transformers(tiny, tiny_package, kind):
         assert ours(model, ids, 24) == greedy(tiny(kind), ids, 24)
 
 
+@pytest.mark.parametrize("pad", [None, 407])  # the second token of the answer
+def test_genais_choice_is_the_most_likely_token(tiny_package, tmp_path, pad):
+    folder = Path(shutil.copytree(tiny_package("gqa"), tmp_path / "package"))
+    if pad:
+        genai_config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+        genai_config["model"]["pad_token_id"] = pad
+        (folder / "genai_config.json").write_text(json.dumps(genai_config), encoding="utf-8")
+        (folder / "phi3_onnx.json").unlink()
+    ids = random_ids(300)
+    with load(folder) as model:
+        chosen = ours(model, ids, 40)
+        assert chosen == ours(model, ids, 40, logprobs=0)  # picked here, from the logits
+        assert ours(model, [*ids, *chosen[:2]], 38) == chosen[2:]
+
+
 def test_the_builders_window_does_not_bound_a_prompt(tiny_package, tmp_path):
     folder = Path(shutil.copytree(tiny_package("window"), tmp_path / "package"))
     (folder / "phi3_onnx.json").unlink()

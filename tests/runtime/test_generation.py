@@ -134,10 +134,13 @@ def test_log_probabilities_come_with_each_token(ask):
     assert ask("ab").generate("x").logprobs is None
 
 
-def test_logits_that_are_not_numbers_are_an_error(ask, monkeypatch):
+@pytest.mark.parametrize("chooses", [False, True])
+def test_logits_that_are_not_numbers_are_an_error(ask, monkeypatch, chooses):
     monkeypatch.setattr(ScriptedSequence, "logits", lambda self: np.full(261, np.nan, dtype=np.float32))
+    model = ask("x")
+    model.engine.chooses = chooses
     with pytest.raises(EngineError, match="the model returned a logit of nan after 8 tokens"):
-        ask("x").generate("Hi")
+        model.generate("Hi", temperature=0)
 
 
 def test_raw_text_skips_the_template_and_needs_no_messages(ask):

@@ -41,6 +41,7 @@ class FakeEngine:
     name = "fake"
     prefill_chunk = 16
     continuous = True
+    chooses = False
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -81,7 +82,7 @@ class FakeSequence:
     def run_logits(self) -> np.ndarray:
         return self.logits()[None]
 
-    def guided_token(self) -> int:
+    def choose_token(self) -> int:
         token = int(self.logits().argmax())
         self._tokens.append(token)
         return token
