@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -43,6 +44,9 @@ _LEAST_SPARE = 1024
 # An engine that fails this often without one answer in between is broken (a GPU that was lost): a new process helps.
 _FAILURES_IN_A_ROW = 3
 BROKEN_ENGINE_EXIT = 70
+# Text that comes faster than screens show it goes out together: each message takes time of all processes, the client's
+# too, on the cores that the model runs on.
+_FRAME_SECONDS = 1 / 60
 
 
 @dataclass(frozen=True)
@@ -284,7 +288,8 @@ class _Reporter:
         self._last = last
         self._texts = texts
         self._send = send
-        self._logprobs: list[TokenText] = []
+        self._text, self._logprobs = "", list[TokenText]()
+        self._sent_at = 0.0
 
     def report(self, chunk: Chunk) -> None:
         if chunk.token_id is not None and chunk.logprobs:
@@ -292,10 +297,12 @@ class _Reporter:
         entries = self._texts.shown(chunk.text) if chunk.text else ()
         if chunk.response:
             self._send(self._finished(chunk, entries))
-        elif not self._job.stream:
-            self._logprobs += entries
-        elif chunk.text:
-            self._send(Piece(self._job.id, self._number, chunk.text, entries))
+            return
+        self._text += chunk.text
+        self._logprobs += entries
+        if self._job.stream and self._text and (now := time.monotonic()) - self._sent_at >= _FRAME_SECONDS:
+            self._send(Piece(self._job.id, self._number, self._text, tuple(self._logprobs)))
+            self._text, self._logprobs, self._sent_at = "", [], now
 
     def _finished(self, chunk: Chunk, entries: tuple[TokenText, ...]) -> Finished:
         response = chunk.response
@@ -303,7 +310,7 @@ class _Reporter:
         return Finished(
             id=self._job.id,
             choice=self._number,
-            text=chunk.text if self._job.stream else response.text,
+            text=self._text + chunk.text if self._job.stream else response.text,
             logprobs=(*self._logprobs, *entries),
             reason=response.finish_reason,
             prompt_tokens=response.prompt_tokens,
