@@ -75,7 +75,7 @@ def round_matrix(
         weight: float32 [N, K].
         scheme: Bits, block size and symmetry.
         scale_dtype: Dtype in which scales will be stored.
-        importance: float32 [K], the weight of a squared error in each column; None counts all alike.
+        importance: float32 [K], the weight of a squared error in each column; None as in `fit_grid`.
         effort: How many grids to try.
 
     """

@@ -1,7 +1,7 @@
 """Round to nearest: each block by itself, without data, as fast as the memory allows.
 
-"Nearest" with care: of a few scales each block takes the one with the least squared error, and codes are chosen against
-the scale as it will be stored.
+"Nearest" with care: of a few scales each block takes the one with the least error, large weights counting for more, and
+codes are chosen against the scale as it will be stored.
 """
 
 from concurrent.futures import ThreadPoolExecutor
