@@ -3,8 +3,8 @@
 A weight w becomes the step q = clamp(round(w / scale), -zero, top - zero), its code is q + zero, and it comes back as
 q * scale. For given steps the scale with the least squared error is sum(w q) / sum(q q), and what it saves against
 storing zeros is sum(w q)^2 / sum(q q): that is what the candidates here are compared by, each term weighted by what an
-error of this weight costs. Calibration tells that. Without it the weight's own size is a better guess than that all cost
-the same, which cuts off large weights too readily (KL lower by 8 to 36%, NOTES.md).
+error of this weight costs. Calibration tells that. Without it the weight's own size is a better guess than that all
+cost the same, which cuts off large weights too readily (KL lower by 8 to 36%, NOTES.md).
 """
 
 from dataclasses import dataclass
