@@ -232,16 +232,17 @@ def _fill(plan: Plan, data: DataFile, progress: Progress) -> dict[str, TensorSum
         _ = plan.graph
         for name, table in zip((COS_TABLE, SIN_TABLE), rope_tables(checkpoint.config), strict=True):
             tally.add({name: data.write(name, table)})
-        if plan.calibrated:
-            assert plan.calibration is not None
-            for index, layer in calibrated_layers(checkpoint, target, plan.calibration, progress):
-                prefix = f"model.layers.{index}."
-                for name, weight in layer.matrices.items():
-                    tally.add(write_quantized(data, prefix + name, weight))
-                for name, norm in layer.norms.items():
-                    tally.add({prefix + name: data.write(prefix + name, norm)})
-                reports |= {prefix + name: report for name, report in layer.reports.items()}
         errors = under_way.finish()
+    # Not meanwhile: calibration has work for all cores, and the others' memory would come on top of its own.
+    if plan.calibrated:
+        assert plan.calibration is not None
+        for index, layer in calibrated_layers(checkpoint, target, plan.calibration, progress):
+            prefix = f"model.layers.{index}."
+            for name, weight in layer.matrices.items():
+                tally.add(write_quantized(data, prefix + name, weight))
+            for name, norm in layer.norms.items():
+                tally.add({prefix + name: data.write(prefix + name, norm)})
+            reports |= {prefix + name: report for name, report in layer.reports.items()}
     tally.check()
     return summaries(checkpoint.config, target, errors, reports)
 

@@ -6,10 +6,11 @@ was at.
 """
 
 import json
+import mmap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -123,6 +124,7 @@ def _one_layer(
             hidden = torch.from_numpy(np.array(states.current[batch]))
             settings = settings or layers.settings(hidden[:1])
             layers.run(hidden, settings, lambda name, inputs: seen[name].add(inputs))
+    states.release()
     quantized = quantize(prefix, weights, {name: gatherer.result() for name, gatherer in seen.items()})
     seen.clear()
     stored = {name: torch.from_numpy(weight.dequantize()) for name, weight in quantized.matrices.items()}
@@ -183,6 +185,13 @@ class _States:
     def batches(self) -> Iterator[slice]:
         for start in range(0, self._shape[0], self._sequences):
             yield slice(start, start + self._sequences)
+
+    def release(self) -> None:
+        """Leave the files' pages to the system's cache: mapped, they count as memory of this process."""
+        for array in (self.current, self.following):
+            # Windows has no such call, and takes pages away by itself.
+            if isinstance(array, np.memmap) and hasattr(array.base, "madvise"):
+                cast("mmap.mmap", array.base).madvise(mmap.MADV_DONTNEED)
 
     def advance(self, layers_done: int) -> None:
         """Take what came out of a layer as what goes into the next; only now does the layer count as done."""
