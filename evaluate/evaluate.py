@@ -88,7 +88,7 @@ def evaluate(
     """
     started = time.perf_counter()
     opened = open_package(package)
-    passages = _stretches(opened, text, max_tokens, context)
+    passages = stretches(opened, text, max_tokens, context)
     notify("loading the package")
     session = _open(opened, provider)
     metrics, name = None, None
@@ -112,7 +112,13 @@ def evaluate(
     )
 
 
-def _stretches(package: Package, text: str, max_tokens: int | None, context: int) -> list[Passage]:
+def stretches(package: Package, text: str, max_tokens: int | None, context: int) -> list[Passage]:
+    """Return the text's first tokens in stretches of `context`, each begun as the model's texts begin.
+
+    Raises:
+        UsageError: the text is too short, or the context longer than the model's.
+
+    """
     if not 2 <= context <= package.context_length:
         raise UsageError(f"the context must be 2 to {package.context_length} tokens, got {context}")
     tokenizer = Tokenizer(package.folder)

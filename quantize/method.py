@@ -151,7 +151,7 @@ class _LayerQuantizer:
             tried = gptq(weight, gram, scheme, self._scale_dtype)
             if self._settings.descent_sweeps:
                 tried = descend(weight, tried, gram, self._settings.descent_sweeps)
-        elif self._settings.weighted_grids or self._stages == ["imatrix"]:
+        elif self._settings.weighted_grids or self._quantization.method == "imatrix":
             tried = round_matrix(weight, scheme, self._scale_dtype, column_importance(gram), "thorough")
         else:
             cut = clip(weight, gram, scheme, self._scale_dtype, self._unclipped_rows(name))

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from json.encoder import encode_basestring
 from typing import Any
 
 from pydantic_core import to_json
@@ -80,7 +79,7 @@ class Events:
         around = self._around[piece.choice]
         if around is None or piece.logprobs:
             return _events(self._reply.piece(piece))
-        return b"data: %b%b%b\n\n" % (around[0], encode_basestring(piece.text).encode(), around[1])
+        return b"data: %b%b%b\n\n" % (around[0], to_json(piece.text), around[1])
 
 
 class EventStream(Response):

@@ -15,21 +15,12 @@ from pathlib import Path
 
 import numpy as np
 from phi3_onnx.evaluate.corpus import Passage
+from phi3_onnx.evaluate.evaluate import stretches
 from phi3_onnx.evaluate.metrics import Comparison, Metrics
+from phi3_onnx.runtime.package import open_package
 from phi3_onnx.runtime.session import open_session
-from phi3_onnx.runtime.tokenizer import Tokenizer
 from rich.console import Console
 from rich.table import Table
-
-
-def stretches(package: Path, text: str, tokens: int, context: int) -> list[Passage]:
-    """Return the text's first tokens in stretches of `context`, each begun as the model's texts begin."""
-    tokenizer = Tokenizer(package)
-    ids = np.array(tokenizer.encode(text, special=False), dtype=np.int64)[:tokens]
-    prefix = np.array(tokenizer.encode("", special=True), dtype=np.int64)
-    step = context - len(prefix)
-    parts = [np.concatenate([prefix, ids[start : start + step]]) for start in range(0, len(ids), step)]
-    return [Passage(part, 0, "text") for part in parts if len(part) > 1]
 
 
 def package_logits(folder: Path, passages: list[Passage]) -> Iterator[np.ndarray]:
@@ -84,7 +75,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--context", type=int, default=512)
     args = parser.parse_args()
-    passages = stretches(args.reference, args.text.read_text(encoding="utf-8"), args.tokens, args.context)
+    text = args.text.read_text(encoding="utf-8")
+    passages = stretches(open_package(args.reference), text, args.tokens, args.context)
     wanted = list(package_logits(args.reference, passages))
     table = Table("candidate", "MB", "mean KL", "p99 KL", "top-1", "perplexity ratio")
     for candidate in args.candidates:
