@@ -84,7 +84,7 @@ class Loading:
 
         """
         from ..configs import default_package, find_package
-        from ..runtime.providers import canonical
+        from ..runtime.providers.choice import canonical
 
         if package is not None:
             return find_package(package)
@@ -104,7 +104,7 @@ class Loading:
         """
         from ..runtime import load
         from ..runtime.batch import load_to_batch
-        from ..runtime.hardware import format_bytes
+        from ..runtime.providers.hardware import format_bytes
 
         folder = self.find(package)
         warn_of_clashing_wheels(self.provider)

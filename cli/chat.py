@@ -5,14 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..configs import Phi3OnnxError
-from .answering import (
-    Loading,
-    answering_options,
-    cancel_on_interrupt,
-    prefill_bar,
-    show,
-    summary,
-)
+from .answering import Loading, answering_options, cancel_on_interrupt, prefill_bar, show, summary
 from .chat_commands import ChatCommands
 from .line_editor import LineEditor
 from .screen import notice, quiet, reply

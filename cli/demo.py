@@ -17,7 +17,7 @@ def command(target: str, prompt: str, max_tokens: int) -> None:
     require_export()
     from ..configs.store import cache_folder
     from ..export import plan_export
-    from ..export.small_model import fetch_small_model
+    from ..export.sources.small_model import fetch_small_model
     from ..runtime import load
     from .export import run_with_bar
 

@@ -8,8 +8,8 @@ import click
 from .screen import notice, size
 
 if TYPE_CHECKING:
-    from ..runtime.devices import Device
-    from ..runtime.doctor import Report
+    from ..runtime.providers.devices import Device
+    from ..runtime.providers.doctor import Report
 
 
 @click.command(short_help="Find out what runs here, and what mends what does not.")
@@ -20,7 +20,7 @@ def command(as_json: bool) -> None:
     Exit code 0: packages can run here, with warnings perhaps. Exit code 1: they can not; each error comes with the
     command that mends it.
     """
-    from ..runtime.doctor import examine
+    from ..runtime.providers.doctor import examine
 
     report = examine()
     if as_json:
@@ -32,7 +32,7 @@ def command(as_json: bool) -> None:
 
 
 def _print(report: "Report") -> None:
-    from ..runtime.doctor import missing_extras
+    from ..runtime.providers.doctor import missing_extras
 
     _heading("Environment")
     _row("Python", f"{report.python} in {report.environment}")
@@ -81,7 +81,7 @@ def describe(device: "Device") -> str:
 
 def print_devices() -> None:
     """Print the processors of this machine, a line each."""
-    from ..runtime.devices import list_devices
+    from ..runtime.providers.devices import list_devices
 
     for device in list_devices():
         click.echo(f"{device.kind} {device.number}: {describe(device)}")

@@ -11,7 +11,7 @@ from .status import status_line
 
 if TYPE_CHECKING:
     from ..evaluate.evaluate import Evaluation
-    from ..evaluate.metrics import Perplexity
+    from ..evaluate.parity.metrics import Perplexity
     from ..export import Checkpoint
 
 
@@ -74,7 +74,7 @@ def command(
     folder = find_package(package)
     warn_of_clashing_wheels(provider)
     if tasks is not None:
-        from ..evaluate.tasks import run_tasks
+        from ..evaluate.tasks.run import run_tasks
 
         found_tasks = run_tasks(
             folder,
@@ -97,8 +97,8 @@ def command(
     from .requirements import require_export
 
     require_export()
-    from ..evaluate.corpus import text as own_text
     from ..evaluate.evaluate import CONTEXT, evaluate
+    from ..evaluate.parity.corpus import text as own_text
 
     try:
         content = own_text() if text is None else text.read()

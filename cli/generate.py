@@ -9,21 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..configs import Phi3OnnxError, UsageError
-from .answering import (
-    Loading,
-    answering_options,
-    cancel_on_interrupt,
-    prefill_bar,
-    show,
-    summary,
-)
+from .answering import Loading, answering_options, cancel_on_interrupt, prefill_bar, show, summary
 from .prompts import Request, read_file, read_jsonl, read_prompts
 from .screen import notice
 
 if TYPE_CHECKING:
     from ..runtime import Guidance, Model, Response
     from ..runtime.batch import Job
-    from ..runtime.kvcache import KvCache
+    from ..runtime.decoding.kvcache import KvCache
 
 _BATCH = 8
 _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)

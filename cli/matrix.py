@@ -11,7 +11,7 @@ from .screen import console, warn_of_clashing_wheels
 from .status import status_line
 
 if TYPE_CHECKING:
-    from ..evaluate.matrix import Matrix
+    from ..evaluate.matrix.cells import Matrix
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -70,8 +70,8 @@ def command(
     from .requirements import require_export
 
     require_export()
-    from ..evaluate.matrix_plan import plan_matrix
-    from ..evaluate.matrix_run import run_matrix
+    from ..evaluate.matrix.plan import plan_matrix
+    from ..evaluate.matrix.run import run_matrix
     from ..export import open_checkpoint
 
     plan = plan_matrix(targets, providers, require, output=output, force=force, steps=steps, speed=speed)
@@ -93,7 +93,7 @@ def _check_writable(file: Path | None) -> None:
 
 
 def _write(matrix: "Matrix", json_file: Path | None, junit_file: Path | None, markdown_file: Path | None) -> None:
-    from ..evaluate.matrix_report import to_dict, to_junit, to_markdown
+    from ..evaluate.matrix.report import to_dict, to_junit, to_markdown
 
     try:
         if json_file:
@@ -111,7 +111,7 @@ def _print(matrix: "Matrix") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ..evaluate.matrix_report import HEADINGS, cross_rows, table_rows, verdict
+    from ..evaluate.matrix.report import HEADINGS, cross_rows, table_rows, verdict
 
     table = Table(*HEADINGS, "", box=None, pad_edge=False)
     colors = {"pass": "green", "fail": "bold red", "not run": "yellow"}

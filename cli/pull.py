@@ -25,7 +25,7 @@ def command(repository: str, target: str, output: Path | None, revision: str | N
     require_hub()
     from ..configs import find_target
     from ..configs.store import home
-    from ..export.published import pull
+    from ..export.package.published import pull
 
     folder = pull(repository, find_target(target), output, revision=revision, force=force, notify=notice)
     store = home() / "packages"

@@ -42,7 +42,7 @@ def command(
     from ..configs import find_package
     from ..evaluate.card import Entry, licence_of, model_card
     from ..evaluate.card import base_model as named_base
-    from ..export.upload import already_there, contents, find_packages, push, write_out
+    from ..export.package.upload import already_there, contents, find_packages, push, write_out
 
     packages = find_packages(find_package(package), unverified=unverified)
     base = named_base(packages[0].manifest, base_model)

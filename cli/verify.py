@@ -11,7 +11,7 @@ from .status import status_line
 
 if TYPE_CHECKING:
     from ..configs import Target
-    from ..evaluate.verification import Verification
+    from ..evaluate.parity.verification import Verification
     from ..export import Checkpoint
 
 
@@ -123,8 +123,8 @@ def verify_and_print(
         VerificationError: a row is out of its threshold; everything is recorded and printed before.
 
     """
-    from ..evaluate.verification import record
-    from ..evaluate.verify import verify
+    from ..evaluate.parity.verification import record
+    from ..evaluate.parity.verify import verify
     from ..runtime.package import open_package
 
     warn_of_clashing_wheels(provider)
@@ -163,7 +163,7 @@ def _print(verification: "Verification") -> None:
         f"on {verification.provider}, against {verification.reference} in float32, {verification.seconds:.0f} s"
     )
     if verification.nodes:
-        from ..runtime.placement import Placement
+        from ..runtime.providers.placement import Placement
 
         placement = Placement(verification.provider, verification.nodes)
         if placement.elsewhere:

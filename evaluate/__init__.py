@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .verification import Verification, record
-    from .verify import checked
+    from .parity.verification import Verification, record
+    from .parity.verify import checked
 
 __all__ = ["Verification", "checked", "record"]
 
-_HOMES = {"Verification": "verification", "record": "verification", "checked": "verify"}
+_HOMES = {"Verification": "parity.verification", "record": "parity.verification", "checked": "parity.verify"}
 
 
 def __getattr__(name: str) -> Any:

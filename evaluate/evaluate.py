@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from ..configs import PackageError, UsageError
-from ..export.checkpoint import Checkpoint
+from ..export.sources.checkpoint import Checkpoint
+from ..runtime.engines.session import LogitsSession, open_session
 from ..runtime.package import Package, open_package
-from ..runtime.session import LogitsSession, open_session
-from ..runtime.tokenizer import Tokenizer
-from .compare import PackageRows, Rows, compare_passage, package_logits
-from .corpus import Passage
-from .metrics import Comparison, Likelihood, Metrics, Perplexity
+from ..runtime.text.tokenizer import Tokenizer
 from .notify import Notify, silent
-from .verification import finite, metrics_dict
-from .verify import versions
+from .parity.compare import PackageRows, Rows, compare_passage, package_logits
+from .parity.corpus import Passage
+from .parity.metrics import Comparison, Likelihood, Metrics, Perplexity
+from .parity.verification import finite, metrics_dict
+from .parity.verify import versions
 
 CONTEXT = 2048
 """Tokens of text that are run together."""
@@ -175,7 +175,7 @@ def _same_vocabulary(package: Package, size: int, other: str) -> None:
 
 
 def _checkpoint_rows(checkpoint: Checkpoint, passages: Sequence[Passage], notify: Notify) -> Iterator[Rows]:
-    from .reference import Reference
+    from .parity.reference import Reference
 
     model = Reference(checkpoint)
     for group in _groups(passages):

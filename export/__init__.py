@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .calibration import CalibrationOptions
-    from .checkpoint import Checkpoint
     from .exporter import DEFAULT_SOURCE, ExportOptions, Plan, export, plan_export, run_export
-    from .open import open_checkpoint
+    from .sources.checkpoint import Checkpoint
+    from .sources.open import open_checkpoint
+    from .weights.calibration import CalibrationOptions
 
 __all__ = [
     "DEFAULT_SOURCE",
@@ -21,7 +21,11 @@ __all__ = [
     "run_export",
 ]
 
-_HOMES = {"CalibrationOptions": "calibration", "Checkpoint": "checkpoint", "open_checkpoint": "open"}
+_HOMES = {
+    "CalibrationOptions": "weights.calibration",
+    "Checkpoint": "sources.checkpoint",
+    "open_checkpoint": "sources.open",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,25 +22,25 @@ from ..configs import (
     store_folder,
 )
 from ..configs.manifest import MANIFEST_NAME, FileEntry, file_sha256
-from .budget import fit_budget
-from .calibration import (
+from .package.destination import building, check_destination, swap_in
+from .package.genai_config import end_tokens, genai_config
+from .sources.checkpoint import Checkpoint
+from .sources.open import open_checkpoint
+from .weights.budget import fit_budget
+from .weights.calibration import (
     Calibration,
     CalibrationOptions,
     calibrated_layers,
     calibration_bytes,
     prepare_calibration,
 )
-from .checkpoint import Checkpoint
-from .data_file import DATA_NAME, DataFile
-from .destination import building, check_destination, swap_in
-from .fill import Progress, Tally, filling, fills_by_processes, summaries, worker_processes, write_quantized
-from .genai_config import end_tokens, genai_config
-from .layout import COS_TABLE, SIN_TABLE, Layout, plan_layout
-from .open import open_checkpoint
-from .rope import rope_tables
+from .weights.data_file import DATA_NAME, DataFile
+from .weights.fill import Progress, Tally, filling, fills_by_processes, summaries, worker_processes, write_quantized
+from .weights.layout import COS_TABLE, SIN_TABLE, Layout, plan_layout
+from .weights.rope import rope_tables
 
 if TYPE_CHECKING:
-    from .graph import Graph
+    from .graph.build import Graph
 
 DEFAULT_SOURCE = "microsoft/Phi-3-mini-4k-instruct"
 
@@ -69,7 +69,7 @@ class Plan:
     @cached_property
     def graph(self) -> "Graph":
         """The graph, traced when it is first asked for: an export does that while the weights are written."""
-        from .graph import build_graph
+        from .graph.build import build_graph
 
         return build_graph(self.checkpoint.config, self.target)
 

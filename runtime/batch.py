@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..configs import PackageError, Phi3OnnxError, ProviderError, UsageError, find_package
-from .generation import Generation, Options, room_for
-from .hardware import format_bytes
-from .kvcache import KvCache, check_memory
-from .response import Chunk, Response
-from .slots import SlotPool
+from .decoding.generation import Generation, Options, room_for
+from .decoding.kvcache import KvCache, check_memory
+from .decoding.response import Chunk, Response
+from .engines.slots import SlotPool
+from .providers.hardware import format_bytes
 
 if TYPE_CHECKING:
+    from .engines.ort import OrtEngine
     from .model import Model
-    from .ort import OrtEngine
 
 DEFAULT_BATCH = 8
 """How many prompts are answered side by side where nothing else is asked for."""

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from ..configs import UsageError
-from .generation import DEFAULT_MAX_TOKENS, Options
+from .decoding.generation import DEFAULT_MAX_TOKENS, Options
+from .decoding.response import Chunk, Response
 from .model import Model, last_response
-from .response import Chunk, Response
-from .template import Message
+from .text.template import Message
 
 Overflow = Literal["stop", "slide", "error"]
 ROLES = ("system", "user", "assistant", "tool")

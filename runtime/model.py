@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..configs import Phi3OnnxError, UsageError
 from .batch import DEFAULT_BATCH, Job, answer_all
-from .devices import free_memory
-from .engine import Engine, Guidance
-from .generation import Generation, Options, room_for
-from .kvcache import KvCache
+from .decoding.engine import Engine, Guidance
+from .decoding.generation import Generation, Options, room_for
+from .decoding.kvcache import KvCache
+from .decoding.response import Chunk, Response
+from .decoding.score import Score, score_tokens
 from .package import Package, open_package
-from .providers import Candidate, ProviderChoice
-from .response import Chunk, Response
-from .score import Score, score_tokens
-from .template import ChatTemplate, Message, read_template
-from .tokenizer import Tokenizer
+from .providers.choice import Candidate, ProviderChoice
+from .providers.devices import free_memory
+from .text.template import ChatTemplate, Message, read_template
+from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .chat import ChatSession, Overflow
-    from .ort import OrtEngine
+    from .engines.ort import OrtEngine
 
 Prompt = str | Sequence[Message]
 
@@ -54,8 +54,8 @@ def load(
         UsageError: the package's or the provider's name fits nothing.
 
     """
-    from .genai import load_engine
-    from .ort import load_ort_engine
+    from .engines.genai import load_engine
+    from .engines.ort import load_ort_engine
 
     opened = open_package(package)
     loader = load_ort_engine if engine == "onnxruntime" else load_engine
@@ -348,7 +348,7 @@ class Model:
             UsageError: the model was closed.
 
         """
-        from .ort import OrtEngine, load_ort_engine
+        from .engines.ort import OrtEngine, load_ort_engine
 
         with self._lock:
             if self._closed:

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..configs import Manifest, PackageError, find_package, read_manifest
 from ..configs.manifest import MANIFEST_NAME, check_files
+from .decoding.sampling import Sampling
+from .engines.session import Contract, longrope_switch, read_contract
 from .files import read_json
-from .sampling import Sampling
-from .session import Contract, longrope_switch, read_contract
 
 # GenAI's own rule for these model types, which foreign packages without a config.json leave us to know.
 _GENAI_SWITCHES = {"phi3": 4096, "phimoe": 4096, "phi3small": 8192}

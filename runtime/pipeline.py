@@ -6,10 +6,10 @@ from typing import Any
 
 from ..configs import UsageError
 from .chat import check_messages
-from .generation import Options
+from .decoding.generation import Options
+from .decoding.sampling import Sampling
 from .model import Model, last_response, load
-from .sampling import Sampling
-from .template import Message
+from .text.template import Message
 
 # What transformers' text-generation pipeline takes where neither the call nor generation_config.json says otherwise.
 _DEFAULT_NEW_TOKENS = 256

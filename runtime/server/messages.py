@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..response import FinishReason
-from ..template import Message
+from ..decoding.response import FinishReason
+from ..text.template import Message
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from ..sampling import TokenLogprobs
-from ..tokenizer import Tokenizer
+from ..decoding.sampling import TokenLogprobs
+from ..text.tokenizer import Tokenizer
 from .messages import TokenText
 
 _INCOMPLETE = "\ufffd"

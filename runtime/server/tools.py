@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..engine import Guidance
+from ..decoding.engine import Guidance
 from .errors import ApiError
 from .messages import Conversation
 from .requests import AssistantMessage, ChatMessage, ChatRequest, JsonSchemaFormat, Tool, ToolChoice, ToolMessage

@@ -13,11 +13,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ...configs import EngineError, Phi3OnnxError, UsageError
-from ..generation import Generation, Options, room_for
-from ..hardware import available_memory
-from ..kvcache import KvCache
+from ..decoding.generation import Generation, Options, room_for
+from ..decoding.kvcache import KvCache
+from ..decoding.response import Chunk
 from ..model import Model, load
-from ..response import Chunk
+from ..providers.hardware import available_memory
 from .caches import CachePool
 from .channel import EngineEnd
 from .messages import (

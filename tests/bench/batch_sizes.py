@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from phi3_onnx.runtime import Model, Response, load
 from phi3_onnx.runtime.batch import Job, answer_all
-from phi3_onnx.runtime.ort import OrtEngine
-from phi3_onnx.runtime.slots import SlotPool
+from phi3_onnx.runtime.engines.ort import OrtEngine
+from phi3_onnx.runtime.engines.slots import SlotPool
 
 _STEPS = 24
 

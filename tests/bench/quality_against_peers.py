@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from phi3_onnx.evaluate.corpus import Passage
 from phi3_onnx.evaluate.evaluate import stretches
-from phi3_onnx.evaluate.metrics import Comparison, Metrics
+from phi3_onnx.evaluate.parity.corpus import Passage
+from phi3_onnx.evaluate.parity.metrics import Comparison, Metrics
+from phi3_onnx.runtime.engines.session import open_session
 from phi3_onnx.runtime.package import open_package
-from phi3_onnx.runtime.session import open_session
 from rich.console import Console
 from rich.table import Table
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from phi3_onnx.configs import read_manifest
-from phi3_onnx.evaluate import corpus
+from phi3_onnx.evaluate.parity import corpus
 from safetensors.torch import load_file, save_file
 
 from .conftest import Ran, Run

@@ -11,10 +11,11 @@ from click.testing import CliRunner
 from phi3_onnx.cli.chat import command
 from phi3_onnx.cli.line_editor import LineEditor
 from phi3_onnx.configs import UsageError
-from phi3_onnx.runtime import genai, generation
-from phi3_onnx.runtime.providers import Candidate, ProviderChoice
-from phi3_onnx.runtime.scripted import ScriptedSequence, scripted_engine, write_scripted_package
-from phi3_onnx.runtime.tokenizer import Tokenizer
+from phi3_onnx.runtime.decoding import generation
+from phi3_onnx.runtime.engines import genai
+from phi3_onnx.runtime.providers.choice import Candidate, ProviderChoice
+from phi3_onnx.runtime.text.tokenizer import Tokenizer
+from scripted import ScriptedSequence, scripted_engine, write_scripted_package
 
 CHOICE = ProviderChoice("cpu", (Candidate("cpu", True, "the package was made for it"),))
 OPENING = (

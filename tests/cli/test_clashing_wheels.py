@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from phi3_onnx.evaluate import corpus
+from phi3_onnx.evaluate.parity import corpus
 
 from .conftest import Run
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from phi3_onnx.evaluate import corpus
+from phi3_onnx.evaluate.parity import corpus
 
 from .conftest import Run
 

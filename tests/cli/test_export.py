@@ -71,7 +71,7 @@ def test_a_package_that_fails_its_verification_is_kept_beside(
         weight = quantize_rtn(*arguments, **options)
         return replace(weight, scales=weight.scales * 3)
 
-    monkeypatch.setattr("phi3_onnx.export.fill.quantize_rtn", wrong_scales)
+    monkeypatch.setattr("phi3_onnx.export.weights.fill.quantize_rtn", wrong_scales)
     made = run("export", checkpoint, "-t", "cpu-int4-rtn", "-o", tmp_path / "package")
     assert made.code == 1
     assert "mean_kl" in made.err.splitlines()[-1]
@@ -154,7 +154,7 @@ def test_a_full_disk(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: py
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("phi3_onnx.export.data_file.DataFile.write", full)
+    monkeypatch.setattr("phi3_onnx.export.weights.data_file.DataFile.write", full)
     assert_one_line(run("export", checkpoint, "-o", tmp_path / "package"), 1, "full", "GB")
     assert_nothing_written(tmp_path / "package")
 

@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner
 from phi3_onnx.cli.generate import command
 from phi3_onnx.configs import EngineError, PackageError, ProviderError, UsageError
-from phi3_onnx.runtime import genai, generation
-from phi3_onnx.runtime.providers import Candidate, ProviderChoice
-from phi3_onnx.runtime.scripted import ScriptedSequence, scripted_engine, write_scripted_package
-from phi3_onnx.runtime.tokenizer import Tokenizer
+from phi3_onnx.runtime.decoding import generation
+from phi3_onnx.runtime.engines import genai
+from phi3_onnx.runtime.providers.choice import Candidate, ProviderChoice
+from phi3_onnx.runtime.text.tokenizer import Tokenizer
+from scripted import ScriptedSequence, scripted_engine, write_scripted_package
 
 CHOICE = ProviderChoice("cpu", (Candidate("cpu", True, "the package was made for it"),))
 LOADED = "pkg on cpu (cpu: chosen, the package was made for it)\n"
@@ -156,7 +157,7 @@ def test_guidance_reaches_the_engine(run, tmp_path, monkeypatch):
     seen = []
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "object"}')
-    from phi3_onnx.runtime.scripted import ScriptedEngine
+    from scripted import ScriptedEngine
 
     opened = ScriptedEngine.open
     monkeypatch.setattr(
@@ -308,7 +309,7 @@ class TestBatches:
     def test_an_interrupt_ends_those_under_way_and_begins_no_others(self, tiny_package, tmp_path, monkeypatch):
         path = tmp_path / "requests.jsonl"
         path.write_text("\n".join(json.dumps({"id": n, "prompt": "x", "max_tokens": 2000}) for n in range(6)))
-        from phi3_onnx.runtime.slots import SlotPool
+        from phi3_onnx.runtime.engines.slots import SlotPool
 
         together, calls = SlotPool.run_waiting, count()
 

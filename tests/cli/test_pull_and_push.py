@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import pytest
 from phi3_onnx.configs import find_target, read_manifest, targets
 from phi3_onnx.configs.manifest import MANIFEST_NAME
-from phi3_onnx.export.published import find_published, published_folder
+from phi3_onnx.export.package.published import find_published, published_folder
 
 Factory = Callable[..., Path]
 Files = dict[str, bytes]
@@ -276,8 +276,8 @@ def verified(tiny: Factory, tiny_package: Factory, tmp_path: Path) -> Path:
     """Return a folder of two packages with the figures of a verification in their manifests."""
     import shutil
 
-    from phi3_onnx.evaluate.verification import record
-    from phi3_onnx.evaluate.verify import verify
+    from phi3_onnx.evaluate.parity.verification import record
+    from phi3_onnx.evaluate.parity.verify import verify
     from phi3_onnx.export import open_checkpoint
 
     folder = tmp_path / "packages"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from phi3_onnx.configs import read_manifest
-from phi3_onnx.evaluate import corpus
+from phi3_onnx.evaluate.parity import corpus
 
 from .conftest import Run
 

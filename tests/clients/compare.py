@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from phi3_onnx.evaluate.metrics import Comparison
+from phi3_onnx.evaluate.parity.metrics import Comparison
 
 MEAN_KL = 0.02
 EXACT_KL = 1e-6

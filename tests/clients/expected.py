@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 from phi3_onnx.configs.store import cache_folder
-from phi3_onnx.evaluate import corpus
+from phi3_onnx.evaluate.parity import corpus
 from phi3_onnx.export import export
-from phi3_onnx.export.small_model import fetch_small_model
+from phi3_onnx.export.sources.small_model import fetch_small_model
 from phi3_onnx.runtime import Model, load, pipeline
 
 CHATS, STEPS, POSITIONS = 5, 32, 16

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from phi3_onnx.configs import PackageError, UsageError
 from phi3_onnx.evaluate import evaluate as module
-from phi3_onnx.evaluate.compare import PackageRows
-from phi3_onnx.evaluate.corpus import Passage, text
 from phi3_onnx.evaluate.evaluate import evaluate
-from phi3_onnx.evaluate.metrics import log_softmax
+from phi3_onnx.evaluate.parity.compare import PackageRows
+from phi3_onnx.evaluate.parity.corpus import Passage, text
+from phi3_onnx.evaluate.parity.metrics import log_softmax
 from phi3_onnx.export import open_checkpoint
-from phi3_onnx.runtime.session import LogitsSession
-from phi3_onnx.runtime.tokenizer import Tokenizer
+from phi3_onnx.runtime.engines.session import LogitsSession
+from phi3_onnx.runtime.text.tokenizer import Tokenizer
 
 Make = Callable[..., Path]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from phi3_onnx.export.checkpoint import Checkpoint
-from phi3_onnx.export.open import open_checkpoint
+from phi3_onnx.export.sources.checkpoint import Checkpoint
+from phi3_onnx.export.sources.open import open_checkpoint
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
 

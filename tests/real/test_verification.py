@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from phi3_onnx.evaluate.verify import verify
+from phi3_onnx.evaluate.parity.verify import verify
 from phi3_onnx.export import open_checkpoint
 
 pytestmark = pytest.mark.real

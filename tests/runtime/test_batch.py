@@ -13,12 +13,12 @@ from phi3_onnx.configs import EngineError, Phi3OnnxError, UsageError, find_targe
 from phi3_onnx.export import export
 from phi3_onnx.runtime import Guidance, Model, Response, load
 from phi3_onnx.runtime.batch import Job, answer_all, load_to_batch
-from phi3_onnx.runtime.genai import GenAiEngine
+from phi3_onnx.runtime.engines.genai import GenAiEngine
+from phi3_onnx.runtime.engines.ort import OrtEngine, check_rows
+from phi3_onnx.runtime.engines.session import LogitsSession
+from phi3_onnx.runtime.engines.slots import SlotPool
 from phi3_onnx.runtime.model import last_response
-from phi3_onnx.runtime.ort import OrtEngine, check_rows
-from phi3_onnx.runtime.scripted import scripted_model, write_scripted_package
-from phi3_onnx.runtime.session import LogitsSession
-from phi3_onnx.runtime.slots import SlotPool
+from scripted import scripted_model, write_scripted_package
 
 Make = Callable[..., Path]
 

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 from phi3_onnx.configs import UsageError
-from phi3_onnx.runtime.scripted import scripted_model, write_scripted_package
+from scripted import scripted_model, write_scripted_package
 
 # `<|user|>\n` + text + `<|end|>\n` is 4 tokens and the text; so is an answer; `<|assistant|>\n` is 2.
 TURN, OPENING = 4, 2

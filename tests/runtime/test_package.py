@@ -4,7 +4,7 @@ import pytest
 from phi3_onnx.configs import Manifest, PackageError
 from phi3_onnx.configs.manifest import MANIFEST_NAME, FileEntry
 from phi3_onnx.runtime.package import open_package
-from phi3_onnx.runtime.scripted import write_scripted_package
+from scripted import write_scripted_package
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 from phi3_onnx.configs import UsageError
 from phi3_onnx.runtime import pipeline
-from phi3_onnx.runtime.scripted import scripted_model, write_scripted_package
+from scripted import scripted_model, write_scripted_package
 
 CHAT = [{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"}]
 CARD = {"max_new_tokens": 500, "return_full_text": False, "temperature": 0.0, "do_sample": False}

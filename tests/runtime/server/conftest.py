@@ -1,7 +1,6 @@
 """Servers on the fake engine, on a free port, in a thread of the test's process."""
 
 import asyncio
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,18 +11,15 @@ import pytest
 pytest.importorskip("starlette", reason="the server extra is not installed")
 pytest.importorskip("openai", reason="the openai client is not installed")
 
-# The engine's process gets this process's path, and has to find the fake engine in it.
-sys.path.append(str(Path(__file__).parent))
-
 import httpx
 import openai
 import uvicorn
 from fake_engine import FakeLoader
-from phi3_onnx.runtime.scripted import write_scripted_package
 from phi3_onnx.runtime.server.app import create_app
 from phi3_onnx.runtime.server.process import EngineProcess
 from phi3_onnx.runtime.server.run import address, listen
 from phi3_onnx.runtime.server.settings import Settings
+from scripted import write_scripted_package
 
 
 class RunningServer:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from phi3_onnx.runtime import Guidance, Model, Sampling
-from phi3_onnx.runtime.engine import GuidedDraws
-from phi3_onnx.runtime.kvcache import KvCache
-from phi3_onnx.runtime.scripted import scripted_model
+from phi3_onnx.runtime.decoding.engine import GuidedDraws
+from phi3_onnx.runtime.decoding.kvcache import KvCache
 from phi3_onnx.runtime.server.caches import CachePool
+from scripted import scripted_model
 
 
 def used(pool: CachePool, prompt: list[int]) -> KvCache:

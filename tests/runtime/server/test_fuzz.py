@@ -8,9 +8,10 @@ import os
 from typing import Any
 
 import httpx
-from conftest import RunningServer  # pyright: ignore[reportMissingImports]
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from .conftest import RunningServer
 
 EXAMPLES = int(os.environ.get("PHI3_ONNX_FUZZ", "150"))
 PATHS = ("/v1/chat/completions", "/v1/completions")

@@ -9,9 +9,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import RunningServer, StartServer  # pyright: ignore[reportMissingImports]
-from fake_engine import FakeLoader  # pyright: ignore[reportMissingImports]
+from fake_engine import FakeLoader
 from phi3_onnx.runtime.server.process import LoadError
+
+from .conftest import RunningServer, StartServer
 
 
 def ask(server: RunningServer, text: str, **options: Any) -> Any:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RunningServer, StartServer  # pyright: ignore[reportMissingImports]
+
+from .conftest import RunningServer, StartServer
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium import webdriver

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_engine import FakeLoader
 from phi3_onnx.runtime.server.messages import Accepted, Conversation, Finished, FromEngine, Job, Piece
 from phi3_onnx.runtime.server.worker import Scheduler
-
-from .fake_engine import FakeLoader
 
 
 def stream(folder: Path, text: str, **options: object) -> Iterator[FromEngine]:

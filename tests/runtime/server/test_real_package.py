@@ -15,10 +15,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import RunningServer  # pyright: ignore[reportMissingImports]
 from phi3_onnx.runtime import load
 from phi3_onnx.runtime.server.settings import Settings
 from phi3_onnx.runtime.server.worker import PackageLoader
+
+from .conftest import RunningServer
 
 SCHEMA = {
     "type": "object",

@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import RunningServer, StartServer  # pyright: ignore[reportMissingImports]
+
+from .conftest import RunningServer, StartServer
 
 CHAT = {"messages": [{"role": "user", "content": "say hi"}]}
 

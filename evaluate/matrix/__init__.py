@@ -1,0 +1,1 @@
+"""Every target on every provider, in one table."""

@@ -1,0 +1,1 @@
+"""Comparing a package with the model it was made from."""

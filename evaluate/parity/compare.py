@@ -1,0 +1,67 @@
+"""Running a package over passages of text and holding its logits against others of the same positions."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ...configs import PackageError
+from ...runtime.engines.session import LogitsSession
+from .corpus import Passage
+from .metrics import Comparison
+
+Rows = Callable[[int, int], np.ndarray]
+"""Gives the logits of the positions from a first to before a last; called in order, without gaps."""
+
+_CHUNK = 256
+
+
+def compare_passage(comparison: Comparison, session: LogitsSession, passage: Passage, reference: Rows) -> None:
+    """Add the logits of one passage to a comparison, piece by piece.
+
+    Args:
+        comparison: what gathers the figures.
+        session: the package.
+        passage: the tokens.
+        reference: the reference's logits of the same passage.
+
+    Raises:
+        PackageError: the graph can not run the passage, or it is another model's.
+
+    """
+    for first, logits in package_logits(session, passage):
+        # A first run may be thousands of tokens long; the reference's logits are never made for all of them at once.
+        for offset in range(0, len(logits), _CHUNK):
+            found = logits[offset : offset + _CHUNK]
+            start, stop = first + offset, first + offset + len(found)
+            wanted = reference(start, stop)
+            if found.shape != wanted.shape:
+                sizes = f"{found.shape[1]} and {wanted.shape[1]} logits"
+                raise PackageError(f"package and reference give {sizes} for each token: they are different models")
+            comparison.add(wanted, found, passage.ids[start + 1 : stop + 1])
+
+
+def package_logits(session: LogitsSession, passage: Passage) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first position, logits) of a package over a passage; see `LogitsSession.logits`."""
+    # DirectML gets its prompts in one piece, as ONNX Runtime GenAI feeds it.
+    chunk = len(passage.ids) if session.provider == "DmlExecutionProvider" else _CHUNK
+    return session.logits(passage.ids, chunk=chunk, first=max(passage.first, chunk))
+
+
+class PackageRows:
+    """Another package's logits in pieces of any size, of which no more than one run's are held."""
+
+    def __init__(self, session: LogitsSession, passage: Passage) -> None:
+        self._pieces = package_logits(session, passage)
+        self._held = np.empty((0, 0), dtype=np.float32)
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        """Return float32 [stop - start, vocabulary]; `start` is where the last call stopped."""
+        parts = [self._held[:0]] if self._held.shape[1] else []
+        missing = stop - start
+        while missing:
+            if not len(self._held):
+                _, self._held = next(self._pieces)
+            parts.append(self._held[:missing])
+            self._held = self._held[missing:]
+            missing -= len(parts[-1])
+        return np.concatenate(parts)

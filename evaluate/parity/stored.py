@@ -1,0 +1,78 @@
+"""The weights of a package as they lie on disk, read back as float32, some rows at a time."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...configs import Manifest, PackageError, WeightScheme
+from ...quantize.packed import QuantizedWeight, packed_shapes
+
+
+class StoredWeights:
+    """What the graph of a package of this project computes with, by the checkpoint's tensor names."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        """Find every tensor in the package's files.
+
+        Raises:
+            PackageError: the graph can not be read.
+
+        """
+        import onnx
+
+        self._manifest = manifest
+        try:
+            graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+        except Exception as error:  # protobuf's and onnx's own
+            raise PackageError(f"{folder / 'model.onnx'} can not be read: {error}; export the package again") from error
+        self._folder = folder
+        self._tensors: Mapping[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
+
+    def read(self, name: str, rows: slice) -> np.ndarray:
+        """Return rows of a tensor as float32, dequantized where it is quantized.
+
+        Raises:
+            PackageError: the package has no such tensor, or its data file is too short.
+
+        """
+        if name in self._tensors:
+            return self._raw(name, rows).astype(np.float32, copy=False)
+        base, summary = name.removesuffix(".weight"), self._manifest.tensors.get(name)
+        if summary is None or summary.block_size is None or summary.symmetric is None:
+            raise PackageError(f"{self._folder} has no tensor {name}; export the package again")
+        scheme = WeightScheme(8 if summary.bits == 8 else 4, summary.block_size, summary.symmetric)
+        packed, scales = self._raw(f"{base}.qweight", rows), self._raw(f"{base}.scales", rows).astype(np.float32)
+        zeros = None if scheme.symmetric else self._raw(f"{base}.zero_points", rows)
+        columns = summary.shape[1]
+        blocks = packed_shapes(len(scales), columns, scheme)
+        return QuantizedWeight(
+            packed.reshape(blocks.packed),
+            scales.reshape(blocks.scales),
+            zeros.reshape(blocks.zero_points) if zeros is not None and blocks.zero_points else None,
+            scheme,
+            (len(scales), columns),
+        ).dequantize()
+
+    def _raw(self, name: str, rows: slice) -> np.ndarray:
+        from onnx import helper, numpy_helper
+        from onnx.external_data_helper import ExternalDataInfo
+
+        if name not in self._tensors:
+            raise PackageError(f"{self._folder} has no tensor {name}; export the package again")
+        tensor = self._tensors[name]
+        if not tensor.external_data:
+            return numpy_helper.to_array(tensor)[rows]
+        dtype, shape, info = (
+            helper.tensor_dtype_to_np_dtype(tensor.data_type),
+            tuple(tensor.dims),
+            ExternalDataInfo(tensor),
+        )
+        start, stop, _ = rows.indices(shape[0])
+        row = int(np.prod(shape[1:], dtype=np.int64))
+        offset = int(info.offset or 0) + start * row * dtype.itemsize
+        found = np.fromfile(self._folder / info.location, dtype, (stop - start) * row, offset=offset)
+        if found.size != (stop - start) * row:
+            raise PackageError(f"{self._folder / info.location} is too short for {name}; export the package again")
+        return found.reshape(stop - start, *shape[1:])

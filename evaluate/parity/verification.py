@@ -1,0 +1,138 @@
+"""What a verification found: rows with thresholds, for the screen, the manifest and an exit code."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ...configs import OutputError, VerificationError, read_manifest
+from ...configs.manifest import MANIFEST_NAME
+from .metrics import Metrics
+
+EXACT = ("token_ids", "chat_template", "end_tokens")
+"""Rows that are shares of comparisons which must all come out equal."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that was measured."""
+
+    name: str
+    """A field of `Thresholds`, or one of `EXACT`."""
+    value: float
+    threshold: float | None
+    """None: measured and reported, judged by nothing."""
+    bound: Literal["at most", "at least"]
+    detail: str
+    """What was compared, and where it differs first."""
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the value keeps its threshold (NaN keeps none); None without one."""
+        if self.threshold is None:
+            return None
+        return self.value <= self.threshold if self.bound == "at most" else self.value >= self.threshold
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found."""
+
+    rows: tuple[Row, ...]
+    target: str | None
+    """The target whose thresholds were used; None for a package that phi3-onnx did not make."""
+    provider: str
+    """The execution provider that the package ran on, by ONNX Runtime's name."""
+    reference: str
+    """The checkpoint, with its revision where it has one."""
+    metrics: Metrics
+    """All figures over the text."""
+    passages: tuple[str, ...]
+    """What the text was: a line for each passage."""
+    skipped: tuple[str, ...]
+    """What could not be tried."""
+    versions: Mapping[str, str]
+    """Package name -> version of what both sides ran on."""
+    created: str
+    """UTC, ISO 8601."""
+    seconds: float
+    """Wall time."""
+    nodes: Mapping[str, int] | None = None
+    """Nodes of the graph by the provider that ran them; None on the CPU, and where ONNX Runtime does not say."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether no row is out of its threshold."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[Row, ...]:
+        """The rows that are out of their thresholds."""
+        return tuple(row for row in self.rows if row.passed is False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON values, with `passed` and each row's; figures that are not finite become None."""
+        table = asdict(self)
+        table["rows"] = [{**asdict(row), "passed": row.passed} for row in self.rows]
+        table["metrics"] = metrics_dict(self.metrics)
+        return finite({"passed": self.passed, **table})
+
+    def check(self, name: str) -> None:
+        """Raise if a row is out of its threshold.
+
+        Args:
+            name: what to call the package.
+
+        Raises:
+            VerificationError: the message has every such row.
+
+        """
+        if self.passed:
+            return
+        problems = "; ".join(_problem(row) for row in self.failures)
+        raise VerificationError(f"{name} failed its verification: {problems}")
+
+
+def _problem(row: Row) -> str:
+    problem = f"{row.name} is {row.value:.4g}, must be {row.bound} {row.threshold:g}"
+    return f"{problem} ({row.detail})" if row.name in (*EXACT, "greedy_agreement") else problem
+
+
+def metrics_dict(metrics: Metrics) -> dict[str, Any]:
+    """Return metrics as JSON values, perplexities with their standard errors and ratio included."""
+    table = asdict(metrics)
+    for name in ("reference", "package"):
+        perplexity = getattr(metrics, name)
+        table[name] |= {"perplexity": perplexity.value, "standard_error": perplexity.standard_error}
+    return finite({**table, "perplexity_ratio": metrics.perplexity_ratio})
+
+
+def finite(value: Any) -> Any:
+    """Return JSON values with None for every figure that is not finite, for which JSON has no word."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return value
+
+
+def record(package: Path, verification: Verification) -> None:
+    """Write a verification into a package's manifest, in place of the last one.
+
+    Raises:
+        PackageError: the package has no manifest.
+        OutputError: the folder can not be written to.
+
+    """
+    text = replace(read_manifest(package), verification=verification.to_dict()).to_json()
+    temporary = package / f".{MANIFEST_NAME}-{os.getpid()}"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(package / MANIFEST_NAME)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{package / MANIFEST_NAME} can not be written: {error.strerror or error}") from error

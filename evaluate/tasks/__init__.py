@@ -1,0 +1,1 @@
+"""The benchmarks of model cards, run by lm-evaluation-harness."""

@@ -1,0 +1,1 @@
+"""From a model's shape to the ONNX graph of a target."""

@@ -1,0 +1,100 @@
+"""From a model's shape to the complete graph of a target."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ...configs import ModelConfig, Target
+from ..weights.data_file import DATA_NAME
+from ..weights.layout import Layout
+from .passes import (
+    Pass,
+    PassError,
+    fold_weight_transposes,
+    fuse_skip_norms,
+    name_interface,
+    quantize_weights,
+    replace_sequence_splits,
+    run_passes,
+    slice_last_token,
+    tidy,
+)
+from .passes.edit import static_shape, stored_dtype
+from .trace import trace
+
+_IR_VERSION = 10
+"""The file format's version that belongs to opset 21/22; readers refuse files of a later one."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The graph of a package before its weights are bound."""
+
+    model: ir.Model
+
+    @property
+    def ops(self) -> dict[str, int]:
+        """Operator -> nodes, most frequent first."""
+        return dict(Counter(node.op_type for node in self.model.graph).most_common())
+
+    def unbound(self) -> dict[str, ir.Value]:
+        """Return the initializers without values, by name: all but the small constants that the passes made."""
+        return {name: value for name, value in self.model.graph.initializers.items() if value.const_value is None}
+
+    def bind(self, layout: Layout, folder: Path) -> None:
+        """Let each initializer refer to its place in the data file of `folder`.
+
+        Raises:
+            PassError: graph and layout do not agree.
+
+        """
+        values = self.unbound()
+        if odd := values.keys() ^ layout.stored.keys():
+            raise PassError(f"graph and data file differ in {len(odd)} initializers, such as {min(odd)}")
+        for name, entry in layout.stored.items():
+            value = values[name]
+            dtype = ir.DataType.from_numpy(entry.dtype)
+            if (static_shape(value), stored_dtype(value)) != (entry.shape, dtype):
+                raise PassError(f"graph and data file differ in {name}: {value.shape} {value.dtype}, {entry}")
+            value.const_value = ir.ExternalTensor(
+                DATA_NAME,
+                entry.offset,
+                entry.num_bytes,
+                dtype,
+                shape=ir.Shape(entry.shape),
+                name=name,
+                base_dir=folder,
+            )
+
+
+def build_graph(config: ModelConfig, target: Target) -> Graph:
+    """Trace the model and rewrite it for `target`; no weights are read, memory stays below half a gigabyte.
+
+    Raises:
+        PassError: a rewrite failed.
+
+    """
+    model = trace(config, target)
+    passes: list[tuple[str, Pass]] = [
+        ("tidy", tidy),
+        ("replace_sequence_splits", replace_sequence_splits),
+        ("fold_weight_transposes", fold_weight_transposes),
+        ("fuse_skip_norms", fuse_skip_norms),
+    ]
+    if target.last_token_logits:
+        passes.append(("slice_last_token", slice_last_token))
+    passes.append(("name_interface", name_interface))
+    if (quantization := target.quantization) is not None:
+
+        def quantize(model: ir.Model) -> int:
+            return quantize_weights(model, quantization.scheme_for, quantization.accuracy_level)
+
+        passes.append(("quantize_weights", quantize))
+    passes.append(("tidy again", tidy))
+    run_passes(model, passes)
+    model.ir_version = _IR_VERSION
+    model.producer_name, model.producer_version = "phi3-onnx", None
+    model.graph.name = "phi3"
+    return Graph(model)

@@ -1,0 +1,116 @@
+"""Linear layers -> `MatMulNBits`, the embedding's `Gather` -> `GatherBlockQuantized`."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from ....configs import WeightScheme
+from ....quantize.packed import packed_shapes
+from ...weights.layout import QuantizedTensor, quantized_tensor
+from .edit import CONTRIB, constant, new_initializer, new_node, nodes_of, replace_node, static_shape, stored_dtype
+from .linear import linear_weight
+
+
+def quantize_weights(model: ir.Model, scheme_for: Callable[[str], WeightScheme], accuracy_level: int) -> int:
+    """Replace every linear layer and the embedding; return how many weights that were.
+
+    A tied embedding and the head share one packed tensor. The graph must have gone through
+    `fold_weight_transposes` and have its final names.
+    """
+    done: dict[str, QuantizedTensor] = {}
+    for node in list(model.graph):
+        weight = linear_weight(node)
+        if weight is not None and weight.name:
+            _quantize_linear(model, node, weight, scheme_for(weight.name), accuracy_level, done)
+    for node in nodes_of(model, "Gather"):
+        weight = node.inputs[0]
+        if weight is not None and weight.is_initializer() and weight.name:
+            _quantize_embedding(model, node, weight, scheme_for(weight.name), done)
+    for name in done:
+        model.graph.initializers.pop(name)
+    return len(done)
+
+
+def _quantize_linear(
+    model: ir.Model,
+    node: ir.Node,
+    weight: ir.Value,
+    scheme: WeightScheme,
+    accuracy_level: int,
+    done: dict[str, QuantizedTensor],
+) -> None:
+    rows, columns = _matrix_shape(weight)
+    stored = _store(model, weight, scheme, done)
+    inits = model.graph.initializers
+    inputs = [node.inputs[0], inits[stored.packed], inits[stored.scales]]
+    if stored.zero_points:
+        inputs.append(inits[stored.zero_points])
+    attributes = {"K": columns, "N": rows, "bits": scheme.bits, "block_size": scheme.block_size}
+    if accuracy_level:
+        attributes["accuracy_level"] = accuracy_level
+    new = new_node(model, "MatMulNBits", inputs, attributes, domain=CONTRIB, like=node.outputs)
+    name = (node.name or "").replace("FusedMatMul", "MatMulNBits")
+    replace_node(model, node, [new], new.outputs)
+    new.name = name
+
+
+def _quantize_embedding(
+    model: ir.Model, node: ir.Node, weight: ir.Value, scheme: WeightScheme, done: dict[str, QuantizedTensor]
+) -> None:
+    rows, columns = _matrix_shape(weight)
+    stored = done.get(weight.name or "") or _store(model, weight, scheme, done)
+    inits = model.graph.initializers
+    scope = (node.name or "").removesuffix("/Gather")
+    nodes: list[ir.Node] = []
+    # GatherBlockQuantized wants data and zero points as matrices, MatMulNBits data in blocks: the head's tensor is
+    # the stored one, and ONNX Runtime folds this reshape when it loads the package.
+    packed = inits[stored.packed]
+    _, blocks, blob = static_shape(packed)
+    flat = new_node(
+        model, "Reshape", [packed, constant(model, "embedding_rows", np.array([rows, blocks * blob], np.int64))]
+    )
+    flat.name, flat.outputs[0].name = f"{scope}/Reshape", f"{scope}/Reshape_output_0"
+    flat.outputs[0].type, flat.outputs[0].shape = packed.type, ir.Shape([rows, blocks * blob])
+    nodes.append(flat)
+    inputs = [flat.outputs[0], node.inputs[1], inits[stored.scales]]
+    if stored.zero_points:
+        inputs.append(inits[stored.zero_points])
+    attributes = {"bits": scheme.bits, "block_size": scheme.block_size, "gather_axis": 0, "quantize_axis": 1}
+    gather = new_node(model, "GatherBlockQuantized", inputs, attributes, domain=CONTRIB)
+    gather.name = f"{scope}/GatherBlockQuantized"
+    gather.outputs[0].type = node.outputs[0].type
+    nodes.append(gather)
+    result = gather.outputs[0]
+    if blocks * scheme.block_size != columns:  # the last block's padding
+        result.name = f"{scope}/GatherBlockQuantized_output_0"
+        bounds = [
+            constant(model, f"embedding_{kind}", np.array([value], np.int64))
+            for kind, value in (("start", 0), ("end", columns), ("axis", -1))
+        ]
+        cut = new_node(model, "Slice", [result, *bounds])
+        cut.name = f"{scope}/Slice"
+        cut.outputs[0].type = node.outputs[0].type
+        nodes.append(cut)
+        result = cut.outputs[0]
+    replace_node(model, node, nodes, [result])
+
+
+def _store(
+    model: ir.Model, weight: ir.Value, scheme: WeightScheme, done: dict[str, QuantizedTensor]
+) -> QuantizedTensor:
+    """Add the initializers of a quantized weight to the graph."""
+    assert weight.name
+    shapes = packed_shapes(*_matrix_shape(weight), scheme)
+    stored = quantized_tensor(weight.name, scheme)
+    new_initializer(model, stored.packed, ir.DataType.UINT8, shapes.packed)
+    new_initializer(model, stored.scales, stored_dtype(weight), shapes.scales)
+    if stored.zero_points and shapes.zero_points:
+        new_initializer(model, stored.zero_points, ir.DataType.UINT8, shapes.zero_points)
+    done[weight.name] = stored
+    return stored
+
+
+def _matrix_shape(weight: ir.Value) -> tuple[int, int]:
+    rows, columns = static_shape(weight)
+    return rows, columns

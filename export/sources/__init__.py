@@ -1,0 +1,1 @@
+"""Where a model is read from: folders, GGUF files, packages, adapters, the Hugging Face hub."""

@@ -1,0 +1,1 @@
+"""PEFT adapters, merged into a checkpoint while it is read."""

@@ -1,0 +1,109 @@
+"""What lies where in a package's data file. The model's shape and the target decide it, before there is a graph."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ...configs import ModelConfig, Target, WeightScheme
+from ...quantize.packed import packed_shapes
+from .rope import table_length
+
+COS_TABLE, SIN_TABLE = "rope.cos", "rope.sin"
+"""Names of the rotary tables among the initializers; all others are the checkpoint's, or made of them."""
+
+_ALIGNMENT, _ALIGN_FROM = 4096, 1 << 20
+"""Tensors of a megabyte and more start at a page, so that runtimes can map them into memory."""
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """The initializers that one weight matrix of the checkpoint becomes."""
+
+    tensor: str
+    scheme: WeightScheme
+    packed: str
+    scales: str
+    zero_points: str | None
+
+
+def quantized_tensor(tensor: str, scheme: WeightScheme) -> QuantizedTensor:
+    """Name the initializers of a quantized matrix, such as `model.layers.0.mlp.down_proj.weight`."""
+    base = tensor.removesuffix(".weight")
+    return QuantizedTensor(
+        tensor, scheme, f"{base}.qweight", f"{base}.scales", None if scheme.symmetric else f"{base}.zero_points"
+    )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One initializer in the data file."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    """In bytes, from the start of the file."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, which is all but the first dimension."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The data file of a package."""
+
+    stored: Mapping[str, Stored]
+    """By the initializer's name, in the order of their offsets."""
+    quantized: Mapping[str, QuantizedTensor]
+    """What a quantized tensor of the checkpoint becomes; the other tensors are initializers of their own name."""
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of the file."""
+        return max(entry.offset + entry.num_bytes for entry in self.stored.values())
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of the model's weights, scales and zero points included; the rotary tables are not weights."""
+        return sum(entry.num_bytes for name, entry in self.stored.items() if name not in (COS_TABLE, SIN_TABLE))
+
+
+def plan_layout(config: ModelConfig, target: Target) -> Layout:
+    """Return the place of every initializer of a model's package for `target`."""
+    dtype = np.dtype(target.io_dtype)
+    quantized: dict[str, QuantizedTensor] = {}
+    stored: dict[str, Stored] = {}
+    position = 0
+
+    def add(name: str, kind: np.dtype, shape: tuple[int, ...]) -> None:
+        nonlocal position
+        size = math.prod(shape) * kind.itemsize
+        if size >= _ALIGN_FROM:
+            position = -(-position // _ALIGNMENT) * _ALIGNMENT
+        stored[name] = Stored(name, kind, shape, position)
+        position += size
+
+    for name, shape in config.tensor_shapes().items():
+        if target.quantization is None or len(shape) != 2:
+            add(name, dtype, shape)
+            continue
+        scheme = target.quantization.scheme_for(name)
+        quantized[name] = names = quantized_tensor(name, scheme)
+        shapes = packed_shapes(shape[0], shape[1], scheme)
+        add(names.packed, np.dtype(np.uint8), shapes.packed)
+        add(names.scales, dtype, shapes.scales)
+        if names.zero_points and shapes.zero_points:
+            add(names.zero_points, np.dtype(np.uint8), shapes.zero_points)
+    for name in (COS_TABLE, SIN_TABLE):
+        add(name, dtype, (table_length(config), config.rotary_dim // 2))
+    return Layout(stored, quantized)

@@ -1,0 +1,1 @@
+"""From logits to an answer: the KV cache, sampling, stop conditions, scores. Knows no engine by name."""

@@ -1,0 +1,130 @@
+"""The seam between this project and what runs the graph: any object with these methods can serve a model."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+
+from ...configs import UsageError
+from .sampling import Sampling
+
+GuidanceKind = Literal["json_schema", "regex", "lark_grammar"]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A form that the answer must have; the engine masks every token that would break it."""
+
+    kind: GuidanceKind
+    text: str
+    """A JSON schema, a regular expression, or a grammar in llguidance's Lark dialect."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(GuidanceKind):
+            raise UsageError(f"guidance must be one of {', '.join(get_args(GuidanceKind))}, got {self.kind!r}")
+        if self.kind == "json_schema":
+            try:
+                schema = json.loads(self.text)
+            except ValueError as error:
+                raise UsageError(f"the JSON schema is not valid JSON: {error}") from error
+            if not isinstance(schema, dict):
+                raise UsageError(f"the JSON schema must be a JSON object, got {self.text!r:.80}")
+
+
+@dataclass(frozen=True)
+class GuidedDraws:
+    """Guidance and how the engine itself is to draw under it."""
+
+    guidance: Guidance
+    sampling: Sampling
+    seed: int | None
+
+
+class TokenSequence(Protocol):
+    """One text in the engine: its KV cache holds keys and values of the tokens appended so far."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that it has room for."""
+        ...
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the last token was put off until logits are asked for, to be run together with other sequences'."""
+        ...
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Run the model on `tokens`, after those that are there.
+
+        Raises:
+            EngineError: the run failed; the sequence is of no use any more.
+
+        """
+        ...
+
+    def logits(self) -> np.ndarray:
+        """Return the logits of the last token appended, float32 [vocabulary]."""
+        ...
+
+    def run_logits(self) -> np.ndarray:
+        """Return the logits of the last `append`, float32 [rows, vocabulary]: one row a token, or one in all."""
+        ...
+
+    def choose_token(self) -> int:
+        """Choose the next token under the guidance it was opened with, else the most likely one.
+
+        The next call of this or of `logits` runs the model on it first; `rewind` can still drop it before.
+
+        Raises:
+            EngineError: it failed; the sequence is of no use any more.
+
+        """
+        ...
+
+    def rewind(self, length: int) -> None:
+        """Forget all tokens but the first `length`; `append` has to come next."""
+        ...
+
+    def close(self) -> None:
+        """Give its memory back."""
+        ...
+
+
+class Engine(Protocol):
+    """A loaded model. Several sequences can be open at a time; calls from several threads take turns."""
+
+    @property
+    def name(self) -> str:
+        """What it is and which version, such as `onnxruntime-genai 0.18.0`."""
+        ...
+
+    @property
+    def prefill_chunk(self) -> int:
+        """Tokens of a prompt to append at a time, so that a long one can be stopped midway."""
+        ...
+
+    @property
+    def continuous(self) -> bool:
+        """Whether several tokens can be appended to a sequence that has some, without running all of them again."""
+        ...
+
+    @property
+    def chooses(self) -> bool:
+        """Whether sequences without guidance can `choose_token`, which spares the copy of all logits."""
+        ...
+
+    def open(self, capacity: int, guided: GuidedDraws | None = None) -> TokenSequence:
+        """Start a sequence with room for `capacity` tokens, whose KV cache is reserved at once.
+
+        Raises:
+            EngineError: the engine can not reserve it.
+            UsageError: the engine does not understand the guidance.
+
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        ...

@@ -1,0 +1,154 @@
+"""Choosing the next token from its logits, in numpy: the same on every provider, and the same again with a seed."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...configs import UsageError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; the steps and their order are those of transformers' `generate`."""
+
+    temperature: float = 1.0
+    """0 takes the most likely token always."""
+    top_k: int = 50
+    """Draw from this many tokens at most; 0 draws from all. 50 is transformers' default."""
+    top_p: float = 1.0
+    """Draw from the fewest tokens that have this probability together."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens that are in the text already (multiplies negative ones); 1 changes nothing."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise UsageError(f"temperature must be 0 or more, got {self.temperature}")
+        if self.top_k < 0:
+            raise UsageError(f"top_k must be 0 (all tokens) or more, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise UsageError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken always."""
+        return self.temperature == 0 or self.top_k == 1
+
+    def __str__(self) -> str:
+        penalty = "" if self.repetition_penalty == 1 else f", repetition penalty {self.repetition_penalty:g}"
+        if self.greedy:
+            return f"greedy{penalty}"
+        return f"temperature {self.temperature:g}, top-k {self.top_k}, top-p {self.top_p:g}{penalty}"
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """A token's log probability under the model, before temperature and the like, beside the most likely ones'."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """(token id, log probability) of the most likely tokens, in falling order."""
+
+
+class Sampler:
+    """Draws tokens one after another."""
+
+    def __init__(self, sampling: Sampling, seed: int | None = None) -> None:
+        """Start a series of draws.
+
+        Args:
+            sampling: how to draw.
+            seed: 0 or more: the same seed and logits give the same tokens. None differs from run to run.
+
+        """
+        if seed is not None and seed < 0:
+            raise UsageError(f"seed must be 0 or more, got {seed}")
+        self.sampling = sampling
+        self._random = None if sampling.greedy else np.random.default_rng(seed)
+
+    def pick(self, logits: np.ndarray, seen: Iterable[int] = ()) -> int:
+        """Return the next token.
+
+        Args:
+            logits: float32 [vocabulary]; not changed.
+            seen: the tokens so far, prompt included; read only where there is a repetition penalty.
+
+        """
+        if self.sampling.repetition_penalty != 1:
+            logits = penalize(logits, seen, self.sampling.repetition_penalty)
+        if self._random is None:
+            return int(logits.argmax())
+        tokens, probabilities = distribution(logits, self.sampling)
+        # One uniform number a token, and the inverse of the cumulative sum: rounding can leave its end short of 1.
+        position = np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right")
+        return int(tokens[min(int(position), len(tokens) - 1)])
+
+
+def penalize(logits: np.ndarray, seen: Iterable[int], penalty: float) -> np.ndarray:
+    """Return logits with the repetition penalty of CTRL (arXiv:1909.05858) on every token of `seen`."""
+    ids = np.unique(np.fromiter(seen, dtype=np.int64))
+    changed = logits.copy()
+    values = changed[ids]
+    changed[ids] = np.where(values < 0, values * penalty, values / penalty)
+    return changed
+
+
+def distribution(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens that may be drawn and their probabilities.
+
+    Args:
+        logits: float32 [vocabulary].
+        sampling: with a temperature above 0.
+
+    Returns:
+        int64 [tokens] and float64 [tokens]. With top_k or top_p the most likely come first, and equal logits keep the
+        order of their ids; without either, all tokens come in the order of their ids.
+
+    """
+    tokens = _most_likely(logits, sampling.top_k) if sampling.top_k else np.arange(len(logits))
+    scores = logits[tokens].astype(np.float64) / sampling.temperature
+    weights = np.exp(scores - scores.max())
+    probabilities = weights / weights.sum()
+    if sampling.top_p < 1:
+        if not sampling.top_k:
+            tokens = _likelier_than(probabilities, (1 - sampling.top_p) / (2 * len(logits)))
+            probabilities = probabilities[tokens]
+        # A token stays where those before it fall short of top_p; the first always does.
+        before = np.cumsum(probabilities) - probabilities
+        count = int(np.count_nonzero(before < sampling.top_p))
+        tokens, probabilities = tokens[:count], probabilities[:count] / probabilities[:count].sum()
+    return tokens, probabilities
+
+
+def _likelier_than(probabilities: np.ndarray, least: float) -> np.ndarray:
+    # All tokens below (1 - top_p) / vocabulary have less than 1 - top_p together, so none of them can stay. That
+    # leaves few to sort (all of them would take 13 ms a token with a vocabulary of 49152); half of it for rounding.
+    candidates = np.flatnonzero(probabilities > least)
+    return candidates[np.argsort(-probabilities[candidates], kind="stable")]
+
+
+def _most_likely(logits: np.ndarray, count: int) -> np.ndarray:
+    if count >= len(logits):
+        return np.argsort(-logits, kind="stable")
+    threshold = np.partition(logits, len(logits) - count)[len(logits) - count]
+    # Ties at the threshold all come along, as in transformers.
+    candidates = np.flatnonzero(logits >= threshold)
+    return candidates[np.argsort(-logits[candidates], kind="stable")]
+
+
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Return the log softmax of logits, float64 of the same shape, over the last axis."""
+    scores = logits.astype(np.float64)
+    scores -= scores.max(axis=-1, keepdims=True)
+    return scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
+
+
+def token_logprobs(logits: np.ndarray, token: int, top: int) -> TokenLogprobs:
+    """Return a token's log probability and the `top` most likely ones', from float32 logits [vocabulary]."""
+    logprobs = log_probabilities(logits)
+    best = _most_likely(logits, top)[:top] if top else ()
+    return TokenLogprobs(token, float(logprobs[token]), tuple((int(t), float(logprobs[t])) for t in best))

@@ -1,0 +1,1 @@
+"""What runs the graph: ONNX Runtime GenAI, and plain ONNX Runtime."""

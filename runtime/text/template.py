@@ -1,0 +1,153 @@
+"""Chat templates, rendered by Jinja itself in its sandbox, as `apply_chat_template` of transformers does."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ...configs import PackageError, UsageError
+from ..files import read_text
+
+Message = Mapping[str, Any]
+"""`role` and `content`, and whatever else the model's template reads."""
+
+
+class ChatTemplate:
+    """The template that turns a conversation into one prompt."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str], where: str = "the chat template") -> None:
+        """Keep a template; it is compiled when it is first rendered.
+
+        Args:
+            source: its text, in Jinja.
+            special_tokens: the tokenizer's named tokens, which it may use.
+            where: how to call it in an error.
+
+        """
+        self.source = source
+        self._special_tokens = dict(special_tokens)
+        self._where = where
+        self._compiled: Any = None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
+        """Return the prompt for a conversation.
+
+        Args:
+            messages: the conversation, oldest first.
+            add_generation_prompt: whether to open the assistant's next message.
+            tools: functions that the model may call, as JSON schemas.
+            variables: further names that the template reads.
+
+        Raises:
+            UsageError: there are no messages, or the template refuses them.
+            PackageError: the template is not valid Jinja, or fails.
+
+        """
+        from jinja2 import TemplateError, TemplateSyntaxError
+
+        if not messages:
+            raise UsageError("a conversation must hold at least one message")
+        # Templates test whether a key is there, so one whose value is None has to go.
+        plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        try:
+            if self._compiled is None:
+                self._compiled = _environment().from_string(self.source)
+            return self._compiled.render(
+                messages=plain,
+                tools=[dict(tool) for tool in tools] if tools is not None else None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **{**self._special_tokens, **variables},
+            )
+        except _RefusedError as error:
+            raise UsageError(f"{self._where} refuses this conversation: {error}") from error
+        except TemplateSyntaxError as error:
+            raise PackageError(f"{self._where} is not valid Jinja (line {error.lineno}): {error.message}") from error
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise PackageError(f"{self._where} fails on this conversation: {error}") from error
+
+
+def read_template(folder: Path, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> ChatTemplate | None:
+    """Return the chat template of a package: `chat_template.jinja`, or the one in `tokenizer_config.json`.
+
+    Args:
+        folder: the package's.
+        config: the content of its `tokenizer_config.json`.
+        special_tokens: its tokenizer's named tokens.
+
+    Returns:
+        None for a package without one.
+
+    Raises:
+        PackageError: the file can not be read, or there are several templates and none is the default.
+
+    """
+    path = folder / "chat_template.jinja"
+    source: Any = read_text(path)
+    if source is not None:
+        return ChatTemplate(source, special_tokens, path.name)
+    source = config.get("chat_template")
+    if isinstance(source, list):  # several, by name
+        named = {entry["name"]: entry["template"] for entry in source}
+        if "default" not in named:
+            raise PackageError(f"{folder} has chat templates {', '.join(sorted(named))} and none called default")
+        source = named["default"]
+    return ChatTemplate(source, special_tokens) if isinstance(source, str) else None
+
+
+class _RefusedError(Exception):
+    """A template called `raise_exception`."""
+
+
+def _environment() -> Any:
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class GenerationTag(Extension):
+        # {% generation %} marks the assistant's words for training; here it only shows what is inside. A call block,
+        # as in transformers, so that what is set inside does not leave it.
+        tags = {"generation"}  # noqa: RUF012  # Jinja's own way to declare them
+
+        def parse(self, parser: Any) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line)
+
+        def _inside(self, caller: Any) -> str:
+            return caller()
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own escapes HTML, which no model was trained on.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise _RefusedError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)

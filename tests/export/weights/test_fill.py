@@ -1,0 +1,109 @@
+"""The data file filled by processes, as for large models: the same bytes as by threads, nothing left when it fails."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from phi3_onnx.configs import OutputError, SourceError, find_target
+from phi3_onnx.export import export, open_checkpoint
+from phi3_onnx.export.sources.checkpoint import Checkpoint
+from phi3_onnx.export.weights.data_file import DataFile
+from phi3_onnx.export.weights.fill import Tally, filling
+from phi3_onnx.export.weights.layout import plan_layout
+
+
+@pytest.fixture
+def by_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phi3_onnx.export.weights.fill._WORTH_PROCESSES", 0)
+    monkeypatch.setattr("phi3_onnx.export.weights.fill.PIECE_BYTES", 1 << 14)  # several pieces a tensor
+
+
+def no_workers_left() -> bool:
+    """Whether all of loky's processes end; its resource tracker stays as long as this one does."""
+    workers = [child for child in psutil.Process().children() if "LokyProcess" in " ".join(child.cmdline())]
+    return not psutil.wait_procs(workers, timeout=10)[1]
+
+
+def test_processes_write_what_threads_write(
+    tiny: Callable[..., Path], tiny_package: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    threads = tiny_package("gqa", "cpu-int4-rtn")
+    request.getfixturevalue("by_processes")
+    processes = export(tiny("gqa"), "cpu-int4-rtn", tmp_path / "package")
+    for name in ("model.onnx", "model.onnx.data"):
+        assert (processes / name).read_bytes() == (threads / name).read_bytes()
+    assert no_workers_left()
+
+
+@pytest.mark.usefixtures("by_processes")
+def test_errors_of_a_process_are_the_exports(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = tiny("plain", dtype="bfloat16", seed=3)
+    weights = checkpoint / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2:] = b"\xc0\x7f"  # NaN
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for path in checkpoint.iterdir():
+        (damaged / path.name).write_bytes(content if path == weights else path.read_bytes())
+    with pytest.raises(SourceError, match="holds NaN"):
+        export(damaged, "cpu-int4-rtn", tmp_path / "package")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged"]
+
+
+@dataclass(frozen=True)
+class EndsItsProcess:
+    """A checkpoint whose reader is killed, as the system does when memory runs out."""
+
+    inner: Checkpoint
+
+    @property
+    def config(self) -> object:
+        return self.inner.config
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        if name.endswith("down_proj.weight"):
+            os._exit(9)
+        return self.inner.read(name, rows)
+
+
+def fill_all(checkpoint: Checkpoint, folder: Path, then: Callable[[], None] = lambda: None) -> None:
+    target = find_target("cpu-int4-rtn")
+    data = DataFile(folder / "data", plan_layout(checkpoint.config, target))
+    data.create()
+    with filling(data, checkpoint, target, list(checkpoint.config.tensor_shapes()), Tally(data, print)) as under_way:
+        then()
+        under_way.finish()
+
+
+@pytest.mark.usefixtures("by_processes")
+def test_a_killed_process_is_an_error_and_not_a_hang(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="ended from outside"):
+        fill_all(EndsItsProcess(open_checkpoint(tiny("plain"))), tmp_path)  # pyright: ignore[reportArgumentType]
+    assert no_workers_left()
+
+
+@pytest.mark.usefixtures("by_processes")
+def test_ctrl_c_ends_the_processes(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_all(open_checkpoint(tiny("plain")), tmp_path, interrupt)
+    assert no_workers_left()
+
+
+def test_rows_that_nobody_wrote_are_noticed(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny("plain"))
+    target = find_target("cpu-int4-rtn")
+    data = DataFile(tmp_path / "data", plan_layout(checkpoint.config, target))
+    data.create()
+    tally = Tally(data, lambda *_: None)
+    tensors = list(checkpoint.config.tensor_shapes())
+    with filling(data, checkpoint, target, tensors[:-1], tally) as under_way:
+        under_way.finish()
+    with pytest.raises(OutputError, match=r"4 tensors were not written whole, the first is lm_head\.qweight"):
+        tally.check()

@@ -1,0 +1,112 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from phi3_onnx.configs import UsageError
+from phi3_onnx.runtime.decoding.sampling import Sampler, Sampling, distribution, penalize, token_logprobs
+
+VOCABULARY = 97
+
+
+@pytest.fixture
+def logits():
+    return (np.random.default_rng(5).standard_normal(VOCABULARY) * 3).astype(np.float32)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("top_k", [0, 1, 5, 500])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])
+def test_the_distribution_is_that_of_transformers(logits, temperature, top_k, top_p):
+    import torch
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    scores = torch.from_numpy(logits)[None].double()
+    warpers: list[Any] = [TemperatureLogitsWarper(temperature)]
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    for warper in warpers:
+        scores = warper(None, scores)
+    expected = scores.softmax(-1)[0].numpy()
+
+    tokens, probabilities = distribution(logits, Sampling(temperature, top_k, top_p))
+    actual = np.zeros(VOCABULARY)
+    actual[tokens] = probabilities
+    # Both compute in float64 from float32 logits; only the order of the sums differs.
+    np.testing.assert_allclose(actual, expected, atol=1e-12)
+
+
+def test_the_repetition_penalty_is_that_of_transformers(logits):
+    import torch
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    seen = [3, 5, 5, 90]
+    processor: Any = RepetitionPenaltyLogitsProcessor(1.3)
+    expected = processor(torch.tensor([seen]), torch.from_numpy(logits.copy())[None])
+    before = logits.copy()
+    # One float32 division or multiplication on either side.
+    np.testing.assert_allclose(penalize(logits, seen, 1.3), expected[0].numpy(), rtol=1e-6)
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_greedy_takes_the_first_of_the_most_likely():
+    tied = np.array([1, 4, 4, 0], dtype=np.float32)
+    assert Sampler(Sampling(temperature=0)).pick(tied) == 1
+    assert Sampler(Sampling(top_k=1)).pick(tied) == 1
+
+
+def test_a_seed_gives_the_same_tokens_again(logits):
+    def draw(seed):
+        sampler = Sampler(Sampling(temperature=1.5), seed)
+        return [sampler.pick(logits) for _ in range(50)]
+
+    assert draw(7) == draw(7)
+    assert draw(7) != draw(8)
+
+
+def test_draws_follow_the_distribution(logits):
+    sampling = Sampling(temperature=1.0, top_k=4, top_p=1.0)
+    tokens, probabilities = distribution(logits, sampling)
+    sampler, count = Sampler(sampling, 0), 4000
+    drawn = np.bincount([sampler.pick(logits) for _ in range(count)], minlength=VOCABULARY)[tokens] / count
+    # Five standard deviations of a share of 0.5 in 4000 draws; the seed is fixed.
+    np.testing.assert_allclose(drawn, probabilities, atol=5 * 0.5 / count**0.5)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 1.0), st.integers(0, 20))
+def test_a_draw_is_always_a_token_that_may_be_drawn(seed, top_p, top_k):
+    values = np.random.default_rng(seed).standard_normal(20).astype(np.float32)
+    sampling = Sampling(0.7, top_k, top_p)
+    assert Sampler(sampling, seed).pick(values) in distribution(values, sampling)[0]
+
+
+def test_log_probabilities(logits):
+    import torch
+
+    entry = token_logprobs(logits, token=11, top=3)
+    expected = torch.from_numpy(logits).double().log_softmax(-1)
+    values, tokens = expected.topk(3)
+    assert entry.logprob == pytest.approx(float(expected[11]), abs=1e-12)
+    assert [token for token, _ in entry.top] == tokens.tolist()
+    assert [value for _, value in entry.top] == pytest.approx(values.tolist(), abs=1e-12)
+    assert token_logprobs(logits, token=11, top=0).top == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": -0.1}, "temperature must be 0 or more"),
+        ({"temperature": float("nan")}, "temperature must be 0 or more"),
+        ({"top_k": -1}, "top_k must be 0"),
+        ({"top_p": 0.0}, "top_p must be above 0"),
+        ({"top_p": 1.1}, "top_p must be above 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(values, message):
+    with pytest.raises(UsageError, match=message):
+        Sampling(**values)
+    with pytest.raises(UsageError, match="seed must be 0 or more"):
+        Sampler(Sampling(), -1)

@@ -1,0 +1,206 @@
+"""What the doctor finds wrong, in what it is shown."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from phi3_onnx.configs import UsageError
+from phi3_onnx.runtime.providers import devices, doctor, trial
+from phi3_onnx.runtime.providers.choice import ProviderChoice, Wheel
+from phi3_onnx.runtime.providers.devices import Device, cuda_device, read_nvidia_smi, read_video_controllers
+from phi3_onnx.runtime.providers.doctor import provider_problems, wheel_problems
+from phi3_onnx.runtime.providers.trial import Trial, run_trial, tiny_model, try_provider
+from scripted import scripted_model, write_scripted_package
+
+ORT = Wheel("onnxruntime", "1.32.0", "onnxruntime")
+ORT_GPU = Wheel("onnxruntime-gpu", "1.32.0", "onnxruntime")
+GENAI = Wheel("onnxruntime-genai", "0.18.0", "onnxruntime_genai")
+GPU = Device("nvidia", 0, "NVIDIA RTX 4090", "570.1", 24 * 2**30)
+CPU_RUNS = Trial("cpu", True, "")
+NO_CUDA = Trial("cuda", False, "built without it")
+
+
+def test_the_tiny_model_is_a_valid_one() -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load_from_string(tiny_model())
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["MatMul"]
+
+
+def test_the_cpu_is_tried_here_and_in_a_process_of_its_own() -> None:
+    assert run_trial("cpu").runs
+    assert try_provider("cpu").runs
+
+
+def test_a_provider_that_is_not_built_in_says_so() -> None:
+    result = try_provider("dml")
+    assert (result.provider, result.runs) == ("dml", False)
+    assert "is built without it" in result.reason
+
+
+def test_a_wrong_result_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "np", _Doubling())
+    assert "it computes wrongly" in run_trial("cpu").reason
+
+
+def test_what_onnx_runtime_says_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "tiny_model", lambda: b"no model")
+    result = run_trial("cpu")
+    assert not result.runs and result.reason and "[ONNXRuntimeError]" not in result.reason
+
+
+class _Doubling:
+    """numpy, but for the input of the trial, which is doubled."""
+
+    float32 = np.float32
+    array_equal = staticmethod(np.array_equal)
+
+    @staticmethod
+    def asarray(values: object, dtype: type) -> np.ndarray:
+        return 2 * np.asarray(values, dtype=dtype)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are not exit codes there")
+def test_a_provider_that_takes_its_process_along_is_survived(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    crash = tmp_path / "python"
+    crash.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    crash.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(crash))
+    assert try_provider("cuda") == Trial("cuda", False, "the process that tried it ended with signal 11")
+
+
+def test_clashing_wheels_are_an_error_with_the_command_that_mends_it() -> None:
+    (problem,) = wheel_problems([ORT, ORT_GPU, GENAI])
+    assert problem.severity == "error"
+    assert "onnxruntime 1.32.0 and onnxruntime-gpu 1.32.0 overwrite each other" in problem.what
+    assert problem.remedy.startswith("pip uninstall -y onnxruntime onnxruntime-gpu onnxruntime-genai && pip install ")
+
+
+def test_missing_wheels_are_errors() -> None:
+    assert [problem.severity for problem in wheel_problems([])] == ["error", "error"]
+    assert "GenAI" in wheel_problems([ORT])[0].what
+    assert wheel_problems([ORT, GENAI]) == []
+
+
+def test_a_gpu_that_nothing_uses_is_a_warning() -> None:
+    assert provider_problems([CPU_RUNS, NO_CUDA], []) == []
+    (problem,) = provider_problems([CPU_RUNS, NO_CUDA], [GPU])
+    assert problem.severity == "warning" and problem.what.startswith("NVIDIA RTX 4090 is there")
+    assert provider_problems([CPU_RUNS, Trial("cuda", True, "")], [GPU]) == []
+
+
+def test_a_cpu_that_does_not_run_is_an_error() -> None:
+    (problem,) = provider_problems([Trial("cpu", False, "broken")], [])
+    assert problem.severity == "error" and "broken" in problem.what
+
+
+def test_reads_nvidia_smi() -> None:
+    output = "0, NVIDIA GeForce RTX 4090, 570.86.15, 24564, 23012, 8.9\n1, NVIDIA GB10, 580.1, [N/A], [N/A], 12.1\n"
+    first, second = read_nvidia_smi(output)
+    assert first == Device("nvidia", 0, "NVIDIA GeForce RTX 4090", "570.86.15", 24564 * 2**20, 23012 * 2**20, "8.9")
+    assert (second.number, second.memory, second.free) == (1, None, None)
+    assert "cuda" in first.providers
+    assert read_nvidia_smi("No devices were found\n") == []
+
+
+RTX, H100 = "NVIDIA GeForce RTX 4090", "NVIDIA H100"
+ONE_KIND = [Device("nvidia", number, RTX, free=free) for number, free in enumerate((7, 8, 9))]
+TWO_KINDS = [Device("nvidia", 0, RTX, free=7), Device("nvidia", 1, H100, free=8)]
+
+
+@pytest.mark.parametrize(
+    ("found", "number", "environment", "free"),
+    [
+        (ONE_KIND, 0, {}, 7),
+        (ONE_KIND, 2, {}, 9),
+        (ONE_KIND, 3, {}, None),
+        (ONE_KIND, 1, {"CUDA_VISIBLE_DEVICES": "2, 0"}, 7),
+        (ONE_KIND, 0, {"CUDA_VISIBLE_DEVICES": ""}, None),
+        (ONE_KIND, 0, {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}, None),
+        (TWO_KINDS, 0, {}, None),  # CUDA puts the faster one first, nvidia-smi goes by the bus
+        (TWO_KINDS, 1, {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, 8),
+        ([], 0, {}, None),
+    ],
+)
+def test_the_gpu_that_cuda_means(
+    found: list[Device], number: int, environment: dict[str, str], free: int | None
+) -> None:
+    device = cuda_device(found, number, environment)
+    assert (device.free if device else None) == free
+
+
+def test_a_kv_cache_that_the_gpu_has_no_room_for_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("the stand-in is a shell script")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, NVIDIA H100, 550.1, 81559, 1, 9.0'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    write_scripted_package(tmp_path / "pkg")
+    model = scripted_model(tmp_path / "pkg", ["yes"])
+    model.choice = ProviderChoice("cuda", ())
+    assert model.free_memory() == 2**20
+    with pytest.raises(UsageError, match=r"the KV cache of 3008 tokens takes .* and 1\.0 MiB of memory are free"):
+        model.generate("Hi", max_tokens=3000)
+    assert model.generate("Hi", max_tokens=50).text == "yes"
+    model.choice = ProviderChoice("dml", ())  # nobody here knows what DirectML has
+    assert model.free_memory() is None
+
+
+def test_finds_nvidia_smi_on_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("the stand-in is a shell script")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, NVIDIA H100, 550.1, 81559, 81000, 9.0'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert "NVIDIA H100" in [device.name for device in devices.list_devices()]
+    tool.write_text("#!/bin/sh\nexit 9\n")  # a driver that does not answer
+    assert "NVIDIA H100" not in [device.name for device in devices.list_devices()]
+
+
+def test_reads_the_video_controllers_of_windows() -> None:
+    one = {"Name": "AMD Radeon 780M", "DriverVersion": "31.0.22000"}
+    assert read_video_controllers(json.dumps(one)) == [Device("gpu", 0, "AMD Radeon 780M", "31.0.22000")]
+    assert len(read_video_controllers(json.dumps([one, one]))) == 2
+    assert read_video_controllers("") == read_video_controllers("nonsense") == []
+
+
+def test_reads_the_cards_of_linux(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, vendor in (("card0", "0x1002"), ("card0-HDMI-A-1", "0x1002"), ("card1", "0x1234")):
+        (tmp_path / name / "device").mkdir(parents=True)
+        (tmp_path / name / "device/vendor").write_text(f"{vendor}\n")
+        (tmp_path / name / "device/device").write_text("0x15bf\n")
+    monkeypatch.setattr(devices, "_DRM", tmp_path)
+    monkeypatch.setattr(devices, "_nvidia", list)
+    monkeypatch.setattr(devices.sys, "platform", "linux")
+    assert [device.name for device in devices.list_devices()[1:]] == ["AMD GPU (0x15bf)"]
+
+
+def test_a_report_is_json_and_keeps_secrets(monkeypatch: pytest.MonkeyPatch, isolated: Path) -> None:
+    monkeypatch.setenv("PHI3_ONNX_SERVE_API_KEY", "hush")
+    monkeypatch.setenv("PHI3_ONNX_THREADS", "3")
+    report = doctor.examine()
+    text = json.dumps(report.as_json())
+    assert "hush" not in text and report.variables["PHI3_ONNX_SERVE_API_KEY"] == "(set)"
+    assert report.threads == 3
+    assert report.store.path == str(isolated / "packages") and report.stored_packages == ()
+    assert report.healthy and not report.telemetry
+    assert {result.provider for result in report.providers} >= {"cpu", "cuda", "dml"}
+
+
+def test_telemetry_is_reported_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHI3_ONNX_TELEMETRY", "1")
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    assert doctor.examine().telemetry
+
+
+def test_little_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_LITTLE_DISK", 2**62)
+    report = doctor.examine()
+    assert report.healthy
+    assert [problem.remedy for problem in report.problems] == ["free some, or set PHI3_ONNX_HOME"]
