@@ -1,4 +1,4 @@
-"""The float32 PyTorch reference: transformers' own Phi-3 layers, run one at a time from a checkpoint.
+"""The float32 PyTorch reference: Phi-3's layers, run one at a time from a checkpoint.
 
 Only one decoder layer's weights are in memory at once, next to the hidden states of all sequences, so a model of 3.8 B
 parameters (32 layers of 113 M) needs about 0.5 GB for its layers and 0.4 GB for its head, not 16 GB.
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers.models.phi3 import modeling_phi3 as phi3
 
 from ..export.checkpoint import Checkpoint
 from ..quantize.decoder_layer import DecoderLayers
@@ -19,7 +18,7 @@ _ROWS_AT_ONCE = 8192
 
 
 class Reference:
-    """A checkpoint's model in float32, on the CPU, as transformers defines it."""
+    """A checkpoint's model in float32, on the CPU."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -43,16 +42,15 @@ class Reference:
         hidden = self._embed(sequences)
         layers = DecoderLayers(self._checkpoint.config)
         # One for each sequence: the mask depends on its length, and so do the factors of LongRoPE.
-        settings = [layers.settings(states) for states in hidden]
+        operators = [layers.operators(len(ids)) for ids in sequences]
         for index in range(self._checkpoint.config.num_layers):
             notify(f"reference: layer {index + 1} of {self._checkpoint.config.num_layers}")
             layers.forget_weights()
             layers.set_weights(self._weights(f"model.layers.{index}.", layers.weight_names))
             for i, states in enumerate(hidden):
-                hidden[i] = layers.run(states, settings[i])
-        norm = phi3.Phi3RMSNorm(self._checkpoint.config.hidden_size, eps=self._checkpoint.config.rms_norm_eps)
-        norm.load_state_dict(self._weights("model.norm.", ["weight"]))
-        return [norm(states)[0] for states in hidden]
+                hidden[i] = layers.run(states, operators[i])
+        weight = self._weights("model.norm.", ["weight"])["weight"]
+        return [operators[i].norm(states, weight)[0] for i, states in enumerate(hidden)]
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor, start: int, stop: int) -> torch.Tensor:
