@@ -25,11 +25,14 @@ class Reference:
         self._head: torch.Tensor | None = None
 
     @torch.inference_mode()
-    def hidden_states(self, sequences: Sequence[np.ndarray], *, notify: Notify = silent) -> list[torch.Tensor]:
+    def hidden_states(
+        self, sequences: Sequence[np.ndarray], *, num_layers: int | None = None, notify: Notify = silent
+    ) -> list[torch.Tensor]:
         """Run all sequences through the model, each by itself, in one pass over its layers.
 
         Args:
             sequences: token ids, one array of shape [tokens] for each sequence.
+            num_layers: run these first layers only, and then the last norm; None runs all.
             notify: called with a line of progress before each layer.
 
         Returns:
@@ -39,12 +42,13 @@ class Reference:
             SourceError: a weight can not be read.
 
         """
-        hidden = self._embed(sequences)
+        hidden = self.embed(sequences)
+        count = num_layers or self._checkpoint.config.num_layers
         layers = DecoderLayers(self._checkpoint.config)
         # One for each sequence: the mask depends on its length, and so do the factors of LongRoPE.
         operators = [layers.operators(len(ids)) for ids in sequences]
-        for index in range(self._checkpoint.config.num_layers):
-            notify(f"reference: layer {index + 1} of {self._checkpoint.config.num_layers}")
+        for index in range(count):
+            notify(f"reference: layer {index + 1} of {count}")
             layers.forget_weights()
             layers.set_weights(self._weights(f"model.layers.{index}.", layers.weight_names))
             for i, states in enumerate(hidden):
@@ -73,7 +77,14 @@ class Reference:
             self._head = torch.from_numpy(self._checkpoint.read(name))
         return hidden[start:stop] @ self._head.T
 
-    def _embed(self, sequences: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    def embed(self, sequences: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """Return each sequence's embeddings, float32 [1, tokens, hidden size].
+
+        Raises:
+            ValueError: a token id is not in the vocabulary.
+            SourceError: the weights can not be read.
+
+        """
         config = self._checkpoint.config
         found = [np.empty((len(ids), config.hidden_size), dtype=np.float32) for ids in sequences]
         wanted = np.unique(np.concatenate([np.asarray(ids) for ids in sequences]))
