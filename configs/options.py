@@ -32,8 +32,6 @@ class Range:
     def __str__(self) -> str:
         if self.open:
             return f"above {self.least:g}" + (f" and at most {self.most:g}" if self.most < math.inf else "")
-        if abs(self.least) == 2**63:
-            return "any of 64 bits"
         least = f"{self.least:g}" + (f" ({self.zero})" if self.zero else "")
         return f"{least} or more" if self.most == math.inf else f"{least} to {self.most:g}"
 

@@ -42,7 +42,7 @@ def _row(option: Option) -> str:
 
 
 def _range(numbers: Range) -> str:
-    return str(numbers) if math.isfinite(numbers.least) else "any"
+    return str(numbers) if numbers.least > -(2**63) else "any of 64 bits" if math.isfinite(numbers.least) else "any"
 
 
 if __name__ == "__main__":
