@@ -103,6 +103,10 @@ class SamplingOptions(TypedDict, total=False):
             guided=True,
         ),
     ]
+    min_p: Annotated[
+        float | None,
+        Option("Draw from tokens at least this share as likely as the most likely one.", Range(0, 1), draws=True),
+    ]
     repetition_penalty: Annotated[
         float | None,
         Option("Above 1, repeat less.", Range(0, open=True), server=Range(0.01, 100), guided=True),
@@ -167,6 +171,8 @@ class Sampling:
     """Draw from the fewest tokens that have this probability together."""
     repetition_penalty: float = 1.0
     """Divides the logits of tokens that are in the text already (multiplies negative ones); 1 changes nothing."""
+    min_p: float = 0.0
+    """Draw only from tokens whose probability is at least this times the largest (arXiv:2407.01082); 0 from all."""
 
     def __post_init__(self) -> None:
         for name, option in SAMPLING.items():

@@ -86,6 +86,9 @@ def distribution(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np
         before = np.cumsum(probabilities) - probabilities
         count = int(np.count_nonzero(before < sampling.top_p))
         tokens, probabilities = tokens[:count], probabilities[:count] / probabilities[:count].sum()
+    if sampling.min_p > 0:
+        kept = probabilities >= sampling.min_p * probabilities.max()
+        tokens, probabilities = tokens[kept], probabilities[kept] / probabilities[kept].sum()
     return tokens, probabilities
 
 

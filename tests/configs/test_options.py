@@ -9,6 +9,7 @@ import pytest
 from phi3_onnx.cli.generate import command
 from phi3_onnx.configs import UsageError
 from phi3_onnx.configs.options import OPTIONS, SAMPLING, AnswerOptions, Range, Sampling
+from phi3_onnx.runtime.decoding.engine import Guidance
 from phi3_onnx.runtime.decoding.generation import Options
 from phi3_onnx.runtime.server.requests import ChatRequest, CompletionRequest
 
@@ -54,3 +55,10 @@ def test_ranges(numbers, text, inside, outside):
 def test_a_value_out_of_range_is_named():
     with pytest.raises(UsageError, match=r"top_k must be 0 \(all tokens\) or more, got -1"):
         OPTIONS["top_k"].check(-1)
+
+
+def test_guidance_refuses_what_the_search_behind_it_lacks():
+    guidance = Guidance("regex", "a+")
+    Options(Sampling(top_p=0.5), guidance=guidance)
+    with pytest.raises(UsageError, match="min_p cannot be used with guidance"):
+        Options(Sampling(min_p=0.5), guidance=guidance)

@@ -18,19 +18,21 @@ def logits():
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("top_k", [0, 1, 5, 500])
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])
-def test_the_distribution_is_that_of_transformers(logits, temperature, top_k, top_p):
+@pytest.mark.parametrize("min_p", [0.0, 0.02, 0.3, 1.0])
+def test_the_distribution_is_that_of_transformers(logits, temperature, top_k, top_p, min_p):
     import torch
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     scores = torch.from_numpy(logits)[None].double()
     warpers: list[Any] = [TemperatureLogitsWarper(temperature)]
     warpers += [TopKLogitsWarper(top_k)] if top_k else []
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    warpers += [MinPLogitsWarper(min_p)] if min_p else []
     for warper in warpers:
         scores = warper(None, scores)
     expected = scores.softmax(-1)[0].numpy()
 
-    tokens, probabilities = distribution(logits, Sampling(temperature, top_k, top_p))
+    tokens, probabilities = distribution(logits, Sampling(temperature, top_k, top_p, min_p=min_p))
     actual = np.zeros(VOCABULARY)
     actual[tokens] = probabilities
     # Both compute in float64 from float32 logits; only the order of the sums differs.
@@ -103,6 +105,7 @@ def test_log_probabilities(logits):
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"top_p": 1.1}, "top_p must be above 0"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+        ({"min_p": 1.1}, "min_p must be 0 to 1"),
     ],
 )
 def test_values_out_of_range_are_refused(values, message):
