@@ -111,6 +111,18 @@ class SamplingOptions(TypedDict, total=False):
         float | None,
         Option("Above 1, repeat less.", Range(0, open=True), server=Range(0.01, 100), guided=True),
     ]
+    presence_penalty: Annotated[
+        float | None,
+        Option("Taken from the logits of tokens that the answer holds.", Range(-100, 100), server=Range(-2, 2)),
+    ]
+    frequency_penalty: Annotated[
+        float | None,
+        Option(
+            "Taken from logits once for each time that the answer holds the token.",
+            Range(-100, 100),
+            server=Range(-2, 2),
+        ),
+    ]
 
 
 class AnswerOptions(SamplingOptions, total=False):
@@ -173,6 +185,10 @@ class Sampling:
     """Divides the logits of tokens that are in the text already (multiplies negative ones); 1 changes nothing."""
     min_p: float = 0.0
     """Draw only from tokens whose probability is at least this times the largest (arXiv:2407.01082); 0 from all."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens that the answer, not the prompt, holds; negative values favor them."""
+    frequency_penalty: float = 0.0
+    """Taken from the logits of tokens that the answer holds, times how often it does."""
 
     def __post_init__(self) -> None:
         for name, option in SAMPLING.items():

@@ -45,6 +45,8 @@ class Sampler:
         """
         if self.sampling.repetition_penalty != 1:
             logits = penalize(logits, (*prompt, *answer), self.sampling.repetition_penalty)
+        if self.sampling.presence_penalty or self.sampling.frequency_penalty:
+            logits = discourage(logits, answer, self.sampling.presence_penalty, self.sampling.frequency_penalty)
         if self._random is None:
             return int(logits.argmax())
         tokens, probabilities = distribution(logits, self.sampling)
@@ -59,6 +61,17 @@ def penalize(logits: np.ndarray, seen: Iterable[int], penalty: float) -> np.ndar
     changed = logits.copy()
     values = changed[ids]
     changed[ids] = np.where(values < 0, values * penalty, values / penalty)
+    return changed
+
+
+def discourage(logits: np.ndarray, answer: Sequence[int], presence: float, frequency: float) -> np.ndarray:
+    """Return logits less the presence and frequency penalties of OpenAI's API on every token of `answer`.
+
+    As there, and in vLLM, the prompt's tokens do not count: logit - count * frequency - (count > 0) * presence.
+    """
+    ids, counts = np.unique(np.asarray(answer, dtype=np.int64), return_counts=True)
+    changed = logits.copy()
+    changed[ids] -= (counts * frequency + presence).astype(logits.dtype)
     return changed
 
 

@@ -111,9 +111,7 @@ class CompletionRequest(_Generation):
         {
             "best_of": (1,),
             "echo": (False,),
-            "frequency_penalty": (0,),
             "logit_bias": ({},),
-            "presence_penalty": (0,),
             "suffix": ("",),
         }
     )
@@ -269,13 +267,11 @@ class ChatRequest(_Generation):
 
     neutral = MappingProxyType(
         {
-            "frequency_penalty": (0,),
             "function_call": ("none",),
             "functions": ([],),
             "logit_bias": ({},),
             "metadata": ({},),
             "modalities": (["text"],),
-            "presence_penalty": (0,),
             "service_tier": ("auto", "default"),
             "store": (False,),
             "tools": ([],),

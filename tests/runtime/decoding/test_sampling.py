@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from phi3_onnx.configs import UsageError
-from phi3_onnx.runtime.decoding.sampling import Sampler, Sampling, distribution, penalize, token_logprobs
+from phi3_onnx.runtime.decoding.sampling import Sampler, Sampling, discourage, distribution, penalize, token_logprobs
 
 VOCABULARY = 97
 
@@ -50,6 +50,26 @@ def test_the_repetition_penalty_is_that_of_transformers(logits):
     # One float32 division or multiplication on either side.
     np.testing.assert_allclose(penalize(logits, seen, 1.3), expected[0].numpy(), rtol=1e-6)
     np.testing.assert_array_equal(logits, before)
+
+
+def test_presence_and_frequency_penalties(logits):
+    expected = logits.copy()
+    expected[3] -= 0.5 + 2 * 0.25
+    expected[90] -= 0.5 + 0.25
+    before = logits.copy()
+    # One float32 subtraction on either side.
+    np.testing.assert_allclose(discourage(logits, [3, 90, 3], 0.5, 0.25), expected, rtol=1e-6)
+    np.testing.assert_array_equal(logits, before)
+    np.testing.assert_array_equal(discourage(logits, [], 0.5, 0.25), logits)
+
+
+def test_penalties_count_the_answer_alone():
+    level = np.array([2, 1.9, 0], dtype=np.float32)
+    for penalty in ({"presence_penalty": 0.5}, {"frequency_penalty": 0.5}):
+        sampler = Sampler(Sampling(temperature=0, **penalty))
+        assert sampler.pick(level, prompt=[0, 0]) == 0
+        assert sampler.pick(level, prompt=[1], answer=[0]) == 1
+    assert Sampler(Sampling(temperature=0, presence_penalty=-1)).pick(level, answer=[1]) == 1
 
 
 def test_greedy_takes_the_first_of_the_most_likely():
