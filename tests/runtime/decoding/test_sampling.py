@@ -65,8 +65,8 @@ def test_presence_and_frequency_penalties(logits):
 
 def test_penalties_count_the_answer_alone():
     level = np.array([2, 1.9, 0], dtype=np.float32)
-    for penalty in ({"presence_penalty": 0.5}, {"frequency_penalty": 0.5}):
-        sampler = Sampler(Sampling(temperature=0, **penalty))
+    for sampling in (Sampling(0, presence_penalty=0.5), Sampling(0, frequency_penalty=0.5)):
+        sampler = Sampler(sampling)
         assert sampler.pick(level, prompt=[0, 0]) == 0
         assert sampler.pick(level, prompt=[1], answer=[0]) == 1
     assert Sampler(Sampling(temperature=0, presence_penalty=-1)).pick(level, answer=[1]) == 1
