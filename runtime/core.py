@@ -6,11 +6,12 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from ..configs import UsageError
+from ..configs.options import SAMPLING
 from .decoding.engine import Engine
-from .decoding.generation import Generation, Options, room_for
+from .decoding.generation import GenerateOptions, Generation, Options, room_for
 from .decoding.kvcache import KvCache
 from .decoding.response import Chunk
 from .engines.ort import OrtEngine, load_ort_engine
@@ -91,33 +92,20 @@ class ModelCore:
             raise UsageError(f"{self.package.name} has no chat template; give it a raw text (--raw)")
         return self.template.render(messages, add_generation_prompt=add_generation_prompt)
 
-    def options(
-        self,
-        *,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        repetition_penalty: float | None = None,
-        stop: str | Sequence[str] = (),
-        **others: Any,
-    ) -> Options:
+    def options(self, **named: Unpack[GenerateOptions]) -> Options:
         """Return the options of a generation: the model's defaults, and over them what was named.
 
         Raises:
             UsageError: a value is out of range, or guidance is malformed.
 
         """
+        given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+        drawing = {name: given.pop(name) for name in SAMPLING if name in given}
         sampling = self.package.sampling
-        if sampling.greedy and temperature is None and (top_p is not None or top_k is not None):
-            temperature = 1.0
-        named = {
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "repetition_penalty": repetition_penalty,
-        }
-        sampling = replace(sampling, **{key: value for key, value in named.items() if value is not None})
-        return Options(sampling=sampling, stop=(stop,) if isinstance(stop, str) else tuple(stop), **others)
+        if sampling.greedy and any(SAMPLING[name].draws for name in drawing):
+            drawing.setdefault("temperature", 1.0)
+        stop = given.pop("stop", ())
+        return Options(replace(sampling, **drawing), stop=(stop,) if isinstance(stop, str) else tuple(stop), **given)
 
     def new_cache(self) -> KvCache:
         """Return an empty KV cache for one text, which reserves nothing yet.

@@ -1,15 +1,15 @@
 """A loaded package: the one object behind `generate`, `chat`, the pipeline and a server."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 from ..configs import PackageError, Phi3OnnxError, ProviderError, find_package
 from .batch import DEFAULT_BATCH, Job, Notify, answer_all
 from .chat import ChatSession, Overflow
 from .core import ModelCore, Prompt
-from .decoding.engine import Guidance
+from .decoding.generation import GenerateOptions
 from .decoding.response import Chunk, Response, last_response
 from .decoding.score import Score, score_tokens
 from .engines.genai import load_engine
@@ -67,15 +67,7 @@ class Model(ModelCore):
         *,
         raw: bool = False,
         system: str | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        logprobs: int | None = None,
-        guidance: Guidance | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> Response:
         """Answer a prompt.
 
@@ -84,35 +76,15 @@ class Model(ModelCore):
                 A package without a chat template continues a text as it is.
             raw: continue a text as it is, without the chat template.
             system: a system message to put first.
-            max_tokens: tokens of the answer at most; by default 1024, or fewer where the context ends.
-            temperature: 0 takes the most likely token always. This and the next three are by default what the model's
-                `generation_config.json` says, which is greedy where it does not ask for sampling; naming any of
-                temperature, top_p and top_k asks for it (with temperature 1 and top_k 50 if unnamed).
-            top_p: draw from the fewest tokens that have this probability together.
-            top_k: draw from this many tokens at most; 0 from all.
-            repetition_penalty: divides the logits of tokens that are in the text already.
-            seed: the same seed gives the same text.
-            stop: texts that end the answer and are not part of it.
-            logprobs: report the log probability of each token and of this many most likely ones.
-            guidance: a form that the answer must have.
+            options: those of `configs.options.AnswerOptions`; with `logprobs`, the log probability of each token and of
+                this many most likely ones is reported; `guidance` is a form that the answer must have.
 
         Raises:
             UsageError: prompt and answer do not fit into the context or the memory, or an option makes no sense.
             EngineError: the engine failed.
 
         """
-        options = self.options(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop,
-            logprobs=logprobs,
-            guidance=guidance,
-        )
-        return last_response(self.run(self.encode(prompt, raw=raw, system=system), options))
+        return last_response(self.stream(prompt, raw=raw, system=system, **options))
 
     def stream(
         self,
@@ -122,7 +94,7 @@ class Model(ModelCore):
         system: str | None = None,
         cancel: threading.Event | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
-        **options: Any,
+        **options: Unpack[GenerateOptions],
     ) -> Iterator[Chunk]:
         """Answer a prompt piece by piece: a chunk for each token, and a last one whose `response` is set.
 
@@ -152,7 +124,7 @@ class Model(ModelCore):
         system: str | None = None,
         cancel: threading.Event | None = None,
         notify: Callable[[str], None] | None = None,
-        **options: Any,
+        **options: Unpack[GenerateOptions],
     ) -> Iterator[Response]:
         """Answer prompts, several side by side; a row of the batch goes on with the next when it is through.
 
@@ -182,7 +154,9 @@ class Model(ModelCore):
         jobs = [Job(self.encode(prompt, raw=raw, system=system), common) for prompt in prompts]
         return _raising(answer_all(self, jobs, batch=batch, cancel=cancel, notify=notify))
 
-    def chat(self, *, system: str | None = None, on_overflow: Overflow = "stop", **options: Any) -> ChatSession:
+    def chat(
+        self, *, system: str | None = None, on_overflow: Overflow = "stop", **options: Unpack[GenerateOptions]
+    ) -> ChatSession:
         """Return a conversation that keeps its KV cache between turns.
 
         Args:

@@ -9,6 +9,7 @@ from time import perf_counter
 import numpy as np
 
 from ...configs import EngineError, UsageError
+from ...configs.options import OPTIONS, AnswerOptions
 from ..text.stops import StopFilter
 from ..text.tokenizer import StreamDecoder
 from .engine import Guidance, GuidedDraws
@@ -19,6 +20,15 @@ from .sampling import Sampler, Sampling, TokenLogprobs, token_logprobs
 DEFAULT_MAX_TOKENS = 1024
 """Tokens of an answer at most, where nothing else is asked for; fewer where the context ends before."""
 _LOOK_EVERY = 16
+
+
+class GenerateOptions(AnswerOptions, total=False):
+    """The keywords of `Model.generate` and its like; None stands for the default."""
+
+    logprobs: int | None
+    """How many of the most likely tokens to report with each token and its own log probability."""
+    guidance: Guidance | None
+    """A form that the answer must have."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +45,18 @@ class Options:
     guidance: Guidance | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise UsageError(f"max_tokens must be 1 or more, got {self.max_tokens}")
+        if self.max_tokens is not None:
+            OPTIONS["max_tokens"].check(self.max_tokens)
+        if self.guidance:
+            self._check_guided()
         if self.logprobs is not None and self.logprobs < 0:
             raise UsageError(f"logprobs must be 0 or more, got {self.logprobs}")
         StopFilter(self.stop)  # refuses an empty one
+
+    def _check_guided(self) -> None:
+        for name in self.sampling.changed:
+            if not OPTIONS[name].guided:
+                raise UsageError(f"{name} cannot be used with guidance: ONNX Runtime GenAI, which draws then, lacks it")
 
     @property
     def guided(self) -> GuidedDraws | None:
@@ -99,7 +116,7 @@ class Generation:
         self._sampler = Sampler(options.sampling, options.seed)
         self._stops = StopFilter(options.stop)
         # What is to be reported or changed has to be read, and then it can be picked here as well.
-        plain = options.sampling.greedy and options.sampling.repetition_penalty == 1 and options.logprobs is None
+        plain = options.sampling.greedy and not options.sampling.changes_logits and options.logprobs is None
         self._engine_chooses = bool(options.guidance) or (plain and cache.chooses)
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
@@ -169,8 +186,7 @@ class Generation:
             token, logits = self._chosen_token()
         else:
             logits = self._cache.logits()
-            penalized = self._options.sampling.repetition_penalty != 1
-            token = self._sampler.pick(logits, (*self._prompt, *self._ids) if penalized else ())
+            token = self._sampler.pick(logits, self._prompt, self._ids)
             self._check(logits, token)
         self._ids.append(token)
         if self._options.logprobs is not None and logits is not None:
