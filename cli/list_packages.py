@@ -7,7 +7,7 @@ import click
 from .screen import notice, size
 
 
-@click.command(short_help="List the packages in the store.")
+@click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def command(as_json: bool) -> None:
     """List the packages in the store, newest first; those that phi3-onnx did not make come last."""

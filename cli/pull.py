@@ -7,7 +7,7 @@ import click
 from .screen import notice
 
 
-@click.command(short_help="Fetch a package from the Hugging Face hub.")
+@click.command()
 @click.argument("repository")
 @click.option(
     "-t", "--target", default="cpu-int4-rtn", show_default=True, help="Which one: a target, or a variant's name."

@@ -10,7 +10,7 @@ import click
 from .screen import notice, size
 
 
-@click.command(short_help="Describe a package.")
+@click.command()
 @click.argument("package")
 @click.option("--tensors", is_flag=True, help="List how each weight matrix is stored.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw each layer's error into a .svg or .png file.")
