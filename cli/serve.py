@@ -6,7 +6,7 @@ from .answering import Loading, loading_options
 from .screen import notice, warn_of_clashing_wheels
 
 
-@click.command(short_help="Serve a package over HTTP, with OpenAI's protocol.")
+@click.command()
 @click.argument("package", required=False)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")

@@ -8,7 +8,7 @@ import platformdirs
 
 from .errors import PackageError, UsageError
 from .manifest import MANIFEST_NAME, Manifest, read_manifest
-from .target import find_target
+from .target import Target, published
 
 HOME_VARIABLE = "PHI3_ONNX_HOME"
 
@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 
 
 def store_folder(model: str, target: str) -> Path:
-    """Return where the package of `model` (`Phi-3-mini-4k-instruct`) for `target` belongs in the store."""
+    """Return where the package of `model` (`Phi-3-mini-4k-instruct`) for the target of this name belongs."""
     return home() / "packages" / model / target
 
 
@@ -84,14 +84,10 @@ def find_package(name: str) -> Path:
         return foreign
     stored = list_packages()
     if len(parts) <= 2:
-        try:
-            target: str | None = find_target(parts[-1]).name
-        except UsageError:
-            target = None
         wanted = {name.strip("/")}
-        if target:
-            wanted.add("/".join([*parts[:-1], target]))
-        matches = [p for p in stored if wanted & {p.name, p.manifest.model, p.manifest.target}]
+        if target := published(parts[-1]):
+            wanted.add("/".join([*parts[:-1], target.name]))
+        matches = [p for p in stored if wanted & {p.name, p.manifest.model, *_names(p.manifest.target)}]
         if len(matches) > 1:
             names = ", ".join(p.name for p in matches)
             raise UsageError(f"{name!r} fits {len(matches)} packages: {names}; name one of them in full")
@@ -99,6 +95,10 @@ def find_package(name: str) -> Path:
             return matches[0].folder
     known = f"in the store: {', '.join(p.name for p in stored)}" if stored else "the store is empty"
     raise PackageError(f"{name!r} is neither a folder nor a package in the store ({known}); see: phi3-onnx list")
+
+
+def _names(target: Target) -> tuple[str, ...]:
+    return (target.name, *target.aliases)
 
 
 def default_package(provider: str | None = None) -> StoredPackage:

@@ -19,6 +19,7 @@ from ..configs import (
     UsageError,
     VerificationError,
     find_target,
+    identified,
     store_folder,
 )
 from ..configs.manifest import MANIFEST_NAME, FileEntry, file_sha256
@@ -108,7 +109,8 @@ def plan_export(
 
     Args:
         source: A Hugging Face folder, a hub id, or a `.gguf` file.
-        target: A target's name or alias (see `phi3-onnx targets`), or a Target of your own.
+        target: A target's name or alias (see `phi3-onnx targets`), or a Target of your own. One that was made by
+            changing a published target gets a name of its own, such as `cpu-int4-rtn.gptq-block-128`.
         output: Folder to make; None puts it into the store under `<model>/<target>`.
         progress: Called with (stage, done, in all): layers of "measuring", for a budget.
         options: `ExportOptions`.
@@ -120,14 +122,14 @@ def plan_export(
     if unknown := options.keys() - ExportOptions.__annotations__.keys():
         raise TypeError(f"no option {min(unknown)!r}; there are {', '.join(ExportOptions.__annotations__)}")
     force, budget = options.get("force", False), options.get("budget")
-    chosen = find_target(target) if isinstance(target, str) else target
+    chosen = find_target(target) if isinstance(target, str) else identified(target)
     if output is not None:  # before a hub download, which takes long
         check_destination(Path(output), 0, force=force)
     checkpoint = open_checkpoint(
         source, revision=options.get("revision"), token=options.get("token"), adapter=options.get("adapter")
     )
-    folder = Path(output) if output is not None else store_folder(checkpoint.model, chosen.name)
-    check_destination(folder, 0, force=force)
+    if output is None and budget is None:  # a budget's target has its name when it was fitted
+        check_destination(store_folder(checkpoint.model, chosen.name), 0, force=force)
     prepared, quantization = None, chosen.quantization
     if budget is not None and quantization is None:
         raise UsageError(f"target {chosen.name} is not quantized, so it has no budget; name a method with --quant")
@@ -138,6 +140,7 @@ def plan_export(
     layout = plan_layout(checkpoint.config, chosen)
     assets = sum(len(content) for content in checkpoint.assets().values())
     package_bytes = layout.num_bytes + assets + (1 << 20)
+    folder = Path(output) if output is not None else store_folder(checkpoint.model, chosen.name)
     check_destination(folder, package_bytes, force=force)
     memory = _BASE_MEMORY
     if fills_by_processes(checkpoint.config):
@@ -252,27 +255,15 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _manifest(plan: Plan, folder: Path, tensors: Mapping[str, TensorSummary]) -> Manifest:
-    checkpoint, target = plan.checkpoint, plan.target
+    checkpoint = plan.checkpoint
     files = {path.name: FileEntry(path.stat().st_size, file_sha256(path)) for path in sorted(folder.iterdir())}
     parameters = checkpoint.config.num_parameters
-    quantization = None
-    if target.quantization is not None:
-        quantization = {
-            "method": target.quantization.method,
-            "weights": str(target.quantization.weights),
-            "accuracy_level": target.quantization.accuracy_level,
-            "overrides": {pattern: str(scheme) for pattern, scheme in target.quantization.overrides},
-        }
-        if plan.calibration is not None:
-            quantization["calibration"] = plan.calibration.describe()
     return Manifest(
-        target=target.name,
+        target=plan.target,
         source=str(checkpoint.source),
         revision=checkpoint.revision,
         adapter=checkpoint.adapter,
         model=checkpoint.model,
-        provider=target.provider,
-        io_dtype=target.io_dtype,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=_versions("phi3-onnx", "torch", "transformers", "onnx", "onnx-ir", "onnxscript"),
         ops=plan.graph.ops,
@@ -280,7 +271,7 @@ def _manifest(plan: Plan, folder: Path, tensors: Mapping[str, TensorSummary]) ->
         bits_per_weight=round(plan.layout.weight_bytes * 8 / parameters, 3),
         tensors=tensors,
         files=files,
-        quantization=quantization,
+        calibration=plan.calibration.describe() if plan.calibration else None,
     )
 
 

@@ -35,6 +35,8 @@ class Budget:
     num_bytes: int
     whole_file: bool
     """Whether all of the data file counts (`105MB`), or weights alone (`6.0bpw`)."""
+    text: str
+    """As it was asked for, in one spelling: `6bpw`, `105mb`."""
 
 
 def parse_budget(text: str, num_parameters: int) -> Budget:
@@ -47,9 +49,9 @@ def parse_budget(text: str, num_parameters: int) -> Budget:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
     number, unit = (float(match[1]), match[2]) if match else (0.0, "")
     if number > 0 and unit == "bpw":
-        return Budget(int(number * num_parameters / 8), whole_file=False)
+        return Budget(int(number * num_parameters / 8), whole_file=False, text=f"{number:.12g}{unit}")
     if number > 0 and unit in _UNITS:
-        return Budget(int(number * _UNITS[unit]), whole_file=True)
+        return Budget(int(number * _UNITS[unit]), whole_file=True, text=f"{number:.12g}{unit}")
     raise UsageError(f"a budget must look like 6.0bpw or 105MB, got {text!r}")
 
 

@@ -106,7 +106,7 @@ class Package:
     @property
     def name(self) -> str:
         """What to call it: model and target, or the folder's name."""
-        return f"{self.manifest.model}/{self.manifest.target}" if self.manifest else self.folder.name
+        return f"{self.manifest.model}/{self.manifest.target.name}" if self.manifest else self.folder.name
 
     @property
     def context_length(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...configs import PackageError, Target, Thresholds, find_target
+from ...configs import PackageError, Target, Thresholds
 from ...export.sources.checkpoint import Checkpoint
 from ...runtime.engines.session import LogitsSession, open_session
 from ...runtime.package import Package, open_package
@@ -175,7 +175,7 @@ def verify(
     Args:
         package: the package's folder.
         checkpoint: its model.
-        target: whose thresholds to use; by default those of the target that the manifest names. A package without a
+        target: whose thresholds to use; by default those of the manifest's target. A package without a
             manifest is measured and judged by its tokens alone.
         provider: where the package runs: `cpu`, `cuda`, `dml`, or `auto` for what it was made for, if that runs here.
         steps: greedy tokens of each conversation.
@@ -215,7 +215,7 @@ def versions() -> dict[str, str]:
 
 
 def _manifest_target(package: Package) -> Target | None:
-    return find_target(package.manifest.target) if package.manifest else None
+    return package.manifest.target if package.manifest else None
 
 
 def _open(package: Package, checkpoint: Checkpoint, provider: str) -> LogitsSession:
