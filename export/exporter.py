@@ -21,8 +21,9 @@ from ..configs import (
     find_target,
     store_folder,
 )
+from ..configs.exchange import put_in_place
 from ..configs.manifest import MANIFEST_NAME, FileEntry, file_sha256
-from .package.destination import building, check_destination, swap_in
+from .package.destination import building, check_destination
 from .package.genai_config import end_tokens, genai_config
 from .sources.checkpoint import Checkpoint
 from .sources.open import open_checkpoint
@@ -196,7 +197,7 @@ def run_export(plan: Plan, *, verify: Verify | None = None, progress: Progress |
                 verify(folder, plan.checkpoint, plan.target)
             except VerificationError as error:
                 failed = plan.output.with_name(plan.output.name + ".failed")
-                swap_in(folder, failed)
+                put_in_place(folder, failed)
                 raise VerificationError(f"{error}; the package was kept as {failed}") from error
     return plan.output
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from ...configs import OutputError
+from ...configs.exchange import LOCK, PARTIAL, beside, put_in_place, settle, settle_locked
+from ...configs.locks import Lock, lock_owner, try_lock
 from ...configs.manifest import MANIFEST_NAME
 
-_PARTIAL = ".partial-"
+_WAIT_SECONDS = 2.0
+"""For a lock that another verb may hold for a moment, while it clears leftovers away."""
 
 
 def check_destination(output: Path, needed_bytes: int, *, force: bool) -> None:
@@ -21,6 +22,7 @@ def check_destination(output: Path, needed_bytes: int, *, force: bool) -> None:
         OutputError: it is taken (and `force` is not given, or what is there is no package), not writable or too small.
 
     """
+    settle(output)
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file; name a folder with -o")
     if output.is_dir() and any(output.iterdir()):
@@ -52,44 +54,39 @@ def _existing_parent(path: Path) -> Path:
 def building(output: Path) -> Iterator[Path]:
     """Give a temporary folder beside `output` that takes its place when the context ends without an error.
 
-    With an error, Ctrl-C included, nothing is left behind and whatever was at `output` stays as it was.
+    With an error, Ctrl-C included, nothing is left behind and whatever was at `output` stays as it was. What an earlier
+    run that was killed left there is settled first.
 
     Raises:
-        OutputError: the folder can not be made.
+        OutputError: the folder cannot be made, or another process is making it.
 
     """
     output = output.absolute()
+    partial = beside(output, PARTIAL)
+    with _locked(output):
+        try:
+            settle_locked(output)
+            partial.mkdir()
+        except OSError as error:
+            raise _not_writable(output.parent, error) from error
+        try:
+            yield partial
+            put_in_place(partial, output)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _locked(output: Path) -> Lock:
+    path = beside(output, LOCK)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(output)
-        partial = output.parent / f".{output.name}{_PARTIAL}{os.getpid()}"
-        partial.mkdir()
+        lock = try_lock(path, _WAIT_SECONDS)
+        if lock is not None:
+            return lock
+        raise OutputError(f"{output} is being written by {lock_owner(path)}; wait for it, or name another folder")
     except OSError as error:
-        raise OutputError(f"{output.parent} can not be written to: {error.strerror}; name another folder") from error
-    try:
-        yield partial
-        swap_in(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise _not_writable(output.parent, error) from error
 
 
-def swap_in(folder: Path, output: Path) -> None:
-    """Rename `folder` to `output`; what was there before goes away only once the new one is in place."""
-    old = output.parent / f".{output.name}.old-{os.getpid()}"
-    if output.exists():
-        output.replace(old)
-    try:
-        folder.replace(output)
-    except OSError:
-        if old.exists():
-            old.replace(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_leftovers(output: Path) -> None:
-    """Remove what earlier runs for the same output left when they were killed, but not what a live one writes."""
-    for leftover in output.parent.glob(f".{output.name}{_PARTIAL}*"):
-        pid = leftover.name.rpartition("-")[2]
-        if not (pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))):
-            shutil.rmtree(leftover, ignore_errors=True)
+def _not_writable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(f"{folder} cannot be written to: {error.strerror or error}; name another folder")

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import psutil
 import pytest
 from phi3_onnx.configs import OutputError
 from phi3_onnx.export.package.destination import building, check_destination
@@ -89,13 +88,3 @@ def test_a_package_is_replaced_whole(tmp_path: Path) -> None:
         (folder / "model.onnx").write_text("new")
     assert names(output) == ["model.onnx"]
     assert names(tmp_path) == ["package"]
-
-
-def test_leftovers_of_a_killed_run_go_and_those_of_a_live_one_stay(tmp_path: Path) -> None:
-    dead = next(pid for pid in range(90000, 4_000_000) if not psutil.pid_exists(pid))
-    live = os.getppid()
-    for pid in (dead, live):
-        (tmp_path / f".package.partial-{pid}").mkdir()
-    with building(tmp_path / "package"):
-        assert not (tmp_path / f".package.partial-{dead}").exists()
-        assert (tmp_path / f".package.partial-{live}").exists()
