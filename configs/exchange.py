@@ -58,9 +58,10 @@ def settle(place: Path) -> None:
 
     Nothing happens where there is nothing, where a live process works on it, or where this one may not write.
     """
+    # Not Path.exists, which raises where a name is too long.
+    if not any(os.path.exists(beside(place, role)) for role in _ROLES):  # noqa: PTH110
+        return
     try:
-        if not any(beside(place, role).exists() for role in _ROLES):
-            return
         lock = try_lock(beside(place, LOCK))
         if lock is None:
             return

@@ -88,7 +88,7 @@ def find_package(name: str) -> Path:
     path = Path(name).expanduser()
     if path.name:
         settle(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises where a name is too long
         return path
     parts = name.strip("/").split("/")
     # One that was fetched and that phi3-onnx did not make has no manifest, so only its full name finds it.

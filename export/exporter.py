@@ -23,7 +23,7 @@ from ..configs import (
 )
 from ..configs.exchange import put_in_place
 from ..configs.manifest import MANIFEST_NAME, FileEntry, file_sha256
-from .package.destination import building, check_destination
+from .package.destination import amount, building, check_destination
 from .package.genai_config import end_tokens, genai_config
 from .sources.checkpoint import Checkpoint
 from .sources.open import open_checkpoint
@@ -122,13 +122,11 @@ def plan_export(
         raise TypeError(f"no option {min(unknown)!r}; there are {', '.join(ExportOptions.__annotations__)}")
     force, budget = options.get("force", False), options.get("budget")
     chosen = find_target(target) if isinstance(target, str) else target
-    if output is not None:  # before a hub download, which takes long
-        check_destination(Path(output), 0, force=force)
+    named = None if output is None else check_destination(Path(output), 0, force=force)  # before a long download
     checkpoint = open_checkpoint(
         source, revision=options.get("revision"), token=options.get("token"), adapter=options.get("adapter")
     )
-    folder = Path(output) if output is not None else store_folder(checkpoint.model, chosen.name)
-    check_destination(folder, 0, force=force)
+    folder = check_destination(named or store_folder(checkpoint.model, chosen.name), 0, force=force)
     prepared, quantization = None, chosen.quantization
     if budget is not None and quantization is None:
         raise UsageError(f"target {chosen.name} is not quantized, so it has no budget; name a method with --quant")
@@ -189,7 +187,7 @@ def run_export(plan: Plan, *, verify: Verify | None = None, progress: Progress |
             _write(plan, folder, report)
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                message = f"the disk of {plan.output} is full; {plan.package_bytes / 1e9:.2f} GB are needed"
+                message = f"the disk of {plan.output} is full; {amount(plan.package_bytes)} are needed"
                 raise OutputError(message) from error
             raise OutputError(f"{plan.output} can not be written: {error}") from error
         if verify is not None:

@@ -82,7 +82,7 @@ def pull(
 
     """
     folder = output or store_folder(short_name(repository.rpartition("/")[2]), target.name)
-    check_destination(folder, 0, force=force)
+    folder = check_destination(folder, 0, force=force)
     commit, sizes = _listing(repository, revision, token)
     inside = find_published(list(sizes), target)
     if inside is None:
