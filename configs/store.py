@@ -7,6 +7,7 @@ from pathlib import Path
 import platformdirs
 
 from .errors import PackageError, UsageError
+from .exchange import settle, settle_all
 from .manifest import MANIFEST_NAME, Manifest, read_manifest
 from .target import Target, published
 
@@ -42,7 +43,7 @@ class StoredPackage:
 
 def list_packages() -> list[StoredPackage]:
     """Return every readable package of the store, newest first."""
-    root = home() / "packages"
+    root = _settled_root()
     found: list[StoredPackage] = []
     for path in root.glob(f"*/*/{MANIFEST_NAME}"):
         folder = path.parent
@@ -57,13 +58,21 @@ def list_packages() -> list[StoredPackage]:
 
 def foreign_packages() -> dict[str, Path]:
     """Return the packages of the store that phi3-onnx did not make (`phi3-onnx pull` fetched them), by name."""
-    root = home() / "packages"
+    root = _settled_root()
     folders = sorted(path.parent for path in root.glob("*/*/genai_config.json"))
     return {
         folder.relative_to(root).as_posix(): folder
         for folder in folders
         if not folder.name.startswith(".") and not (folder / MANIFEST_NAME).is_file()
     }
+
+
+def _settled_root() -> Path:
+    """Return the folder of all packages, once what killed runs left in it is settled."""
+    root = home() / "packages"
+    for folder in root.glob("*/"):
+        settle_all(folder)
+    return root
 
 
 def find_package(name: str) -> Path:
@@ -76,7 +85,10 @@ def find_package(name: str) -> Path:
         PackageError: nothing fits.
 
     """
-    if (path := Path(name).expanduser()).is_dir():
+    path = Path(name).expanduser()
+    if path.name:
+        settle(path)
+    if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises where a name is too long
         return path
     parts = name.strip("/").split("/")
     # One that was fetched and that phi3-onnx did not make has no manifest, so only its full name finds it.

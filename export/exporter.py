@@ -22,8 +22,9 @@ from ..configs import (
     identified,
     store_folder,
 )
+from ..configs.exchange import put_in_place
 from ..configs.manifest import MANIFEST_NAME, FileEntry, file_sha256
-from .package.destination import building, check_destination, swap_in
+from .package.destination import amount, building, check_destination
 from .package.genai_config import end_tokens, genai_config
 from .sources.checkpoint import Checkpoint
 from .sources.open import open_checkpoint
@@ -123,12 +124,11 @@ def plan_export(
         raise TypeError(f"no option {min(unknown)!r}; there are {', '.join(ExportOptions.__annotations__)}")
     force, budget = options.get("force", False), options.get("budget")
     chosen = find_target(target) if isinstance(target, str) else identified(target)
-    if output is not None:  # before a hub download, which takes long
-        check_destination(Path(output), 0, force=force)
+    named = None if output is None else check_destination(Path(output), 0, force=force)  # before a long download
     checkpoint = open_checkpoint(
         source, revision=options.get("revision"), token=options.get("token"), adapter=options.get("adapter")
     )
-    if output is None and budget is None:  # a budget's target has its name when it was fitted
+    if named is None and budget is None:  # a budget's target has its name when it was fitted
         check_destination(store_folder(checkpoint.model, chosen.name), 0, force=force)
     prepared, quantization = None, chosen.quantization
     if budget is not None and quantization is None:
@@ -140,8 +140,7 @@ def plan_export(
     layout = plan_layout(checkpoint.config, chosen)
     assets = sum(len(content) for content in checkpoint.assets().values())
     package_bytes = layout.num_bytes + assets + (1 << 20)
-    folder = Path(output) if output is not None else store_folder(checkpoint.model, chosen.name)
-    check_destination(folder, package_bytes, force=force)
+    folder = check_destination(named or store_folder(checkpoint.model, chosen.name), package_bytes, force=force)
     memory = _BASE_MEMORY
     if fills_by_processes(checkpoint.config):
         memory += worker_processes() * _MEMORY_PER_PROCESS
@@ -191,7 +190,7 @@ def run_export(plan: Plan, *, verify: Verify | None = None, progress: Progress |
             _write(plan, folder, report)
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                message = f"the disk of {plan.output} is full; {plan.package_bytes / 1e9:.2f} GB are needed"
+                message = f"the disk of {plan.output} is full; {amount(plan.package_bytes)} are needed"
                 raise OutputError(message) from error
             raise OutputError(f"{plan.output} can not be written: {error}") from error
         if verify is not None:
@@ -199,7 +198,7 @@ def run_export(plan: Plan, *, verify: Verify | None = None, progress: Progress |
                 verify(folder, plan.checkpoint, plan.target)
             except VerificationError as error:
                 failed = plan.output.with_name(plan.output.name + ".failed")
-                swap_in(folder, failed)
+                put_in_place(folder, failed)
                 raise VerificationError(f"{error}; the package was kept as {failed}") from error
     return plan.output
 

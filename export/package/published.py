@@ -89,7 +89,7 @@ def pull(
     """
     known = published(target)
     if output is not None:
-        check_destination(output, 0, force=force)
+        output = check_destination(output, 0, force=force)
     commit, sizes = _listing(repository, revision, token)
     inside = find_published(list(sizes), known or target)
     if inside is None:
@@ -102,7 +102,7 @@ def pull(
             notify(f"{inside or repository} is a {stated} package")
         name = stated
     folder = output or store_folder(short_name(repository.rpartition("/")[2]), name)
-    check_destination(folder, sum(wanted.values()), force=force)
+    folder = check_destination(folder, sum(wanted.values()), force=force)
     notify(f"fetching {inside or repository}: {sum(wanted.values()) / 1e9:.2f} GB in {len(wanted)} files")
     snapshot = _snapshot(repository, commit, token, list(wanted)) / inside
     with building(folder) as partial:
