@@ -89,7 +89,7 @@ def build_graph(config: ModelConfig, target: Target) -> Graph:
     if (quantization := target.quantization) is not None:
 
         def quantize(model: ir.Model) -> int:
-            return quantize_weights(model, quantization.scheme_for, quantization.accuracy_level)
+            return quantize_weights(model, quantization.scheme_for, quantization.accuracy_level, target.provider)
 
         passes.append(("quantize_weights", quantize))
     passes.append(("tidy again", tidy))
