@@ -70,10 +70,18 @@ class Plan:
 
     @cached_property
     def graph(self) -> "Graph":
-        """The graph, traced when it is first asked for: an export does that while the weights are written."""
-        from .graph.build import build_graph
+        """The graph, traced when it is first asked for: an export does that while the weights are written.
 
-        return build_graph(self.checkpoint.config, self.target)
+        Raises:
+            LintError: the target's provider would not run it as it is.
+
+        """
+        from .graph.build import build_graph
+        from .lint.check import check_graph
+
+        graph = build_graph(self.checkpoint.config, self.target)
+        check_graph(graph.model, self.target.provider)
+        return graph
 
     @property
     def calibrated(self) -> bool:
@@ -174,6 +182,7 @@ def export(
     Raises:
         SourceError: the checkpoint is missing, damaged or not supported.
         OutputError: the package can not be written there.
+        LintError: the target's provider would refuse the graph, or compute it wrongly.
         VerificationError: `verify` found a difference; the package is kept beside `output` as `<output>.failed`.
 
     """

@@ -95,7 +95,7 @@ def build_graph(config: ModelConfig, target: Target) -> Graph:
     if (quantization := target.quantization) is not None:
 
         def quantize(model: ir.Model) -> int:
-            return quantize_weights(model, quantization.scheme_for, quantization.accuracy_level)
+            return quantize_weights(model, quantization.scheme_for, quantization.accuracy_level, target.provider)
 
         conditions = {"needs": [weights_folded, interface_named], "leaves": [no_linear_layers]}
         passes.append(Rewrite(quantize, name="quantize_weights", **conditions))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...configs import ModelConfig, OutputError, Target, TensorSummary
-from ...quantize.packed import QuantizedWeight
+from ...quantize.packed import QuantizedWeight, pack_codes
 from ...quantize.rtn import quantize_rtn
 from ..sources.checkpoint import Checkpoint
 from .data_file import DataFile
@@ -220,8 +220,9 @@ def write_quantized(data: DataFile, tensor: str, weight: QuantizedWeight, first_
         stored.packed: data.write(stored.packed, weight.packed, first_row),
         stored.scales: data.write(stored.scales, weight.scales, first_row),
     }
-    if stored.zero_points and weight.zero_points is not None:
-        written[stored.zero_points] = data.write(stored.zero_points, weight.zero_points, first_row)
+    if name := stored.lookup_zero_points:
+        zeros = weight.zero_points if weight.zero_points is not None else pack_codes(weight.zeros(), weight.scheme.bits)
+        written[name] = data.write(name, zeros, first_row)
     return written
 
 

@@ -13,13 +13,23 @@ from ...configs import EngineError, PackageError, ProviderError, UsageError
 from ...configs.options import SAMPLING
 from ..decoding.engine import GuidedDraws
 from ..package import Package
-from ..providers.choice import ProviderChoice, canonical, choose, first_line, import_genai, resolve_ort_providers
+from ..providers.choice import (
+    ProviderChoice,
+    canonical,
+    choose,
+    first_line,
+    import_genai,
+    load_libraries,
+    resolve_ort_providers,
+)
 from ..providers.hardware import default_threads
+from ..providers.known_faults import refuse_known_faults
 from ..providers.placement import Placement, cached_placement, check_placement, keep_placement
 from .session import LogitsSession
 
 # Where GenAI says which GPU to take: src/cuda/session_options.cpp, src/dml/session_options.cpp.
 _DEVICE_OPTIONS = {"cuda": "device_id", "dml": "device_index"}
+_CAPTURE = "enable_cuda_graph"
 _DEVICE_TYPES = {"cuda": "CUDA", "dml": "DirectML"}
 # Measured on 2 CPU cores: 128 tokens at a time prefill as fast as 512 and as a whole prompt, 32 take up to 1.5 times
 # as long. A GPU needs more to be busy.
@@ -51,6 +61,14 @@ def load_engine(
     placements: dict[str, Placement | None] = {}
 
     def attempt(name: str) -> GenAiEngine:
+        try:
+            refuse_known_faults(package.folder / package.contract.filename, name)
+            _refuse_capture(package, name)
+        except ProviderError as error:
+            if provider != "auto":
+                raise
+            raise RuntimeError(str(error)) from error  # what `choose` takes for a reason to try the next
+        load_libraries(name)
         placements[name] = None if name == "cpu" else _placement(package, name, threads, device)
         check_placement(placements[name])
         try:
@@ -80,6 +98,30 @@ def _placement(package: Package, provider: str, threads: int | None, device: int
     if found:
         keep_placement(graph, found)
     return found
+
+
+def _refuse_capture(package: Package, provider: str) -> None:
+    """Refuse CUDA graphs for a package whose rotary factors depend on the length (LongRoPE).
+
+    The graph chooses them by the width of its attention mask, and GenAI gives a mask of the whole capacity while it
+    captures: long factors for a short text, without a word.
+
+    Raises:
+        ProviderError: the package's genai_config.json asks for them.
+
+    """
+    if provider != "cuda" or package.manifest is None:  # other makers' graphs may choose otherwise
+        return
+    switch = package.longrope_switch
+    if switch is None or package.context_length <= switch:
+        return
+    entries = package.genai["model"]["decoder"].get("session_options", {}).get("provider_options", [])
+    options = [value for entry in entries for name, value in entry.items() if name.lower() == "cuda"]
+    if any(str(option.get(_CAPTURE, "0")).lower() not in ("0", "false") for option in options):
+        raise ProviderError(
+            f"{package.folder} has {_CAPTURE} in its genai_config.json, and rotary factors that change after "
+            f"{switch} tokens, which CUDA graphs would mix up; remove {_CAPTURE} there"
+        )
 
 
 def _load_error(package: Package, og: Any, error: BaseException) -> PackageError:

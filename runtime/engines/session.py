@@ -10,8 +10,17 @@ import numpy as np
 
 from ...configs import PackageError, ProviderError, UsageError
 from ..package import longrope_switch, read_contract
-from ..providers.choice import ProviderChoice, canonical, choose, import_onnxruntime, remedy, resolve_ort_providers
+from ..providers.choice import (
+    ProviderChoice,
+    canonical,
+    choose,
+    import_onnxruntime,
+    load_libraries,
+    remedy,
+    resolve_ort_providers,
+)
 from ..providers.hardware import default_threads
+from ..providers.known_faults import refuse_known_faults
 from ..providers.placement import ask_for_placement, check_placement, read_placement
 
 _CPU = "CPUExecutionProvider"
@@ -262,6 +271,8 @@ def _open(path: Path, providers: Sequence[str], threads: int | None, device: int
     if wanted not in available:
         found = f"onnxruntime {ort.__version__} has {', '.join(available)}"
         raise ProviderError(f"{wanted} can not run here: {found}; {remedy(canonical(wanted))}")
+    refuse_known_faults(path, canonical(wanted))
+    load_libraries(wanted)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or default_threads()
     if os.environ.get("NO_COLOR"):

@@ -1,9 +1,13 @@
 """Execution providers: their names, which of them can run here, and what to do about those that can not."""
 
+import contextlib
+import io
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +16,7 @@ from ...configs import ProviderError, UsageError
 if TYPE_CHECKING:
     from .placement import Placement
 
+_LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 KNOWN = ("cpu", "cuda", "dml")
@@ -290,6 +295,32 @@ def _install_for(provider: str, installed: Sequence[Wheel]) -> str:
     if provider in ("cuda", "dml"):
         return _missing_here(provider) or f"run: {_install_command(_EXTRAS[provider], installed)}"
     return f"run: {install_any(installed)}"
+
+
+@cache
+def load_libraries(provider: str) -> None:
+    """Load what a provider's build of ONNX Runtime needs and finds by itself only on the system's path.
+
+    That is CUDA, where it comes as wheels (the extra `cuda`): GenAI and a session look for it beside the system's
+    libraries alone. To be called before a session is made or GenAI loads a model on this provider.
+
+    Args:
+        provider: by this project's name or ONNX Runtime's.
+
+    """
+    if canonical(provider) != "cuda":
+        return
+    preload = getattr(import_onnxruntime(), "preload_dlls", None)
+    if preload is None:  # the CPU's wheel before 1.21
+        return
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # it prints what it misses; the provider's own error follows
+        try:
+            preload()
+        except (OSError, RuntimeError) as error:
+            said.write(first_line(error))
+    for line in said.getvalue().splitlines():
+        _LOG.debug("preload_dlls: %s", line)
 
 
 def import_onnxruntime() -> Any:

@@ -15,7 +15,7 @@ from importlib.resources import files
 import numpy as np
 
 from ...configs import Phi3OnnxError
-from .choice import first_line, import_onnxruntime, ort_name
+from .choice import first_line, import_onnxruntime, load_libraries, ort_name
 
 _SECONDS = 120
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
@@ -54,6 +54,7 @@ def run_trial(provider: str) -> ProviderTrial:
         wanted = ort_name(provider)
         if wanted not in ort.get_available_providers():
             return ProviderTrial(provider, False, f"the installed onnxruntime {ort.__version__} is built without it")
+        load_libraries(provider)
         options = ort.SessionOptions()
         options.log_severity_level = 4  # the reason is returned, not printed
         if provider != "cpu":
