@@ -96,7 +96,7 @@ class TextGenerationPipeline:
         sampling = self._sampling(do_sample, temperature, top_k, top_p, repetition_penalty)
         if num_return_sequences < 1 or (num_return_sequences > 1 and sampling.greedy):
             raise UsageError(f"num_return_sequences={num_return_sequences} needs sampling (do_sample=True)")
-        limit = max_new_tokens or int(self._stated("max_new_tokens") or _DEFAULT_NEW_TOKENS)
+        limit = max_new_tokens or int(self._model_setting("max_new_tokens") or _DEFAULT_NEW_TOKENS)
         many = not isinstance(text_inputs, str) and not _is_chat(text_inputs)
         results = []
         for given in text_inputs if many else [text_inputs]:
@@ -134,17 +134,17 @@ class TextGenerationPipeline:
         top_p: float | None,
         repetition_penalty: float | None,
     ) -> Sampling:
-        penalty = _first(repetition_penalty, self._stated("repetition_penalty"), 1.0)
-        if not _first(do_sample, self._stated("do_sample"), True):
+        penalty = _first(repetition_penalty, self._model_setting("repetition_penalty"), 1.0)
+        if not _first(do_sample, self._model_setting("do_sample"), True):
             return Sampling(temperature=0.0, repetition_penalty=penalty)
         return Sampling(
-            temperature=_first(temperature, self._stated("temperature"), _DEFAULT_TEMPERATURE),
-            top_k=_first(top_k, self._stated("top_k"), Sampling.top_k),
-            top_p=_first(top_p, self._stated("top_p"), 1.0),
+            temperature=_first(temperature, self._model_setting("temperature"), _DEFAULT_TEMPERATURE),
+            top_k=_first(top_k, self._model_setting("top_k"), Sampling.top_k),
+            top_p=_first(top_p, self._model_setting("top_p"), 1.0),
             repetition_penalty=penalty,
         )
 
-    def _stated(self, name: str) -> Any:
+    def _model_setting(self, name: str) -> Any:
         return self.model.package.generation.get(name)
 
 
