@@ -12,7 +12,7 @@ from .screen import notice, size, stage_bars
 
 if TYPE_CHECKING:
     from ..configs import Target
-    from ..export import Checkpoint, Plan
+    from ..export import Checkpoint, ExportPlan
 
 
 @click.command()
@@ -92,7 +92,7 @@ def make(
     click.echo(folder)
 
 
-def run_with_bar(plan: "Plan", *, verify: bool) -> Path:
+def run_with_bar(plan: "ExportPlan", *, verify: bool) -> Path:
     """Carry out an export, verify the package and print the table if so asked, and return the package's folder."""
     from ..export import run_export
     from .verify import verify_and_print
@@ -116,7 +116,7 @@ def _short_name(folder: Path) -> str:
         return str(folder)
 
 
-def _print_plan(plan: "Plan", as_json: bool) -> None:
+def _print_plan(plan: "ExportPlan", as_json: bool) -> None:
     table = {
         "source": str(plan.checkpoint.source),
         "adapter": str(plan.checkpoint.adapter) if plan.checkpoint.adapter else None,

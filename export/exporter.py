@@ -28,8 +28,7 @@ from .package.destination import amount, building, check_destination
 from .package.genai_config import end_tokens, genai_config
 from .sources.checkpoint import Checkpoint
 from .sources.open import open_checkpoint
-from .weights.budget import fit_budget
-from .weights.calibration import (
+from .weights.calibration_data import (
     Calibration,
     CalibrationOptions,
     calibrated_layers,
@@ -38,6 +37,7 @@ from .weights.calibration import (
 )
 from .weights.data_file import DATA_NAME, DataFile
 from .weights.fill import Progress, Tally, filling, fills_by_processes, summaries, worker_processes, write_quantized
+from .weights.fit_budget import fit_budget
 from .weights.layout import COS_TABLE, SIN_TABLE, Layout, plan_layout
 from .weights.rope import rope_tables
 
@@ -55,7 +55,7 @@ those of a process and its own torch."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """What an export will do, known before a weight is read."""
 
     checkpoint: Checkpoint
@@ -113,7 +113,7 @@ def plan_export(
     *,
     progress: Progress | None = None,
     **options: Unpack[ExportOptions],
-) -> Plan:
+) -> ExportPlan:
     """Check everything that can be checked beforehand.
 
     Args:
@@ -156,7 +156,7 @@ def plan_export(
         memory += (os.cpu_count() or 1) * _MEMORY_PER_THREAD
     if prepared is not None:
         memory += calibration_bytes(checkpoint.config)
-    return Plan(checkpoint, chosen, folder, layout, package_bytes, memory, prepared)
+    return ExportPlan(checkpoint, chosen, folder, layout, package_bytes, memory, prepared)
 
 
 def export(
@@ -191,7 +191,7 @@ def export(
     )
 
 
-def run_export(plan: Plan, *, verify: Verify | None = None, progress: Progress | None = None) -> Path:
+def run_export(plan: ExportPlan, *, verify: Verify | None = None, progress: Progress | None = None) -> Path:
     """Carry out a plan and return the package's folder. Raises what `export` raises."""
     report = progress or (lambda _stage, _done, _total: None)
     with building(plan.output) as folder:
@@ -212,7 +212,7 @@ def run_export(plan: Plan, *, verify: Verify | None = None, progress: Progress |
     return plan.output
 
 
-def _write(plan: Plan, folder: Path, progress: Progress) -> None:
+def _write(plan: ExportPlan, folder: Path, progress: Progress) -> None:
     import onnx_ir as ir
 
     checkpoint = plan.checkpoint
@@ -233,7 +233,7 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> None:
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _fill(plan: Plan, data: DataFile, progress: Progress) -> dict[str, TensorSummary]:
+def _fill(plan: ExportPlan, data: DataFile, progress: Progress) -> dict[str, TensorSummary]:
     """Write every initializer, tracing the graph meanwhile; return how each weight matrix was stored."""
     checkpoint, target, tally = plan.checkpoint, plan.target, Tally(data, progress)
     names = checkpoint.config.tensor_shapes()
@@ -262,7 +262,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _manifest(plan: Plan, folder: Path, tensors: Mapping[str, TensorSummary]) -> Manifest:
+def _manifest(plan: ExportPlan, folder: Path, tensors: Mapping[str, TensorSummary]) -> Manifest:
     checkpoint = plan.checkpoint
     files = {path.name: FileEntry(path.stat().st_size, file_sha256(path)) for path in sorted(folder.iterdir())}
     parameters = checkpoint.config.num_parameters

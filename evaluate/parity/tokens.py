@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,24 +17,9 @@ from ...runtime.providers.choice import first_line, import_genai
 from ...runtime.text.template import read_template
 from ...runtime.text.tokenizer import Tokenizer
 from .corpus import Chat
+from .finding import Finding
 
 Encode = Callable[[str], list[int]]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What came of a series of comparisons."""
-
-    compared: int
-    differences: tuple[str, ...]
-    """A line for each comparison that failed."""
-    notes: tuple[str, ...] = ()
-    """What was compared, or why something was not."""
-
-    @property
-    def share(self) -> float:
-        """Share of the comparisons that found both sides equal, 0 to 1."""
-        return 1 - len(self.differences) / self.compared if self.compared else 1.0
 
 
 def hugging_face_tokenizer(checkpoint: Checkpoint) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from phi3_onnx.configs import ProviderError, SourceError
 from phi3_onnx.evaluate.parity import corpus, tokens
+from phi3_onnx.evaluate.parity.finding import Finding
 from phi3_onnx.evaluate.parity.tokens import (
     compare_chat_template,
     compare_end_tokens,
@@ -51,7 +52,7 @@ def texts(tokenizer: Any) -> list[str]:
     return [*corpus.snippets(), *(render_reference(tokenizer, chat) for chat in corpus.chats())]
 
 
-def check_ids(tokenizer: Any, folder: Path) -> tokens.Finding:
+def check_ids(tokenizer: Any, folder: Path) -> Finding:
     return compare_token_ids(tokenizer, open_package(folder), texts(tokenizer))
 
 
@@ -159,7 +160,7 @@ def test_a_tokenizer_that_does_not_load_is_a_difference(tokenizer: Any, folder: 
     assert found.share < 1
 
 
-def check_template(tokenizer: Any, folder: Path) -> tokens.Finding:
+def check_template(tokenizer: Any, folder: Path) -> Finding:
     return compare_chat_template(tokenizer, open_package(folder), corpus.chats())
 
 
@@ -207,10 +208,10 @@ def test_models_without_a_template(tiny: Make, tmp_path: Path) -> None:
     (source / "chat_template.jinja").unlink()
     base = hugging_face_tokenizer(open_checkpoint(source))
     package = export(source, "cpu-fp32", tmp_path / "package")
-    assert check_template(base, package) == tokens.Finding(1, (), ("the model has no chat template",))
+    assert check_template(base, package) == Finding(1, (), ("the model has no chat template",))
 
 
-def end_tokens(checkpoint: Checkpoint, folder: Path) -> tokens.Finding:
+def end_tokens(checkpoint: Checkpoint, folder: Path) -> Finding:
     package: Package = open_package(folder)
     return compare_end_tokens(checkpoint, package)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ...configs import Target, WeightScheme, requantized
 from ...quantize.budget import measure_costs, parse_budget, within_budget
 from ..sources.checkpoint import Checkpoint
-from .calibration import Calibration
+from .calibration_data import Calibration
 from .layout import plan_layout
 
 _SAMPLES = 4
