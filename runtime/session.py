@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..configs import PackageError, ProviderError, UsageError
+from . import plugins
 from .hardware import default_threads
 from .placement import ask_for_placement, check_placement, read_placement
 from .providers import ProviderChoice, canonical, choose, import_onnxruntime, remedy, resolve_ort_providers
@@ -347,8 +348,14 @@ def _open(path: Path, providers: Sequence[str], threads: int | None, device: int
         options.enable_mem_pattern = False
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     try:
-        gpu = {"device_id": str(device)} if device is not None and wanted in _NUMBERED else {}
-        session = ort.InferenceSession(str(path), options, providers=[(wanted, gpu), *providers[1:]])
+        if wanted in plugins.providers():
+            plugins.add_to(options, ort, wanted, device)
+            session = ort.InferenceSession(str(path), options)
+        else:
+            gpu = {"device_id": str(device)} if device is not None and wanted in _NUMBERED else {}
+            session = ort.InferenceSession(str(path), options, providers=[(wanted, gpu), *providers[1:]])
+    except ProviderError:
+        raise
     except Exception as error:  # onnxruntime's own errors have no common base but this
         reason = " ".join(str(error).split())
         raise PackageError(f"{path} can not be loaded by onnxruntime {ort.__version__}: {reason}") from error
