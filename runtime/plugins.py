@@ -117,6 +117,11 @@ def providers() -> tuple[str, ...]:
     return tuple(name for names in _providers.values() for name in names)
 
 
+def is_registered(library: Library) -> bool:
+    """Return whether ONNX Runtime has a library in this process."""
+    return library in _providers
+
+
 def provider_of(library: Library) -> str:
     """Return ONNX Runtime's name of the provider that a registered library brought.
 

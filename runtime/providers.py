@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..configs import ProviderError, UsageError
-from ..configs.extras import GENAI, ONNXRUNTIME, WHEELS, cuda_of, extra_for, least_driver
+from ..configs.extras import GENAI, ONNXRUNTIME, WHEELS, Extra, cuda_of, extra_for, least_driver
 from ..configs.releases import VersionError, check_versions
 from . import plugins
 
@@ -205,6 +205,11 @@ def _install_command(extra: str, installed: Sequence[Wheel]) -> str:
     # All of them go, not just the wrong ones: a wheel that was overwritten, or whose neighbour is removed, is broken.
     names = " ".join(wheel.name for wheel in installed)
     return f"pip uninstall -y {names} && {install}" if names else install
+
+
+def change_to(extra: Extra, installed: Sequence[Wheel]) -> str:
+    """Return the commands that put an extra's ONNX Runtime in the place of those that are installed."""
+    return f"run: {_install_command(extra.name, installed)}"
 
 
 def install_any(installed: Sequence[Wheel]) -> str:
