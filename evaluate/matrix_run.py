@@ -66,7 +66,7 @@ def run_matrix(checkpoint: Checkpoint, plan: Plan, *, notify: Notify, progress: 
 
     """
     started = time.perf_counter()
-    ground = prepare(checkpoint, plan.steps)
+    ground = prepare(checkpoint, plan.steps, notify)
     packages = tuple(_package(checkpoint, target, plan, notify, progress) for target in plan.targets)
     reference = SharedReference(checkpoint)
     if any(package.folder for package in packages):

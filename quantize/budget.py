@@ -153,7 +153,7 @@ def measure_costs(
     states = np.empty((*samples.shape, config.hidden_size), np.float32)
     embed_samples(config, read, samples, states)
     hidden = torch.from_numpy(states)
-    settings = layers.settings(hidden[:1])
+    operators = layers.operators(hidden.shape[1])
     costs: dict[str, dict[WeightScheme, float]] = {}
     report = progress or (lambda _done, _total: None)
     report(0, config.num_layers)
@@ -167,7 +167,7 @@ def measure_costs(
             grams[name] = inputs.T @ inputs / len(inputs)
 
         layers.set_weights(weights)
-        exact = layers.run(hidden, settings, see)
+        exact = layers.run(hidden, operators, see)
         power = exact.square().sum(-1).clamp_min(1e-30)
         for name in LINEARS:
             weight = weights[f"{name}.weight"]
@@ -175,7 +175,7 @@ def measure_costs(
             for scheme in schemes:
                 rounded = round_matrix(weight, scheme, scale_dtype, column_importance(grams[name]))
                 layers.set_weights({**weights, f"{name}.weight": rounded.dequantize()})
-                moved = layers.run(hidden, settings) - exact
+                moved = layers.run(hidden, operators) - exact
                 each[scheme] = float((moved.square().sum(-1) / power).mean())
             costs[f"{prefix}{name}.weight"] = each
         hidden = exact

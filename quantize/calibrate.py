@@ -118,23 +118,23 @@ def _one_layer(
     weights = {name: torch.from_numpy(read(prefix + name, None)) for name in layers.weight_names}
     layers.set_weights(weights)
     seen = {name: _Gatherer() for name in LINEARS}
-    settings = None
+    operators = None
     with fast_layers(), fast_products():
         for batch in states.batches():
             hidden = torch.from_numpy(np.array(states.current[batch]))
-            settings = settings or layers.settings(hidden[:1])
-            layers.run(hidden, settings, lambda name, inputs: seen[name].add(inputs))
+            operators = operators or layers.operators(hidden.shape[1])
+            layers.run(hidden, operators, lambda name, inputs: seen[name].add(inputs))
     states.release()
     quantized = quantize(prefix, weights, {name: gatherer.result() for name, gatherer in seen.items()})
     seen.clear()
     stored = {name: torch.from_numpy(weight.dequantize()) for name, weight in quantized.matrices.items()}
     stored |= {name: torch.from_numpy(weight) for name, weight in quantized.norms.items()}
     layers.set_weights(stored)
-    assert settings is not None
+    assert operators is not None
     with fast_layers():
         for batch in states.batches():
             hidden = torch.from_numpy(np.array(states.current[batch]))
-            states.following[batch] = layers.run(hidden, settings).numpy()
+            states.following[batch] = layers.run(hidden, operators).numpy()
     return quantized
 
 
