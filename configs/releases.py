@@ -30,7 +30,7 @@ class Range:
 
 RANGES = {
     "gguf": Range("0.17"),
-    "httptools": Range("0.6.3"),
+    "httptools": Range("0.6"),
     "huggingface-hub": Range("0.34", "3"),
     "jinja2": Range("3.1.6", "4", "CVE-2025-27516: a template could leave its sandbox"),
     "loky": Range("3.5"),
