@@ -239,7 +239,9 @@ class TestGate:
         pretend("transformers", "6.0.0")
         script = "import sys; from phi3_onnx.cli import main; sys.argv = ['phi3-onnx', 'export', 'nowhere']; "
         script += f"sys.path.insert(0, {str(tmp_path)!r}); "
-        script += "import atexit; atexit.register(lambda: print(sorted({'torch', 'transformers'} & set(sys.modules)))); "
+        script += (
+            "import atexit; atexit.register(lambda: print(sorted({'torch', 'transformers'} & set(sys.modules)))); "
+        )
         done = subprocess.run([sys.executable, "-c", script + "main()"], capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert done.stderr == (
@@ -253,7 +255,9 @@ class TestGate:
         from phi3_onnx.runtime.providers import import_genai
 
         pretend("onnxruntime-genai", "0.9.2")
-        with pytest.raises(ProviderError, match=r"^onnxruntime-genai 0\.9\.2 is older than 0\.13, .*; run: pip install"):
+        with pytest.raises(
+            ProviderError, match=r"^onnxruntime-genai 0\.9\.2 is older than 0\.13, .*; run: pip install"
+        ):
             import_genai()
 
     def test_every_group_is_in_the_table(self) -> None:
