@@ -129,7 +129,7 @@ def provider_of(library: Library) -> str:
         ProviderError: it brought none, or several.
 
     """
-    names = _providers.get(library, ())
+    names: tuple[str, ...] = _providers.get(library, ())
     if not names:
         raise ProviderError(
             f"{library} is registered and finds no device here: its hardware or its driver is missing; "

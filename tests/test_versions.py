@@ -1,6 +1,7 @@
 """Extras, versions and what is said of them: `pyproject.toml`, the tables, the README and the doctor agree."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -277,13 +278,10 @@ def test_a_renamed_upstream_name_fails_the_leg(tmp_path: Path) -> None:
     (package / "__init__.py").write_text(f"{text}\nModel_renamed = Model\ndel Model\n", encoding="utf-8")
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import pytest; "
     script += f"sys.exit(pytest.main({_LEG!r}))"
-    environment = {"PYTHONPATH": str(tmp_path)}
-    import os
-
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=FOLDER,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,

@@ -40,7 +40,7 @@ class TestNames:
             parse_library(text)
 
     def test_a_file_that_is_not_there(self) -> None:
-        with pytest.raises(UsageError, match="the provider library webgpu is not there: /nowhere.so"):
+        with pytest.raises(UsageError, match=r"the provider library webgpu is not there: .*nowhere\.so"):
             parse_library("webgpu=/nowhere.so")
 
     def test_the_names_of_the_wheels_own_providers_are_taken(self, file: Path) -> None:
