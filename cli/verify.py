@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .provider_library import provider_library
 from .screen import console, warn_of_clashing_wheels
 from .status import status_line
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--revision", help="Commit, tag or branch of a hub checkpoint.")
 @click.option("--adapter", metavar="DIR", help="PEFT adapter to merge into the checkpoint.  [default: the package's]")
 @click.option("--provider", default="auto", show_default=True, help="Where the package runs: auto, cpu, cuda, dml.")
+@provider_library
 @click.option("-t", "--target", help="Whose thresholds to judge by.  [default: the package's own]")
 @click.option(
     "--steps", type=click.IntRange(min=1), default=64, show_default=True, help="Greedy tokens of each conversation."

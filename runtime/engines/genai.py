@@ -13,6 +13,7 @@ from ...configs import EngineError, PackageError, ProviderError, UsageError
 from ...configs.options import SAMPLING
 from ..decoding.engine import GuidedDraws
 from ..package import Package
+from ..providers import plugins
 from ..providers.choice import (
     ProviderChoice,
     canonical,
@@ -20,6 +21,7 @@ from ..providers.choice import (
     first_line,
     import_genai,
     load_libraries,
+    ort_name,
     resolve_ort_providers,
 )
 from ..providers.hardware import default_threads
@@ -324,7 +326,9 @@ def _config(og: Any, package: Package, provider: str, threads: int | None, devic
     if provider != package.made_for:
         config.clear_providers()
         if provider != "cpu":  # the CPU needs no naming, and 0.13 knows no such name
-            config.append_provider(provider)
+            # GenAI has short names of its own for the providers it was built for, and the full ones of plug-ins.
+            name = ort_name(provider)
+            config.append_provider(name if name in plugins.providers() else provider)
     if device is not None and provider in _DEVICE_OPTIONS:
         config.set_provider_option(provider, _DEVICE_OPTIONS[provider], str(device))
     # GenAI's default is half as fast on the CPU as one thread a physical core.

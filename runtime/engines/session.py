@@ -10,6 +10,7 @@ import numpy as np
 
 from ...configs import PackageError, ProviderError, UsageError
 from ..package import longrope_switch, read_contract
+from ..providers import plugins
 from ..providers.choice import (
     ProviderChoice,
     canonical,
@@ -284,8 +285,14 @@ def _open(path: Path, providers: Sequence[str], threads: int | None, device: int
         options.enable_mem_pattern = False
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     try:
-        gpu = {"device_id": str(device)} if device is not None and wanted in _NUMBERED else {}
-        session = ort.InferenceSession(str(path), options, providers=[(wanted, gpu), *providers[1:]])
+        if wanted in plugins.providers():
+            plugins.add_to(options, ort, wanted, device)
+            session = ort.InferenceSession(str(path), options)
+        else:
+            gpu = {"device_id": str(device)} if device is not None and wanted in _NUMBERED else {}
+            session = ort.InferenceSession(str(path), options, providers=[(wanted, gpu), *providers[1:]])
+    except ProviderError:
+        raise
     except Exception as error:  # onnxruntime's own errors have no common base but this
         reason = " ".join(str(error).split())
         raise PackageError(f"{path} can not be loaded by onnxruntime {ort.__version__}: {reason}") from error

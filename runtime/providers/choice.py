@@ -12,6 +12,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...configs import ProviderError, UsageError
+from ...configs.extras import GENAI, ONNXRUNTIME, WHEELS, Extra, cuda_of, extra_for, least_driver
+from ...configs.releases import VersionError, check_versions
+from . import plugins
 
 if TYPE_CHECKING:
     from .placement import Placement
@@ -22,32 +25,9 @@ _T = TypeVar("_T")
 KNOWN = ("cpu", "cuda", "dml")
 """The providers that targets are made for, and this project's names of them."""
 _ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider"}
-_EXTRAS = {"cpu": "cpu", "cuda": "cuda", "dml": "directml"}
 _SUFFIX = "executionprovider"
 _OR_ANOTHER = "(or [cuda], or [directml])"
 
-# Every wheel that installs a module called `onnxruntime` or `onnxruntime_genai`. Two with the same module name
-# overwrite each other's files without a word (onnxruntime#26996).
-_WHEELS: dict[str, tuple[str, ...]] = {
-    "onnxruntime": (
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "onnxruntime-directml",
-        "onnxruntime-openvino",
-        "onnxruntime-qnn",
-        "onnxruntime-windowsml",
-        "onnxruntime-migraphx",
-        "onnxruntime-rocm",
-        "onnxruntime-training",
-    ),
-    "onnxruntime_genai": (
-        "onnxruntime-genai",
-        "onnxruntime-genai-cuda",
-        "onnxruntime-genai-directml",
-        "onnxruntime-genai-winml",
-        "onnxruntime-genai-rocm",
-    ),
-}
 TELEMETRY_VARIABLE = "PHI3_ONNX_TELEMETRY"
 
 
@@ -100,17 +80,26 @@ def canonical(name: str) -> str:
     if short == "directml":
         return "dml"
     known = _every_ort_provider()
+    if library := plugins.find(short):
+        return _short(plugins.provider_of(library))
     for ort_name in known:
-        if ort_name.lower().removesuffix(_SUFFIX) == short:
-            return ort_name[: -len(_SUFFIX)]
-    others = sorted(ort_name[: -len(_SUFFIX)] for ort_name in known if ort_name not in _ORT_NAMES.values())
+        if _short(ort_name).lower() == short:
+            return _short(ort_name)
+    others = sorted(_short(ort_name) for ort_name in known if ort_name not in _ORT_NAMES.values())
     raise UsageError(f"unknown provider {name!r}; known: auto, {', '.join(KNOWN)}; and by name {', '.join(others)}")
 
 
 def ort_name(provider: str) -> str:
     """Return ONNX Runtime's name of a provider, such as `CUDAExecutionProvider` for `cuda`."""
     provider = canonical(provider)
-    return _ORT_NAMES.get(provider, f"{provider}ExecutionProvider")
+    if provider in _ORT_NAMES:
+        return _ORT_NAMES[provider]
+    # A plug-in library calls its providers as it likes.
+    return next((name for name in plugins.providers() if _short(name) == provider), f"{provider}ExecutionProvider")
+
+
+def _short(name: str) -> str:
+    return name[: -len(_SUFFIX)] if name.lower().endswith(_SUFFIX) else name
 
 
 def resolve_ort_providers(name: str) -> list[str]:
@@ -177,7 +166,8 @@ def choose(wanted: str, made_for: str | None, attempt: Callable[[str], _T]) -> t
 
 def _why(provider: str, error: BaseException) -> str:
     found = installed_wheels()
-    if provider in KNOWN and not _wheels_of(provider) & {wheel.name for wheel in found}:
+    extra = extra_for(provider)
+    if extra and found and not extra.wheels & {wheel.name for wheel in found}:
         names = " and ".join(f"{wheel.name} {wheel.version}" for wheel in found)
         return f"the installed {names} are built without it"
     return first_line(error)
@@ -191,14 +181,20 @@ def _order(made_for: str | None) -> list[str]:
 
 def remedy(provider: str) -> str:
     """Return what makes a provider run here, as the end of an error message: most often one pip command."""
-    if provider not in _EXTRAS:
-        return f"install the ONNX Runtime build that has {provider}, or take another --provider"
+    if any(_short(name) == provider for name in plugins.providers()):
+        return "look at the notes of its library, or take another --provider"
+    extra = extra_for(provider)
+    if extra is None:
+        return (
+            f"install the ONNX Runtime build that has {provider}, or name its plug-in (--provider-library "
+            f"{provider.lower()}=PATH), or take another --provider"
+        )
     if where := _missing_here(provider):
         return where
     installed = installed_wheels()
-    if installed and {wheel.name for wheel in installed} == _wheels_of(provider):
-        return _driver_advice(provider)
-    return f"run: {_install_command(_EXTRAS[provider], installed)}"
+    if installed and {wheel.name for wheel in installed} == extra.wheels:
+        return _driver_advice(provider, installed)
+    return f"run: {_install_command(extra.name, installed)}"
 
 
 def _missing_here(provider: str) -> str | None:
@@ -216,21 +212,22 @@ def _install_command(extra: str, installed: Sequence[Wheel]) -> str:
     return f"pip uninstall -y {names} && {install}" if names else install
 
 
+def change_to(extra: Extra, installed: Sequence[Wheel]) -> str:
+    """Return the commands that put an extra's ONNX Runtime in the place of those that are installed."""
+    return f"run: {_install_command(extra.name, installed)}"
+
+
 def install_any(installed: Sequence[Wheel]) -> str:
     """Return the commands that leave one ONNX Runtime, the CPU's or another, in place of those that are installed."""
     return f"{_install_command('cpu', installed)} {_OR_ANOTHER}"
 
 
-def _wheels_of(provider: str) -> set[str]:
-    suffix = {"cpu": ("", ""), "cuda": ("-gpu", "-cuda"), "dml": ("-directml", "-directml")}[provider]
-    return {f"onnxruntime{suffix[0]}", f"onnxruntime-genai{suffix[1]}"}
-
-
-def _driver_advice(provider: str) -> str:
+def _driver_advice(provider: str, installed: Sequence[Wheel]) -> str:
     if provider == "cuda":
+        found = next(cuda for wheel in installed if (cuda := cuda_of(wheel.name, wheel.version)))
         return (
-            "the CUDA build is installed, so look at the driver (nvidia-smi) and the libraries "
-            '(run: pip install "onnxruntime-gpu[cuda,cudnn]")'
+            f"the CUDA build is installed, so look at the driver (nvidia-smi; CUDA {found} needs {least_driver(found)} "
+            "or later) and at the libraries (phi3-onnx doctor)"
         )
     if provider == "dml":
         return "the DirectML build is installed, so look at the GPU's driver (run: dxdiag)"
@@ -242,7 +239,7 @@ def installed_wheels() -> list[Wheel]:
     from importlib.metadata import PackageNotFoundError, version
 
     found: list[Wheel] = []
-    for module, names in _WHEELS.items():
+    for module, names in WHEELS.items():
         for name in names:
             try:
                 found.append(Wheel(name, version(name), module))
@@ -254,7 +251,7 @@ def installed_wheels() -> list[Wheel]:
 def clashing_wheels(installed: Sequence[Wheel] | None = None) -> list[tuple[Wheel, ...]]:
     """Return each group of installed wheels that overwrite each other's module; empty where all is well."""
     wheels = installed_wheels() if installed is None else installed
-    groups = [tuple(wheel for wheel in wheels if wheel.module == module) for module in _WHEELS]
+    groups = [tuple(wheel for wheel in wheels if wheel.module == module) for module in WHEELS]
     return [group for group in groups if len(group) > 1]
 
 
@@ -292,8 +289,8 @@ def describe_clash(installed: Sequence[Wheel]) -> str | None:
 
 
 def _install_for(provider: str, installed: Sequence[Wheel]) -> str:
-    if provider in ("cuda", "dml"):
-        return _missing_here(provider) or f"run: {_install_command(_EXTRAS[provider], installed)}"
+    if provider in ("cuda", "dml") and (extra := extra_for(provider)):
+        return _missing_here(provider) or f"run: {_install_command(extra.name, installed)}"
     return f"run: {install_any(installed)}"
 
 
@@ -330,7 +327,7 @@ def import_onnxruntime() -> Any:
         ProviderError: it is not installed, or broken.
 
     """
-    return _import("onnxruntime")
+    return _import(ONNXRUNTIME)
 
 
 def import_genai(provider: str = "auto") -> Any:
@@ -343,13 +340,17 @@ def import_genai(provider: str = "auto") -> Any:
         ProviderError: it is not installed, or broken.
 
     """
-    return _import("onnxruntime_genai", provider)
+    return _import(GENAI, provider)
 
 
 def _import(name: str, provider: str = "auto") -> ModuleType:
     # Read by the native libraries when they are first loaded. Telemetry is on in GenAI unless this says otherwise.
     if os.environ.get(TELEMETRY_VARIABLE, "0") in ("", "0"):
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        check_versions(wheel.name for wheel in installed_wheels() if wheel.module == name)
+    except VersionError as error:
+        raise ProviderError(str(error)) from error
     try:
         module = __import__(name)
     except ImportError as error:
@@ -361,6 +362,7 @@ def _import(name: str, provider: str = "auto") -> ModuleType:
         raise _import_error(name, "is damaged, its files are gone", provider)
     if os.environ.get("ORT_DISABLE_TELEMETRY") == "1" and hasattr(module, "disable_telemetry_events"):
         module.disable_telemetry_events()
+    plugins.register(module)
     return module
 
 

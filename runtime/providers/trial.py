@@ -15,6 +15,7 @@ from importlib.resources import files
 import numpy as np
 
 from ...configs import Phi3OnnxError
+from . import plugins
 from .choice import first_line, import_onnxruntime, load_libraries, ort_name
 
 _SECONDS = 120
@@ -59,7 +60,11 @@ def run_trial(provider: str) -> ProviderTrial:
         options.log_severity_level = 4  # the reason is returned, not printed
         if provider != "cpu":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        session = ort.InferenceSession(matmul_model(), options, providers=[wanted])
+        if wanted in plugins.providers():
+            plugins.add_to(options, ort, wanted, None)
+            session = ort.InferenceSession(matmul_model(), options)
+        else:
+            session = ort.InferenceSession(matmul_model(), options, providers=[wanted])
         if session.get_providers()[0] != wanted:
             return ProviderTrial(provider, False, "it did not start; its libraries or its driver are missing")
         (result,) = session.run(None, {"a": np.asarray([[1, 2], [3, 4]], dtype=np.float32)})
