@@ -18,8 +18,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ...configs import UsageError
+from ..decoding.engine import Guidance
 from .errors import ApiError, unavailable
 from .guard import Counted, Guard
+from .limits import GuidanceTrials
 from .messages import Accepted, Finished, Job, Prompt, Ready, Refused
 from .metrics import Metrics
 from .process import Answers, EngineProcess
@@ -93,6 +95,7 @@ class Server:
         self._settings = settings
         self._started = time.time()
         self._pace = 1.0  # seconds that a request takes, a moving average
+        self._trials = GuidanceTrials()
         self.metrics = Metrics()
         watch = self.metrics.watch
         watch("phi3_onnx_requests_running", "Requests that the engine works on.", lambda: self._running)
@@ -151,7 +154,9 @@ class Server:
                 400, f"{self._name(info)} has no chat template; use /v1/completions", code="no_chat_template"
             )
         options = body.options()
-        options["guidance"] = _usage_errors(lambda: guidance(body, info.native_tools))
+        options["guidance"] = form = _usage_errors(lambda: guidance(body, info.native_tools))
+        if form is not None:
+            await self._try_out(form)
         prompt = conversation(body, info.native_tools)
         reply = ChatReply(body, self._name(info))
         return await self._answer(request, (prompt,), body.n, options, body.stream, reply)
@@ -202,6 +207,12 @@ class Server:
                     finished.append(event)
         self._done(answers, finished)
         return reply.whole(finished, usage(accepted.prompt_tokens, finished, prompts))
+
+    async def _try_out(self, form: Guidance) -> None:
+        try:
+            await self._trials.check(form)
+        except UsageError as error:
+            raise ApiError(400, str(error), code="invalid_value") from error
 
     def _done(self, answers: Answers, finished: list[Finished]) -> None:
         """Count a request whose answers are all complete."""
