@@ -38,6 +38,8 @@ _DEVICE_TYPES = {"cuda": "CUDA", "dml": "DirectML"}
 _CPU_CHUNK, _GPU_CHUNK = 128, 512
 # "Continuous decoding" is GenAI's word for appending tokens to a sequence that has some; not every device can.
 _RESTARTING_DEVICES = ("DirectML",)
+# llguidance's words in GenAI's errors: where a grammar is compiled, and where its parser meets a limit at a token.
+_GUIDANCE_WORDS = ("grammar", "Parser Error", "Lexer Error", "lexer", "committing tokens", "computing mask")
 
 
 def load_engine(
@@ -234,10 +236,7 @@ class GenAiSequence:
             with engine.turn(f"reserving a KV cache of {capacity} tokens"):
                 self._generator: Any = engine.generator(capacity, guided)
         except EngineError as error:
-            if guided and "grammar" in str(error):
-                problem = first_line(error.__cause__ or error)
-                raise UsageError(f"the {guided.guidance.kind} is not understood: {problem}") from error
-            raise
+            raise _of_guidance(guided, error) or error from error.__cause__
 
     def append(self, tokens: Sequence[int]) -> None:
         """Run the model on more tokens; see `TokenSequence.append`."""
@@ -287,11 +286,14 @@ class GenAiSequence:
         """Let GenAI's own search choose; see `TokenSequence.choose_token`."""
         self._go_on()
         best = int(self.logits().argmax()) if self._padded and not self._guided else None
-        with self._engine.turn(f"choosing a token after {len(self._tokens)}"):
-            if best is not None:
-                self._leave_only(best)
-            self._generator.generate_next_token()
-            token = int(self._generator.get_next_tokens()[0])
+        try:
+            with self._engine.turn(f"choosing a token after {len(self._tokens)}"):
+                if best is not None:
+                    self._leave_only(best)
+                self._generator.generate_next_token()
+                token = int(self._generator.get_next_tokens()[0])
+        except EngineError as error:
+            raise _of_guidance(self._guided, error) or error from error.__cause__
         self._tokens.append(token)
         self._unrun = self._guided is None and token in (*self._engine.end_tokens, self._engine.pad_token)
         return token
@@ -318,6 +320,14 @@ class GenAiSequence:
     def close(self) -> None:
         """Give the KV cache's memory back."""
         self._generator = None
+
+
+def _of_guidance(guided: GuidedDraws | None, error: EngineError) -> UsageError | None:
+    """Return what guidance did wrong where that is what GenAI failed at, and not the engine itself."""
+    problem = first_line(error.__cause__ or error)
+    if guided is None or not any(word in problem for word in _GUIDANCE_WORDS):
+        return None
+    return UsageError(f"the {guided.guidance.kind} is not understood, or too complex: {problem}")
 
 
 def _config(og: Any, package: Package, provider: str, threads: int | None, device: int | None) -> Any:

@@ -23,13 +23,11 @@ from .channel import EngineEnd
 from .messages import (
     Accepted,
     Cancel,
-    Conversation,
     Finished,
     FromEngine,
     Job,
     LoadFailed,
     Piece,
-    Prompt,
     Ready,
     RefusalKind,
     Refused,
@@ -37,6 +35,7 @@ from .messages import (
     ToEngine,
     TokenText,
 )
+from .prompts import ContextError, Prompts, Tokens
 from .texts import LogprobTexts
 
 _LOG = logging.getLogger(__name__)
@@ -116,7 +115,7 @@ class _Task:
     """A job under way: its prompts as tokens, and where its answers stand."""
 
     job: Job
-    prompts: tuple[tuple[int, ...], ...]
+    prompts: Tokens
     options: Options
     steps: Generator[bool, None, None] | None = None
     """Yields after each step, whether it could be made; None until it has its turn."""
@@ -139,26 +138,30 @@ class Scheduler:
         self._send = send
         self._tasks: dict[int, _Task] = {}
         self._pool = CachePool(model, parallel)
+        self._prompts = Prompts(model)
         self.failures = 0
         """How often the engine failed since the last answer."""
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self._tasks
+        return not self._tasks and not self._prompts.pending
 
     def take(self, message: ToEngine) -> bool:
         """Take a message of the web process; return whether to go on."""
         if isinstance(message, Shutdown):
             return False
         if isinstance(message, Cancel):
+            self._prompts.drop(message.id)
             self._end(message.id)
-        else:
-            self._guard(message.id, lambda: self._accept(message))
+        elif not self._prompts.start(message):
+            self._guard(message.id, lambda: self._accept(message, self._prompts.encode(message)))
         return True
 
     def step(self) -> None:
         """Let each job that has its turn make one step."""
+        for job, tokens in self._prompts.finished(wait=not self._tasks):
+            self._guard(job.id, lambda job=job, tokens=tokens: self._accept(job, tokens.result()))
         for task in list(self._tasks.values())[: self._parallel]:
             self._guard(task.job.id, lambda task=task: self._step(task))
 
@@ -184,7 +187,7 @@ class Scheduler:
             kind, reason = "engine", str(error)
             while self._pool.give_up_one():
                 pass
-        except _ContextError as error:
+        except ContextError as error:
             kind, reason = "context", str(error)
         except Phi3OnnxError as error:
             reason = str(error)
@@ -194,34 +197,17 @@ class Scheduler:
         self._end(job)
         self._send(Refused(job, kind, reason))
 
-    def _accept(self, job: Job) -> None:
+    def _accept(self, job: Job, prompts: Tokens) -> None:
         options = self._model.options(**job.options)
-        prompts = tuple(self._encode(prompt) for prompt in job.prompts)
         for prompt in prompts:
             try:
                 room_for(len(prompt), options.max_tokens, self._model.context_length)
             except UsageError as error:
-                raise _ContextError(str(error)) from error
+                raise ContextError(str(error)) from error
         if options.guided:  # whether the engine understands it shows when a sequence is opened
             self._model.engine.open(8, options.guided).close()
         self._tasks[job.id] = _Task(job, prompts, options)
         self._send(Accepted(job.id, sum(map(len, prompts))))
-
-    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
-        tokenizer = self._model.tokenizer
-        if isinstance(prompt, Conversation):
-            if self._model.template is None:
-                raise UsageError(f"{self._model.package.name} has no chat template; use /v1/completions")
-            tokens = tokenizer.encode(self._model.template.render(prompt.messages, tools=prompt.tools), special=False)
-        elif isinstance(prompt, str):
-            tokens = tokenizer.encode(prompt)
-        else:
-            tokens = list(prompt)
-            if unknown := [token for token in tokens if not 0 <= token < tokenizer.vocab_size]:
-                raise UsageError(f"token ids must be 0 to {tokenizer.vocab_size - 1}, got {unknown[0]}")
-        if not tokens:
-            raise UsageError("the prompt holds no tokens")
-        return tuple(tokens)
 
     def _answers(self, task: _Task) -> Generator[bool, None, None]:
         """Make all answers of a job, one after another, so that the choices of a prompt share its cache."""
@@ -271,10 +257,6 @@ class Scheduler:
         if self._model.provider != "cpu":  # what a GPU has free, only its own library knows
             return True
         return needed * self._model.package.kv_bytes_per_token <= available_memory() or self._pool.cached_tokens > 0
-
-
-class _ContextError(UsageError):
-    """Prompt and answer are longer than the model's context."""
 
 
 class _Reporter:

@@ -1,6 +1,7 @@
 """Text to token ids and back, on the `tokenizers` library, with the ids that Hugging Face's tokenizers give."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Tokens it knows, added ones included."""
         return self._backend.get_vocab_size()
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters that one token stands for at most; those of a byte-level vocabulary are bytes."""
+        return max((len(token) for token in self._backend.get_vocab()), default=1)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the token ids of a text.
