@@ -43,6 +43,6 @@ def _require(modules: tuple[str, ...], extras: str) -> None:
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise MissingExtraError(
-            f"this needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
-            f'run: pip install "phi3-onnx[{extras}]"'
+            f"this needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
+            remedy=f'run: pip install "phi3-onnx[{extras}]"',
         )
