@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import PackageError
+from .target import describe_scheme
 
 MANIFEST_NAME = "phi3_onnx.json"
 FORMAT = 1
@@ -65,7 +66,7 @@ class TensorSummary:
         """Say how it is stored, such as `int4 block 32 symmetric` or `16 bits`."""
         if self.block_size is None:
             return f"{self.bits} bits"
-        return f"int{self.bits} block {self.block_size} {'symmetric' if self.symmetric else 'asymmetric'}"
+        return describe_scheme(self.bits, self.block_size, bool(self.symmetric))
 
 
 @dataclass(frozen=True)
