@@ -40,8 +40,8 @@ def _require(extra: str) -> None:
         # The hub's verbs run nothing, and `serve` says itself which ONNX Runtime it wants.
         command = with_extras(wheels, extra) if extra == "export" else f'pip install "phi3-onnx[{extra}]"'
         raise MissingExtraError(
-            f"this needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
-            f"run: {command}"
+            f"this needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
+            remedy=f"run: {command}",
         )
     check_versions(packages)
 

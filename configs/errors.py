@@ -6,6 +6,19 @@ class Phi3OnnxError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        """Make one.
+
+        Args:
+            message: what is wrong.
+            remedy: what to do about it, such as `run: pip install ...`; it ends the line.
+
+        """
+        super().__init__(f"{message}; {remedy}" if remedy else message)
+        self.message = message
+        """The line without the remedy."""
+        self.remedy = remedy
+
 
 class UsageError(Phi3OnnxError):
     """An option or argument that can not be meant so: an unknown target, a name that fits nothing."""

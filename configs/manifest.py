@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from .errors import PackageError, UsageError
-from .target import IoDtype, Provider, Quantization, Target, WeightScheme, published, table_of, target_of
+from .target import (
+    IoDtype,
+    Provider,
+    Quantization,
+    Target,
+    WeightScheme,
+    describe_scheme,
+    published,
+    table_of,
+    target_of,
+)
 from .variant import check_names, folder_name, identified
 
 MANIFEST_NAME = "phi3_onnx.json"
@@ -69,7 +79,7 @@ class TensorSummary:
         """Say how it is stored, such as `int4 block 32 symmetric` or `16 bits`."""
         if self.block_size is None:
             return f"{self.bits} bits"
-        return f"int{self.bits} block {self.block_size} {'symmetric' if self.symmetric else 'asymmetric'}"
+        return describe_scheme(self.bits, self.block_size, bool(self.symmetric))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,12 @@ class WeightScheme:
             raise UsageError(f"block size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {self.block_size}")
 
     def __str__(self) -> str:
-        return f"int{self.bits} block {self.block_size} {'symmetric' if self.symmetric else 'asymmetric'}"
+        return describe_scheme(self.bits, self.block_size, self.symmetric)
+
+
+def describe_scheme(bits: int, block_size: int, symmetric: bool) -> str:
+    """Say how a weight matrix is quantized, such as `int4 block 32 symmetric`."""
+    return f"int{bits} block {block_size} {'symmetric' if symmetric else 'asymmetric'}"
 
 
 @dataclass(frozen=True)

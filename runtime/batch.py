@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..configs import PackageError, Phi3OnnxError, ProviderError, UsageError
 from .core import ModelCore
-from .decoding.generation import Generation, Options, room_for
+from .decoding.generation import Options, room_for
 from .decoding.kvcache import KvCache, check_memory
 from .decoding.response import Chunk, Response, last_response
 from .engines.ort import OrtEngine
@@ -220,16 +220,7 @@ class _Row:
 def _steps(model: ModelCore, cache: KvCache, job: Job, cancel: threading.Event) -> Iterator[Chunk | None]:
     room = room_for(len(job.prompt), job.options.max_tokens, model.context_length)
     cache.reserve(len(job.prompt) + room)
-    generation = Generation(
-        cache,
-        job.prompt,
-        job.options,
-        room=room,
-        end_tokens=model.package.end_tokens,
-        decoder=model.tokenizer.stream(),
-        cancel=cancel,
-    )
-    yield from generation.steps()
+    yield from model.generation(job.prompt, job.options, cache, cancel=cancel).steps()
 
 
 def _go_on(row: _Row) -> Result | None:

@@ -177,17 +177,41 @@ class ModelCore:
         room = room_for(len(prompt), options.max_tokens, self.context_length)
         used = cache or self.new_cache()
         used.reserve(len(prompt) + room, spare, options.guided)
-        generation = Generation(
-            used,
+        generation = self.generation(prompt, options, used, cancel=cancel, on_prefill=on_prefill)
+        return _closing(generation, used) if cache is None else iter(generation)
+
+    def generation(
+        self,
+        prompt: Sequence[int],
+        options: Options,
+        cache: KvCache,
+        *,
+        cancel: threading.Event | None = None,
+        on_prefill: Callable[[int, int], None] | None = None,
+    ) -> Generation:
+        """Return an answer in the making; nothing runs before its iteration begins.
+
+        Args:
+            prompt: token ids.
+            options: how.
+            cache: with room reserved for the prompt and the answer, see `room_for`.
+            cancel: ends the answer when it is set.
+            on_prefill: called with the prompt's tokens run so far and in all.
+
+        Raises:
+            UsageError: prompt and answer do not fit into the context.
+
+        """
+        return Generation(
+            cache,
             prompt,
             options,
-            room=room,
+            room=room_for(len(prompt), options.max_tokens, self.context_length),
             end_tokens=self.package.end_tokens,
             decoder=self.tokenizer.stream(),
             cancel=cancel,
             on_prefill=on_prefill,
         )
-        return _closing(generation, used) if cache is None else iter(generation)
 
     def close(self) -> None:
         """Give the model's memory back; it can not be used after that."""

@@ -271,7 +271,7 @@ def _open(path: Path, providers: Sequence[str], threads: int | None, device: int
     wanted, available = providers[0], ort.get_available_providers()
     if wanted not in available:
         found = f"onnxruntime {ort.__version__} has {', '.join(available)}"
-        raise ProviderError(f"{wanted} can not run here: {found}; {remedy(canonical(wanted))}")
+        raise ProviderError(f"{wanted} can not run here: {found}", remedy=remedy(canonical(wanted)))
     refuse_known_faults(path, canonical(wanted))
     load_libraries(wanted)
     options = ort.SessionOptions()
@@ -298,5 +298,5 @@ def _open(path: Path, providers: Sequence[str], threads: int | None, device: int
         raise PackageError(f"{path} can not be loaded by onnxruntime {ort.__version__}: {reason}") from error
     # A provider whose libraries are missing is left out with no more than a line in the log.
     if session.get_providers()[0] != wanted:
-        raise ProviderError(f"{wanted} did not start; {remedy(canonical(wanted))}")
+        raise ProviderError(f"{wanted} did not start", remedy=remedy(canonical(wanted)))
     return session

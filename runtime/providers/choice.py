@@ -121,7 +121,7 @@ def resolve_ort_providers(name: str) -> list[str]:
     if wanted not in available:
         check_wheels(provider)  # more than the absence: the wheel may be there, overwritten
         found = f"onnxruntime {ort.__version__} has {', '.join(available)}"
-        raise ProviderError(f"provider {provider} can not run here: {found}; {remedy(provider)}")
+        raise ProviderError(f"provider {provider} can not run here: {found}", remedy=remedy(provider))
     return list(dict.fromkeys([wanted, "CPUExecutionProvider"]))
 
 
@@ -150,7 +150,7 @@ def choose(wanted: str, made_for: str | None, attempt: Callable[[str], _T]) -> t
             return attempt(wanted), ProviderChoice(wanted, (Candidate(wanted, True, "it was asked for"),))
         except RuntimeError as error:
             raise ProviderError(
-                f"provider {wanted} can not run here: {_why(wanted, error)}; {remedy(wanted)}"
+                f"provider {wanted} can not run here: {_why(wanted, error)}", remedy=remedy(wanted)
             ) from error
     tried: list[Candidate] = []
     for provider in _order(made_for):
@@ -161,7 +161,9 @@ def choose(wanted: str, made_for: str | None, attempt: Callable[[str], _T]) -> t
             continue
         reason = "the package was made for it" if provider == made_for else "it runs the package"
         return result, ProviderChoice(provider, (*tried, Candidate(provider, True, reason)))
-    raise ProviderError(f"no provider can run this package: {'; '.join(map(str, tried))}; see: phi3-onnx doctor")
+    raise ProviderError(
+        f"no provider can run this package: {'; '.join(map(str, tried))}", remedy="see: phi3-onnx doctor"
+    )
 
 
 def _why(provider: str, error: BaseException) -> str:
@@ -267,7 +269,7 @@ def check_wheels(provider: str = "auto") -> None:
     """
     wheels = installed_wheels()
     if clash := describe_clash(wheels):
-        raise ProviderError(f"{clash}; {_install_for(provider, wheels)}")
+        raise ProviderError(clash, remedy=_install_for(provider, wheels))
 
 
 def wheel_warning() -> str | None:
@@ -369,7 +371,8 @@ def _import(name: str, provider: str = "auto") -> ModuleType:
 def _import_error(name: str, problem: str, provider: str) -> ProviderError:
     wheels = installed_wheels()
     clash = describe_clash(wheels)
-    return ProviderError(f"{name} {problem}{f' ({clash})' if clash else ''}; {_install_for(provider, wheels)}")
+    what = f"{name} {problem}{f' ({clash})' if clash else ''}"
+    return ProviderError(what, remedy=_install_for(provider, wheels))
 
 
 def first_line(error: BaseException) -> str:

@@ -247,9 +247,8 @@ def _import_problems() -> list[Problem]:
         try:
             load()
         except Phi3OnnxError as error:
-            what, _, mend = str(error).partition("; ")
-            if "not installed" not in what:  # `wheel_problems` says that
-                problems.append(Problem("error", what, mend))
+            if "not installed" not in error.message:  # `wheel_problems` says that
+                problems.append(Problem("error", error.message, error.remedy))
     return problems
 
 

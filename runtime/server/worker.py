@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ...configs import EngineError, Phi3OnnxError, UsageError
-from ..decoding.generation import Generation, Options, room_for
+from ..decoding.generation import Options, room_for
 from ..decoding.kvcache import KvCache
 from ..decoding.response import Chunk
 from ..model import Model, load
@@ -225,14 +225,7 @@ class Scheduler:
         cache = self._pool.take(prompt, options.guided)
         try:
             self._reserve(cache, len(prompt) + room, options)
-            generation = Generation(
-                cache,
-                prompt,
-                options,
-                room=room,
-                end_tokens=self._model.package.end_tokens,
-                decoder=self._model.tokenizer.stream(),
-            )
+            generation = self._model.generation(prompt, options, cache)
             last = number == len(task.prompts) * task.job.choices - 1
             reporter = _Reporter(task.job, number, last, LogprobTexts(self._model.tokenizer, prompt[-1]), self._send)
             for chunk in generation.steps():
