@@ -103,7 +103,7 @@ class Loading:
 
         """
         from ..runtime import load
-        from ..runtime.batch import load_to_batch
+        from ..runtime.model import load_to_batch
         from ..runtime.providers.hardware import format_bytes
 
         folder = self.find(package)

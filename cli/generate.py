@@ -109,7 +109,7 @@ def _answer_prompts(model: "Model", requests: Sequence[Request], cancel: threadi
 
 
 def _answer(model: "Model", cache: "KvCache", request: Request, cancel: threading.Event, as_json: bool) -> None:
-    from ..runtime.model import last_response
+    from ..runtime.decoding.response import last_response
 
     # One cache for all prompts: what they share from the start, such as a system message, is run once.
     chunks = model.run(

@@ -8,19 +8,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..configs import PackageError, Phi3OnnxError, ProviderError, UsageError, find_package
+from ..configs import PackageError, Phi3OnnxError, ProviderError, UsageError
+from .core import ModelCore
 from .decoding.generation import Generation, Options, room_for
 from .decoding.kvcache import KvCache, check_memory
-from .decoding.response import Chunk, Response
-from .engines.slots import SlotPool
+from .decoding.response import Chunk, Response, last_response
+from .engines.ort import OrtEngine
 from .providers.hardware import format_bytes
-
-if TYPE_CHECKING:
-    from .engines.ort import OrtEngine
-    from .model import Model
 
 DEFAULT_BATCH = 8
 """How many prompts are answered side by side where nothing else is asked for."""
@@ -39,7 +34,7 @@ class Job:
 
 
 def answer_all(
-    model: "Model",
+    model: ModelCore,
     jobs: Sequence[Job],
     *,
     batch: int = DEFAULT_BATCH,
@@ -90,14 +85,12 @@ def answer_all(
 
 
 def _answer(
-    model: "Model",
+    model: ModelCore,
     cache: KvCache,
     job: Job,
     cancel: threading.Event,
     on_prefill: Callable[[int, int], None] | None,
 ) -> Result:
-    from .model import last_response
-
     try:
         # One cache for all prompts: what they share from the start, such as a system message, is run once.
         return last_response(model.run(job.prompt, job.options, cache=cache, cancel=cancel, on_prefill=on_prefill))
@@ -109,7 +102,7 @@ _Rows = Generator[tuple[int, Result], None, None]
 
 
 def _batched(
-    model: "Model", jobs: Sequence[Job], batch: int, cancel: threading.Event, notify: Notify
+    model: ModelCore, jobs: Sequence[Job], batch: int, cancel: threading.Event, notify: Notify
 ) -> tuple[_Rows, frozenset[int]]:
     """Return what answers jobs side by side, and the numbers of those jobs; perhaps none."""
     free = [number for number, job in enumerate(jobs) if not job.options.guidance]
@@ -126,7 +119,7 @@ def _nothing() -> _Rows:
     yield from ()
 
 
-def _engine(model: "Model", notify: Notify) -> "OrtEngine | None":
+def _engine(model: ModelCore, notify: Notify) -> OrtEngine | None:
     try:
         return model.batching_engine()
     except (PackageError, ProviderError) as error:
@@ -135,8 +128,8 @@ def _engine(model: "Model", notify: Notify) -> "OrtEngine | None":
 
 
 def _side_by_side(
-    model: "Model",
-    engine: "OrtEngine",
+    model: ModelCore,
+    engine: OrtEngine,
     jobs: dict[int, Job],
     batch: int,
     cancel: threading.Event,
@@ -153,7 +146,7 @@ def _side_by_side(
         return
     capacity = max(needs.values())
     rows = _affordable_rows(model, min(batch, len(needs)), capacity, free, notify)
-    pool = SlotPool(engine, rows, capacity)
+    pool = engine.pool(rows, capacity)
     switch = model.package.longrope_switch
     caches = [KvCache(pool, context_length=model.context_length, switch=switch) for _ in range(rows)]
     try:
@@ -164,7 +157,7 @@ def _side_by_side(
         pool.close()
 
 
-def _tokens_needed(model: "Model", job: Job, free: int | None) -> int:
+def _tokens_needed(model: ModelCore, job: Job, free: int | None) -> int:
     """Return the tokens of prompt and answer.
 
     Raises:
@@ -178,7 +171,7 @@ def _tokens_needed(model: "Model", job: Job, free: int | None) -> int:
     return needed
 
 
-def _affordable_rows(model: "Model", rows: int, capacity: int, free: int | None, notify: Notify) -> int:
+def _affordable_rows(model: ModelCore, rows: int, capacity: int, free: int | None, notify: Notify) -> int:
     """Return for how many rows of `capacity` tokens there is memory, and say how much of it they take."""
     size = capacity * model.package.kv_bytes_per_token
     if free is not None and rows * size > free:
@@ -193,7 +186,7 @@ def _affordable_rows(model: "Model", rows: int, capacity: int, free: int | None,
 
 
 def _take_turns(
-    model: "Model", caches: Sequence[KvCache], queue: deque[tuple[int, Job]], cancel: threading.Event
+    model: ModelCore, caches: Sequence[KvCache], queue: deque[tuple[int, Job]], cancel: threading.Event
 ) -> _Rows:
     idle, live = list(caches), list[_Row]()
     while queue or live:
@@ -224,7 +217,7 @@ class _Row:
     steps: Iterator[Chunk | None]
 
 
-def _steps(model: "Model", cache: KvCache, job: Job, cancel: threading.Event) -> Iterator[Chunk | None]:
+def _steps(model: ModelCore, cache: KvCache, job: Job, cancel: threading.Event) -> Iterator[Chunk | None]:
     room = room_for(len(job.prompt), job.options.max_tokens, model.context_length)
     cache.reserve(len(job.prompt) + room)
     generation = Generation(
@@ -250,28 +243,3 @@ def _go_on(row: _Row) -> Result | None:
     except Phi3OnnxError as error:
         return error
     raise RuntimeError("an answer ended without a response")
-
-
-def load_to_batch(
-    package: str | Path,
-    *,
-    provider: str = "auto",
-    threads: int | None = None,
-    device: int | None = None,
-    notify: Notify,
-) -> "Model":
-    """Load a package for `answer_all`: in plain ONNX Runtime, or in GenAI where it can not be batched.
-
-    Raises:
-        Phi3OnnxError: as `load`.
-
-    """
-    from .model import load
-
-    find_package(str(package))  # where there is none, that is the error, once
-    try:
-        return load(package, provider=provider, threads=threads, device=device, engine="onnxruntime")
-    except (PackageError, ProviderError) as error:
-        model = load(package, provider=provider, threads=threads, device=device)
-        notify(f"prompts are answered one at a time: {error}")
-        return model

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from ..configs import UsageError
+from .core import ModelCore
 from .decoding.generation import DEFAULT_MAX_TOKENS, Options
-from .decoding.response import Chunk, Response
-from .model import Model, last_response
+from .decoding.response import Chunk, Response, last_response
 from .text.template import Message
 
 Overflow = Literal["stop", "slide", "error"]
@@ -32,7 +32,7 @@ class ChatSession:
 
     def __init__(
         self,
-        model: Model,
+        model: ModelCore,
         *,
         system: str | None = None,
         on_overflow: Overflow = "stop",

@@ -7,8 +7,9 @@ from typing import Any
 from ..configs import UsageError
 from .chat import check_messages
 from .decoding.generation import Options
+from .decoding.response import last_response
 from .decoding.sampling import Sampling
-from .model import Model, last_response, load
+from .model import Model, load
 from .text.template import Message
 
 # What transformers' text-generation pipeline takes where neither the call nor generation_config.json says otherwise.

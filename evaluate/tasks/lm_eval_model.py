@@ -18,7 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # pyr
 from tqdm import tqdm
 
 from ...runtime import Model, load
-from ...runtime.model import last_response
+from ...runtime.decoding.response import last_response
 from .continuations import ContinuationScorer
 
 MAX_LENGTH = 4096

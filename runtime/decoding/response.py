@@ -1,5 +1,6 @@
 """What generation returns, to a program, a chat and a server alike."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,3 +56,11 @@ class Chunk:
     logprobs: TokenLogprobs | None = None
     response: Response | None = None
     """Set on the last chunk, and on no other."""
+
+
+def last_response(chunks: Iterator[Chunk]) -> Response:
+    """Return the response at the end of a stream."""
+    for chunk in chunks:
+        if chunk.response:
+            return chunk.response
+    raise RuntimeError("a stream of chunks ended without a response")

@@ -85,7 +85,16 @@ class OrtEngine:
 
     def open(self, capacity: int, guided: GuidedDraws | None = None) -> SlotSequence:
         """Start a sequence in a cache of its own; see `Engine.open`."""
-        return SlotPool(self, 1, capacity).open(capacity, guided)
+        return self.pool(1, capacity).open(capacity, guided)
+
+    def pool(self, slots: int, capacity: int) -> SlotPool:
+        """Reserve one cache for several sequences of `capacity` tokens at most, which are then run together.
+
+        Raises:
+            EngineError: it cannot be reserved, or the engine was closed.
+
+        """
+        return SlotPool(self.session, slots, capacity, name=self.name, prefill_chunk=self.prefill_chunk)
 
     def close(self) -> None:
         """Give the model's memory back."""
@@ -116,7 +125,7 @@ def _trial_logits(engine: OrtEngine, rows: int) -> np.ndarray:
     prompts = [[1 + 5 * i + length for i in range(length)] for length in _TRIAL_LENGTHS]
     logits = []
     for first in range(0, len(prompts), rows):
-        pool = SlotPool(engine, rows, max(_TRIAL_LENGTHS) + 1)
+        pool = engine.pool(rows, max(_TRIAL_LENGTHS) + 1)
         sequences = [pool.open(pool.capacity) for _ in range(rows)]
         for sequence, prompt in zip(sequences, prompts[first:], strict=False):
             sequence.append(prompt)

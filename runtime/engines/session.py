@@ -1,15 +1,15 @@
 """A package in plain ONNX Runtime: logits of every position, and greedy tokens, with no generation library between."""
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...configs import PackageError, ProviderError, UsageError
+from ..package import longrope_switch, read_contract
 from ..providers.choice import ProviderChoice, canonical, choose, import_onnxruntime, remedy, resolve_ort_providers
 from ..providers.hardware import default_threads
 from ..providers.placement import ask_for_placement, check_placement, read_placement
@@ -20,80 +20,6 @@ CACHE_DEVICES = {"CUDAExecutionProvider": "cuda"}
 """Where a provider keeps the KV cache between runs; the others' goes back to the CPU after each."""
 _NUMBERED = ("CUDAExecutionProvider", "DmlExecutionProvider")
 """Providers whose option `device_id` is the number of the GPU."""
-
-
-@dataclass(frozen=True)
-class Contract:
-    """What `genai_config.json` says about a package's graph."""
-
-    filename: str
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str]
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    context_length: int
-    eos_token_ids: tuple[int, ...]
-
-    def past_names(self) -> list[str]:
-        """Return the names of the graph's KV inputs: key and value of each layer in turn."""
-        return self._names(self.inputs, "past_key_names", "past_value_names")
-
-    def present_names(self) -> list[str]:
-        """Return the names of the graph's KV outputs, in the order of `past_names`."""
-        return self._names(self.outputs, "present_key_names", "present_value_names")
-
-    def _names(self, table: Mapping[str, str], key: str, value: str) -> list[str]:
-        return [table[name].replace("%d", str(i)) for i in range(self.num_layers) for name in (key, value)]
-
-
-def read_contract(package: Path) -> Contract:
-    """Read the `genai_config.json` of a package, ours or anyone's.
-
-    Raises:
-        PackageError: there is none, or it does not describe one decoder with a KV cache.
-
-    """
-    path = package / "genai_config.json"
-    try:
-        model = json.loads(path.read_text(encoding="utf-8"))["model"]
-        decoder = model["decoder"]
-        eos = model.get("eos_token_id", [])
-        contract = Contract(
-            filename=decoder["filename"],
-            inputs=decoder["inputs"],
-            outputs=decoder["outputs"],
-            num_layers=decoder["num_hidden_layers"],
-            num_kv_heads=decoder["num_key_value_heads"],
-            head_dim=decoder["head_size"],
-            vocab_size=model["vocab_size"],
-            context_length=model["context_length"],
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
-        )
-        _ = contract.past_names() + contract.present_names()  # both can miss their entries
-    except FileNotFoundError as error:
-        raise PackageError(f"{package} has no genai_config.json: not a package") from error
-    except (OSError, ValueError) as error:
-        raise PackageError(f"{path} can not be read: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise PackageError(
-            f"{path} does not describe a decoder with a KV cache: {error} is missing or wrong"
-        ) from error
-    return contract
-
-
-def longrope_switch(package: Path) -> int | None:
-    """Return the tokens up to which a LongRoPE package uses its short factors, from its `config.json`; else None."""
-    try:
-        config = json.loads((package / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if (rope.get("rope_type") or rope.get("type")) not in ("longrope", "su"):
-        return None
-    switch = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
-    return int(switch) if switch else None
 
 
 class LogitsSession:

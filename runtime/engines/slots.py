@@ -9,7 +9,7 @@ import math
 import threading
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,31 +18,30 @@ from ..decoding.engine import GuidedDraws
 from ..providers.choice import first_line, import_onnxruntime
 from .session import CACHE_DEVICES, LogitsSession
 
-if TYPE_CHECKING:
-    from .ort import OrtEngine
-
 
 class SlotPool:
     """A KV cache of several slots of one length, and the sequences in them; is an `Engine` that can open so many."""
 
-    def __init__(self, engine: "OrtEngine", slots: int, capacity: int) -> None:
+    def __init__(self, session: LogitsSession, slots: int, capacity: int, *, name: str, prefill_chunk: int) -> None:
         """Reserve the cache.
 
         Args:
-            engine: what runs the graph.
+            session: what runs the graph.
             slots: sequences that can be open at a time.
             capacity: tokens that each has room for.
+            name: what errors call the engine.
+            prefill_chunk: tokens of a prompt to append at a time.
 
         Raises:
             EngineError: it can not be reserved.
 
         """
-        self.name = engine.name
+        self.name = name
         self.continuous = True
         self.chooses = False
-        self.prefill_chunk = engine.prefill_chunk
+        self.prefill_chunk = prefill_chunk
         self.capacity = capacity
-        self._engine = engine
+        self._session = session
         self._lock = threading.RLock()
         self._free = list(range(slots))
         self._open: dict[int, SlotSequence] = {}
@@ -50,7 +49,7 @@ class SlotPool:
         self.runs: list[int] = []
         """Rows of each run of the graph so far."""
         try:
-            self._cache = _Cache(engine.session, slots, capacity)
+            self._cache = _Cache(session, slots, capacity)
         except (MemoryError, RuntimeError) as error:
             problem = first_line(error)
             raise EngineError(
@@ -84,7 +83,7 @@ class SlotPool:
         with self._lock:
             self._close_up()
             waiting = [self._open[slot] for slot in sorted(self._open) if self._open[slot].waiting]
-            switch = self._engine.session.longrope or math.inf
+            switch = self._session.longrope or math.inf
             # Neighbours only, since a run takes one piece of the cache.
             for _, group in groupby(enumerate(waiting), lambda at: (at[1].slot - at[0], at[1].length >= switch)):
                 rows = [sequence for _, sequence in group]
@@ -114,7 +113,7 @@ class SlotPool:
 
     def _run(self, rows: Sequence["SlotSequence"], ids: np.ndarray) -> None:
         starts = [row.length for row in rows]
-        session = self._engine.session
+        session = self._session
         binding = self._binding(rows[0].slot, len(rows))
         for name, value in session.feeds(ids, starts).items():
             binding.bind_cpu_input(name, value)
@@ -140,7 +139,7 @@ class SlotPool:
     def _binding(self, slot: int, rows: int) -> Any:
         """Return the binding of neighbouring slots' cache, which stays the same from run to run."""
         if (slot, rows) not in self._bindings:
-            session = self._engine.session
+            session = self._session
             binding = session.inference.io_binding()
             binding.bind_output(session.contract.outputs["logits"], "cpu")  # first, so that its index is known
             self._cache.bind(binding, slot, rows)

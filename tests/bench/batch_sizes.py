@@ -20,7 +20,6 @@ import numpy as np
 from phi3_onnx.runtime import Model, Response, load
 from phi3_onnx.runtime.batch import Job, answer_all
 from phi3_onnx.runtime.engines.ort import OrtEngine
-from phi3_onnx.runtime.engines.slots import SlotPool
 
 _STEPS = 24
 
@@ -35,7 +34,7 @@ def answers(model: Model, jobs: Sequence[Job], batch: int) -> tuple[float, list[
 
 def decode_step(engine: OrtEngine, prompt: int, rows: int) -> float:
     """Return the median seconds of a run of one token in each of so many rows, after `prompt` tokens."""
-    pool = SlotPool(engine, rows, prompt + _STEPS)
+    pool = engine.pool(rows, prompt + _STEPS)
     sequences = [pool.open(pool.capacity) for _ in range(rows)]
     for sequence in sequences:
         sequence.append(range(1, prompt + 1))

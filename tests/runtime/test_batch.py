@@ -12,12 +12,13 @@ import pytest
 from phi3_onnx.configs import EngineError, Phi3OnnxError, UsageError, find_target
 from phi3_onnx.export import export
 from phi3_onnx.runtime import Guidance, Model, Response, load
-from phi3_onnx.runtime.batch import Job, answer_all, load_to_batch
+from phi3_onnx.runtime.batch import Job, answer_all
+from phi3_onnx.runtime.decoding.response import last_response
 from phi3_onnx.runtime.engines.genai import GenAiEngine
 from phi3_onnx.runtime.engines.ort import OrtEngine, check_rows
 from phi3_onnx.runtime.engines.session import LogitsSession
 from phi3_onnx.runtime.engines.slots import SlotPool
-from phi3_onnx.runtime.model import last_response
+from phi3_onnx.runtime.model import load_to_batch
 from scripted import scripted_model, write_scripted_package
 
 Make = Callable[..., Path]
@@ -32,8 +33,8 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[SlotPool]:
     made: list[SlotPool] = []
     begin = SlotPool.__init__
 
-    def init(self: SlotPool, *arguments: Any) -> None:
-        begin(self, *arguments)
+    def init(self: SlotPool, *arguments: Any, **named: Any) -> None:
+        begin(self, *arguments, **named)
         made.append(self)
 
     monkeypatch.setattr(SlotPool, "__init__", init)
@@ -319,7 +320,7 @@ class TestAPool:
     @pytest.fixture
     def pool(self, model: Model) -> SlotPool:
         assert isinstance(model.engine, OrtEngine)
-        return SlotPool(model.engine, 2, 10)
+        return model.engine.pool(2, 10)
 
     def test_it_has_so_many_slots(self, pool: SlotPool) -> None:
         first, _ = pool.open(10), pool.open(3)

@@ -11,9 +11,9 @@ import pytest
 from phi3_onnx.configs import EngineError, PackageError, ProviderError, UsageError
 from phi3_onnx.runtime import Guidance, load, pipeline
 from phi3_onnx.runtime.decoding.generation import Options
+from phi3_onnx.runtime.decoding.response import last_response
 from phi3_onnx.runtime.decoding.sampling import Sampling
 from phi3_onnx.runtime.engines import genai
-from phi3_onnx.runtime.model import last_response
 
 SWITCH = 4096
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is the capital of France?"}]

@@ -14,7 +14,8 @@ import onnxruntime
 import pytest
 from phi3_onnx.configs import PackageError, ProviderError, UsageError, find_target
 from phi3_onnx.export import export
-from phi3_onnx.runtime.engines.session import LogitsSession, longrope_switch, open_session, read_contract
+from phi3_onnx.runtime.engines.session import LogitsSession, open_session
+from phi3_onnx.runtime.package import longrope_switch, read_contract
 
 Make = Callable[..., Path]
 
