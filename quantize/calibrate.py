@@ -8,7 +8,7 @@ was at.
 import json
 import mmap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..configs import ModelConfig, WeightScheme
-from .decoder_layer import LINEARS, DecoderLayers
+from .decoder_layer import LINEARS, NORMS, DecoderLayers
 from .packed import QuantizedWeight
 from .precision import fast_layers, fast_products
 
@@ -48,6 +48,9 @@ class QuantizedLayer:
     """float32 [hidden size]; changed where a scale was folded into them."""
     reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What was done to each matrix and what it cost, as JSON values."""
+    mean_squares: Mapping[str, float] = field(default_factory=dict)
+    """The largest mean square of a row that each norm saw, by the names of their weights; and under `output` that of
+    the layer's outputs, which the next norm sees."""
 
 
 class LayerQuantizer(Protocol):
@@ -117,13 +120,22 @@ def _one_layer(
     layers.forget_weights()
     weights = {name: torch.from_numpy(read(prefix + name, None)) for name in layers.weight_names}
     layers.set_weights(weights)
-    seen = {name: _Gatherer() for name in LINEARS}
+    seen: dict[str, _Gatherer] = {name: _Gatherer() for name in LINEARS}
+    largest: dict[str, float] = dict.fromkeys((*NORMS, "output"), 0.0)
+
+    def see(name: str, inputs: Tensor) -> None:
+        if name in seen:
+            seen[name].add(inputs)
+        else:
+            largest[name] = max(largest[name], _mean_square(inputs))
+
     settings = None
     with fast_layers(), fast_products():
         for batch in states.batches():
             hidden = torch.from_numpy(np.array(states.current[batch]))
             settings = settings or layers.settings(hidden[:1])
-            layers.run(hidden, settings, lambda name, inputs: seen[name].add(inputs))
+            output = layers.run(hidden, settings, see, (*LINEARS, *NORMS))
+            largest["output"] = max(largest["output"], _mean_square(output))
     states.release()
     quantized = quantize(prefix, weights, {name: gatherer.result() for name, gatherer in seen.items()})
     seen.clear()
@@ -135,7 +147,13 @@ def _one_layer(
         for batch in states.batches():
             hidden = torch.from_numpy(np.array(states.current[batch]))
             states.following[batch] = layers.run(hidden, settings).numpy()
-    return quantized
+    squares = {f"{name}.weight" if name in NORMS else name: value for name, value in largest.items()}
+    return replace(quantized, mean_squares=squares)
+
+
+def _mean_square(rows: Tensor) -> float:
+    """Return the largest mean square of a row."""
+    return float(rows.float().square().mean(-1).max())
 
 
 class _Gatherer:
@@ -229,7 +247,8 @@ def save_layer(path: Path, layer: QuantizedLayer) -> None:
         arrays |= {f"packed:{name}": weight.packed, f"scales:{name}": weight.scales}
         if weight.zero_points is not None:
             arrays[f"zeros:{name}"] = weight.zero_points
-    about = json.dumps({"schemes": schemes, "reports": {key: dict(value) for key, value in layer.reports.items()}})
+    reports = {key: dict(value) for key, value in layer.reports.items()}
+    about = json.dumps({"schemes": schemes, "reports": reports, "mean_squares": dict(layer.mean_squares)})
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         np.savez(file, about=np.frombuffer(about.encode(), np.uint8), **arrays)  # pyright: ignore[reportArgumentType]
@@ -251,4 +270,4 @@ def load_layer(path: Path) -> QuantizedLayer:
             for name, (bits, block_size, symmetric, rows, columns) in about["schemes"].items()
         }
         norms = {key.removeprefix("norm:"): arrays[key] for key in arrays.files if key.startswith("norm:")}
-    return QuantizedLayer(matrices, norms, about["reports"])
+    return QuantizedLayer(matrices, norms, about["reports"], about["mean_squares"])

@@ -45,8 +45,9 @@ class _Norm(nn.Module):
 class _Rotary(nn.Module):
     """Hands the tables on to the attention operators; with LongRoPE, the part that the total length asks for."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, *, by_position: bool) -> None:
         super().__init__()
+        self.by_position = by_position
         shape = (table_length(config), config.rotary_dim // 2)
         self.cos = nn.Parameter(torch.empty(shape, dtype=dtype))
         self.sin = nn.Parameter(torch.empty(shape, dtype=dtype))
@@ -58,7 +59,9 @@ class _Rotary(nn.Module):
         assert self.step is not None
         if not self.switches:
             return self.cos, self.sin, position_ids
-        first = (self.step.total > self.original).to(torch.int64) * self.original
+        # The mask's width is the cache's capacity where a runtime captures the graph: positions are right there too.
+        longest = position_ids.max() + 1 if self.by_position else self.step.total
+        first = (longest > self.original).to(torch.int64) * self.original
         if self.step.separate:
             return self.cos, self.sin, position_ids + first
         # GroupQueryAttention counts positions itself, so the rows are cut out for it: as many as there are tokens.
@@ -249,7 +252,7 @@ def trace(config: ModelConfig, target: Target) -> ir.Model:
     with fake, _masks_left_to_the_operator(), _quiet_exporter(), torch.no_grad():
         model = Phi3ForCausalLM(phi3_config(config)).eval()
         _convert(model, dtype)
-        rotary = _Rotary(config, dtype)
+        rotary = _Rotary(config, dtype, by_position=target.position_ids)
         cast("Any", model.model).rotary_emb = rotary
         model.model.norm = cast("Any", _Norm(model.model.norm))
         for layer in cast("Any", model.model.layers):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from ...configs import Target, WeightScheme
 from ...quantize.budget import measure_costs, parse_budget, within_budget
 from ..sources.checkpoint import Checkpoint
+from .blocks import fit_blocks
 from .calibration import Calibration
 from .layout import plan_layout
 
@@ -55,7 +56,7 @@ def fit_budget(
     limit = asked.num_bytes
     while True:
         chosen = within_budget(checkpoint.config, target.quantization, costs, target.io_dtype, limit)
-        fitted = replace(target, quantization=chosen)
+        fitted, _ = fit_blocks(checkpoint.config, replace(target, quantization=chosen))
         layout = plan_layout(checkpoint.config, fitted)
         excess = (layout.num_bytes if asked.whole_file else layout.weight_bytes) - asked.num_bytes
         if excess <= 0:

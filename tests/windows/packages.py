@@ -50,6 +50,7 @@ CASES = (
     Case("phi3-128k", "longrope", {**_PHI3, "max_position_embeddings": 131072}),
     # Sizes that are multiples of 128 and at least two blocks, so that a node that is refused is refused for its kind.
     Case("gqa", "gqa", {"hidden_size": 256, "intermediate_size": 512}),
+    Case("window", "plain", {"hidden_size": 256, "intermediate_size": 512, "sliding_window": 8}),
     Case("partial", "partial", {"hidden_size": 256, "intermediate_size": 512}),
     Case("tied", "tied", {"hidden_size": 256, "intermediate_size": 512}),
     Case(
@@ -96,14 +97,17 @@ def cut_model(gguf: Path, folder: Path, *, layers: int = 2, vocabulary: int = 51
 
 def export_case(case: Case, target: str, folder: Path, cache: Path) -> Path:
     """Export the package of a case to `<folder>/<case>-<target>`, and return that."""
+    from phi3_onnx.configs import find_target, with_quantization
     from phi3_onnx.export import CalibrationOptions, export
 
     checkpoint = folder / "checkpoints" / case.name
     source = checkpoint if checkpoint.exists() else write_checkpoint(case, checkpoint, cache)
     package = folder / f"{case.name}-{target}"
-    # The placement and the arithmetic are looked at here, not the quality: a short calibration does.
-    short = CalibrationOptions(num_samples=4, sequence_length=64)
-    return export(source, target, package, force=True, calibration=short)
+    chosen = find_target(target)
+    if case is not WHOLE and chosen.quantization is not None:
+        # The graph is that of any method, and the arithmetic is looked at here, not the quality.
+        chosen = with_quantization(chosen, method="rtn")
+    return export(source, chosen, package, force=True, calibration=CalibrationOptions(num_samples=16))
 
 
 def write_operators(package: Path, folder: Path) -> int:
@@ -174,7 +178,8 @@ def _write_operator(
     alone = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     onnx.save(alone, path.with_suffix(".onnx"))
     stored: dict[str, Any] = {f"in:{name}": value for name, value in inputs.items()}
-    np.savez(path.with_suffix(".npz"), **stored, **{f"out:{name}": value for name, value in outputs.items()})
+    stored |= {f"out:{name}": value for name, value in outputs.items()}
+    np.savez(path.with_suffix(".npz"), **stored)
 
 
 def linux_logits(package: Path, site: Path) -> np.ndarray:

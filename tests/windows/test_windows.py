@@ -1,4 +1,4 @@
-"""The project on Windows, under Wine, where a machine was made for it or PHI3_ONNX_WINE names a folder to make one in."""
+"""The project on Windows, under Wine, where a machine was made for it or PHI3_ONNX_WINE says where to make one."""
 
 import json
 import os

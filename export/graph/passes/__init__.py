@@ -3,13 +3,16 @@
 from .contract import name_interface
 from .last_token import slice_last_token
 from .linear import fold_weight_transposes
+from .projections import ROWS_OF, split_projections
 from .quantized import quantize_weights
 from .run import Pass, PassError, run_passes
 from .skip_norm import fuse_skip_norms
 from .splits import replace_sequence_splits
 from .tidy import tidy
+from .wide_norms import widen_norms
 
 __all__ = [
+    "ROWS_OF",
     "Pass",
     "PassError",
     "fold_weight_transposes",
@@ -19,5 +22,7 @@ __all__ = [
     "replace_sequence_splits",
     "run_passes",
     "slice_last_token",
+    "split_projections",
     "tidy",
+    "widen_norms",
 ]

@@ -12,23 +12,26 @@ from .edit import CONTRIB, constant, new_initializer, new_node, nodes_of, replac
 from .linear import linear_weight
 
 
-def quantize_weights(model: ir.Model, scheme_for: Callable[[str], WeightScheme], accuracy_level: int) -> int:
-    """Replace every linear layer and the embedding; return how many weights that were.
+def quantize_weights(
+    model: ir.Model, scheme_for: Callable[[str], WeightScheme], accuracy_level: int, *, embedding: bool = True
+) -> int:
+    """Replace every linear layer and, if `embedding` says so, the embedding; return how many weights that were.
 
-    A tied embedding and the head share one packed tensor. The graph must have gone through
-    `fold_weight_transposes` and have its final names.
+    A tied embedding and the head share one packed tensor; where the embedding stays as it is, the head has one beside
+    it. The graph must have gone through `fold_weight_transposes` and have its final names.
     """
     done: dict[str, QuantizedTensor] = {}
     for node in list(model.graph):
         weight = linear_weight(node)
         if weight is not None and weight.name:
             _quantize_linear(model, node, weight, scheme_for(weight.name), accuracy_level, done)
-    for node in nodes_of(model, "Gather"):
+    for node in nodes_of(model, "Gather") if embedding else ():
         weight = node.inputs[0]
         if weight is not None and weight.is_initializer() and weight.name:
             _quantize_embedding(model, node, weight, scheme_for(weight.name), done)
     for name in done:
-        model.graph.initializers.pop(name)
+        if not model.graph.initializers[name].uses():
+            model.graph.initializers.pop(name)
     return len(done)
 
 
