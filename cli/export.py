@@ -77,6 +77,8 @@ def make(
     if plan.checkpoint.adapter is not None:
         notice(f"merging {plan.checkpoint.adapter}: {plan.checkpoint.adapter.summary}")
     notice(f"writing {size(plan.package_bytes)} to {plan.output}, in about {size(plan.memory_bytes)} of memory")
+    for names, scheme in plan.smaller_blocks.items():
+        notice(f"{names}: blocks of {scheme.block_size}, which divide its columns")
     if plan.calibration is not None:
         about = plan.calibration.describe()
         notice(f"calibration text: {about['tokens']} tokens of {about['text']}")

@@ -105,6 +105,8 @@ class Manifest:
     files: Mapping[str, FileEntry]
     calibration: Mapping[str, Any] | None = None
     """On which text the weights were quantized; None where no data was needed."""
+    norms: Mapping[str, Any] | None = None
+    """Which norms are computed in float32, and what was measured at them; None where the provider needs no such."""
     verification: Mapping[str, Any] | None = None
     """What `phi3-onnx verify` measured last; None where it has not run."""
     adapter: AdapterEntry | None = None

@@ -15,8 +15,19 @@ EMBEDDING = "model.embed_tokens.weight"
 COS_TABLE, SIN_TABLE = "rope.cos", "rope.sin"
 """Names of the rotary tables among the initializers; all others are the checkpoint's, or made of them."""
 
+EMBEDDING = "model.embed_tokens.weight"
+"""The checkpoint's name of the embedding, which a tied head shares."""
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+"""What the rows of `qkv_proj` are, in their order, where a graph has a linear layer for each."""
+
 _ALIGNMENT, _ALIGN_FROM = 4096, 1 << 20
 """Tensors of a megabyte and more start at a page, so that runtimes can map them into memory."""
+
+
+def part_name(fused: str, part: str) -> str:
+    """Name what one of `PROJECTIONS` takes of a name with `qkv_proj` in it."""
+    return fused.replace("qkv_proj", part)
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,8 @@ class Layout:
     stored: Mapping[str, Stored]
     """By the initializer's name, in the order of their offsets."""
     quantized: Mapping[str, QuantizedTensor]
-    """What a quantized tensor of the checkpoint becomes; the other tensors are initializers of their own name."""
+    """What a quantized tensor of the checkpoint becomes; the other tensors are initializers of their own name. An
+    embedding that the head is tied to can be both."""
 
     @cached_property
     def num_bytes(self) -> int:
@@ -111,9 +123,11 @@ def plan_layout(config: ModelConfig, target: Target) -> Layout:
         position += size
 
     for name, shape in config.tensor_shapes().items():
-        if target.quantization is None or len(shape) != 2:
+        plain_table = target.embedding == "gather" and name == EMBEDDING
+        if target.quantization is None or len(shape) != 2 or plain_table:
             add(name, dtype, shape)
-            continue
+            if target.quantization is None or len(shape) != 2 or not config.tie_embeddings:
+                continue
         scheme = target.quantization.scheme_for(name)
         quantized[name] = names = quantized_tensor(name, scheme, target.provider)
         shapes = packed_shapes(shape[0], shape[1], scheme)

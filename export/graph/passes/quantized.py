@@ -13,13 +13,18 @@ from .linear import linear_weight
 
 
 def quantize_weights(
-    model: ir.Model, scheme_for: Callable[[str], WeightScheme], accuracy_level: int, provider: str
+    model: ir.Model,
+    scheme_for: Callable[[str], WeightScheme],
+    accuracy_level: int,
+    provider: str,
+    *,
+    embedding: bool = True,
 ) -> int:
-    """Replace every linear layer and the embedding; return how many weights that were.
+    """Replace every linear layer and, if `embedding` says so, the embedding; return how many weights that were.
 
     The provider decides whether a symmetric embedding has zero points (`QuantizedTensor.lookup_zero_points`). A tied
-    embedding and the head share one packed tensor. The graph must have gone through `fold_weight_transposes` and have
-    its final names.
+    embedding and the head share one packed tensor; where the embedding stays as it is, the head has one beside it. The
+    graph must have gone through `fold_weight_transposes` and have its final names.
     """
     done: dict[str, QuantizedTensor] = {}
 
@@ -33,12 +38,13 @@ def quantize_weights(
         weight = linear_weight(node)
         if weight is not None and weight.name:
             _quantize_linear(model, node, stored(weight, weight.name), _matrix_shape(weight), accuracy_level)
-    for node in nodes_of(model, "Gather"):
+    for node in nodes_of(model, "Gather") if embedding else ():
         weight = node.inputs[0]
         if weight is not None and weight.is_initializer() and weight.name:
             _quantize_embedding(model, node, stored(weight, weight.name), _matrix_shape(weight))
     for name in done:
-        model.graph.initializers.pop(name)
+        if not model.graph.initializers[name].uses():
+            model.graph.initializers.pop(name)
     return len(done)
 
 
