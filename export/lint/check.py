@@ -14,7 +14,7 @@ import onnx_ir as ir
 from ...configs import Phi3OnnxError
 from ..sources.problems import summarize
 from .kernel_tables import Alternative, Argument, KernelTable, Operator, kernel_tables
-from .rules import RULES
+from .rules import LAST_OPSETS, RULES
 
 _CPU = "CPUExecutionProvider"
 Types = dict[ir.Value, str]
@@ -50,6 +50,9 @@ def find_problems(model: ir.Model, provider: str) -> list[str]:
 
 
 def _broken_rules(model: ir.Model, provider: str) -> Iterator[str]:
+    last, opset = LAST_OPSETS.get(provider), model.graph.opset_imports.get("", 1)
+    if last is not None and opset > last:
+        yield f"opset {opset} is newer than {last}, the last that {provider} has; set opset = {last} in the target"
     for rule in RULES:
         if rule.provider == provider:
             yield from (f"{node.name}: {rule.name}; {rule.remedy}" for node in model.graph if rule.applies(node))

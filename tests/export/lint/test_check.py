@@ -105,6 +105,30 @@ class TestPlanted:
         assert "bits other than" in find_problems(cuda_graph, "cuda")[0]
 
 
+class TestDirectML:
+    """On a graph of other operators, since what is wrong with one of DirectML's is then no part of this."""
+
+    def test_gather_block_quantized(self, cuda_graph: ir.Model) -> None:
+        problems = find_problems(cuda_graph, "dml")
+        assert problems == [
+            "/model/embed_tokens/GatherBlockQuantized: a GatherBlockQuantized, which DirectML does not have; "
+            "store the embedding in float16 and look it up with Gather"
+        ]
+
+    def test_a_ragged_matrix(self, cuda_graph: ir.Model) -> None:
+        node_of(cuda_graph, "MatMulNBits").attributes["block_size"] = ir.AttrInt64("block_size", 96)
+        assert any("whose K is no multiple of its block" in line for line in find_problems(cuda_graph, "dml"))
+
+    def test_rotating_a_part_of_a_split(self, cuda_graph: ir.Model) -> None:
+        part = node_of(cuda_graph, "Split").outputs[0]
+        cuda_graph.graph.append(ir.node("RotaryEmbedding", [part], domain="com.microsoft", name="planted"))
+        assert any(line.startswith("planted: a RotaryEmbedding of a part") for line in find_problems(cuda_graph, "dml"))
+
+    def test_a_newer_opset(self, cuda_graph: ir.Model) -> None:
+        cuda_graph.graph.opset_imports[""] = 23
+        assert find_problems(cuda_graph, "dml")[0].startswith("opset 23 is newer than 22, the last that dml has; ")
+
+
 def test_many_problems_are_one_line(cuda_graph: ir.Model) -> None:
     for node in cuda_graph.graph:
         node.attributes["colour"] = ir.AttrInt64("colour", 1)
