@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..configs import ModelConfig, WeightScheme
+from ..configs.files import replacing
 from .decoder_layer import LINEARS, DecoderLayers
 from .packed import QuantizedWeight
 from .precision import fast_layers, fast_products
@@ -199,9 +200,8 @@ class _States:
         self.layers_done = layers_done
         if isinstance(self.current, np.memmap):
             self.current.flush()
-            partial = self._progress.with_suffix(".partial")
-            partial.write_text(json.dumps({"layers_done": layers_done}), encoding="utf-8")
-            partial.replace(self._progress)
+            with replacing(self._progress) as beside:
+                beside.write_text(json.dumps({"layers_done": layers_done}), encoding="utf-8")
 
 
 def embed_samples(config: ModelConfig, read: Read, samples: np.ndarray, out: np.ndarray) -> None:
@@ -230,10 +230,8 @@ def save_layer(path: Path, layer: QuantizedLayer) -> None:
         if weight.zero_points is not None:
             arrays[f"zeros:{name}"] = weight.zero_points
     about = json.dumps({"schemes": schemes, "reports": {key: dict(value) for key, value in layer.reports.items()}})
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replacing(path) as beside, beside.open("wb") as file:
         np.savez(file, about=np.frombuffer(about.encode(), np.uint8), **arrays)  # pyright: ignore[reportArgumentType]
-    partial.replace(path)
 
 
 def load_layer(path: Path) -> QuantizedLayer:
