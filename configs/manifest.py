@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import PackageError, UsageError
+from .files import read_json
 from .target import (
     IoDtype,
     Provider,
@@ -153,12 +154,9 @@ def read_manifest(folder: Path) -> Manifest:
 
     """
     path = folder / MANIFEST_NAME
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise PackageError(f"{folder} has no {MANIFEST_NAME}: not a package that phi3-onnx made") from error
-    except (OSError, ValueError) as error:
-        raise PackageError(f"{path} can not be read: {error}; export the package again") from error
+    if not path.exists():
+        raise PackageError(f"{folder} has no {MANIFEST_NAME}: not a package that phi3-onnx made")
+    table = read_json(path, remedy="export the package again")
     try:
         if table["format"] > FORMAT:
             raise PackageError(f"{path} has format {table['format']}, this version reads {FORMAT}; upgrade phi3-onnx")

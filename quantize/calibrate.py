@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..configs import ModelConfig, WeightScheme
+from ..configs.files import replacing
 from .decoder_layer import LINEARS, NORMS, DecoderLayers
 from .packed import QuantizedWeight
 from .precision import fast_layers, fast_products
@@ -243,9 +244,8 @@ class _States:
         self.layers_done = layers_done
         if isinstance(self.current, np.memmap):
             self.current.flush()
-            partial = self._progress.with_suffix(".partial")
-            partial.write_text(json.dumps({"layers_done": layers_done}), encoding="utf-8")
-            partial.replace(self._progress)
+            with replacing(self._progress) as beside:
+                beside.write_text(json.dumps({"layers_done": layers_done}), encoding="utf-8")
 
 
 def embed_samples(config: ModelConfig, read: Read, samples: np.ndarray, out: np.ndarray) -> None:
@@ -275,10 +275,8 @@ def save_layer(path: Path, layer: QuantizedLayer) -> None:
             arrays[f"zeros:{name}"] = weight.zero_points
     reports = {key: dict(value) for key, value in layer.reports.items()}
     about = json.dumps({"schemes": schemes, "reports": reports, "mean_squares": dict(layer.mean_squares)})
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replacing(path) as beside, beside.open("wb") as file:
         np.savez(file, about=np.frombuffer(about.encode(), np.uint8), **arrays)  # pyright: ignore[reportArgumentType]
-    partial.replace(path)
 
 
 def load_layer(path: Path) -> QuantizedLayer:

@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...configs import PackageError, ProviderError, SourceError
+from ...configs.files import read_json
 from ...export.package.genai_config import end_tokens
 from ...export.sources.checkpoint import Checkpoint
-from ...runtime.files import read_json
 from ...runtime.package import Package
 from ...runtime.providers.choice import first_line, import_genai
 from ...runtime.text.template import read_template
@@ -78,7 +78,7 @@ def compare_token_ids(tokenizer: Any, package: Package, texts: Sequence[str]) ->
 def _vocabulary_differences(tokenizer: Any, folder: Path) -> Iterator[str]:
     """Say where pieces and merges differ: one that no text of ours needs would go unnoticed otherwise."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    ours = read_json(folder / "tokenizer.json").get("model", {})
+    ours = read_json(folder / "tokenizer.json", optional=True).get("model", {})
     theirs = json.loads(backend.to_str())["model"] if backend is not None else {}
     if theirs.get("type", "BPE") != ours.get("type", "BPE"):
         return  # the same tokens written another way; the texts have to show it

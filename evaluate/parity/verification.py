@@ -1,13 +1,13 @@
 """What a verification found: rows with thresholds, for the screen, the manifest and an exit code."""
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ...configs import OutputError, VerificationError, read_manifest
+from ...configs.files import replacing
 from ...configs.manifest import MANIFEST_NAME
 from .metrics import Metrics
 
@@ -129,10 +129,8 @@ def record(package: Path, verification: Verification) -> None:
 
     """
     text = replace(read_manifest(package), verification=verification.to_dict()).to_json()
-    temporary = package / f".{MANIFEST_NAME}-{os.getpid()}"
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(package / MANIFEST_NAME)
+        with replacing(package / MANIFEST_NAME) as beside:
+            beside.write_text(text, encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(f"{package / MANIFEST_NAME} can not be written: {error.strerror or error}") from error

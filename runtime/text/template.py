@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs import PackageError, UsageError
-from ..files import read_text
+from ...configs.files import read_text
 
 Message = Mapping[str, Any]
 """`role` and `content`, and whatever else the model's template reads."""

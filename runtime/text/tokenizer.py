@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs import PackageError
-from ..files import read_json
+from ...configs.files import read_json
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -36,8 +36,8 @@ class Tokenizer:
             raise PackageError(f"{path} can not be read as a tokenizer: {error}") from error
         self._backend.no_truncation()
         self._backend.no_padding()
-        self.config = read_json(folder / "tokenizer_config.json")
-        self.special_tokens = _special_tokens(self.config, read_json(folder / "special_tokens_map.json"))
+        self.config = read_json(folder / "tokenizer_config.json", optional=True)
+        self.special_tokens = _special_tokens(self.config, read_json(folder / "special_tokens_map.json", optional=True))
         """The special tokens that have a name (`bos_token`, `eos_token` ...), which chat templates may use."""
         _add_tokens(self._backend, self.config, self.special_tokens)
 
