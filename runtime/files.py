@@ -34,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         table = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PackageError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(table, dict):
         raise PackageError(f"{path} must hold a JSON object, got {type(table).__name__}")

@@ -92,5 +92,5 @@ def _places(folder: Path) -> dict[str, _Place]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path} can not be read: {error}; export the package again") from error
