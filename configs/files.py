@@ -68,7 +68,7 @@ def parse_json(text: str, path: Path, error: type[Phi3OnnxError], *, remedy: str
     """
     try:
         return json.loads(text)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise error(f"{path} is not valid JSON: {problem}", remedy=remedy) from problem
 
 

@@ -46,7 +46,7 @@ def hugging_face_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def compare_token_ids(tokenizer: Any, package: Package, texts: Sequence[str]) -> Finding:
-    """Compare vocabulary and token ids with Hugging Face's, as our runtime gives them and as ONNX Runtime GenAI does.
+    """Compare vocabulary and token ids with Hugging Face's, as our runtime gives them.
 
     Args:
         tokenizer: what `hugging_face_tokenizer` returned.
@@ -58,12 +58,9 @@ def compare_token_ids(tokenizer: Any, package: Package, texts: Sequence[str]) ->
     differences: list[str] = []
     notes: list[str] = []
     compared = 0
-    for make, special in ((_our_encoder, False), (_our_encoder, True), (_genai_encoder, False)):
+    for special in (False, True):
         try:
-            name, encode = make(package.folder, special)
-        except ProviderError:
-            notes.append("onnxruntime-genai is not installed, so its tokenizer was not compared")
-            continue
+            name, encode = _our_encoder(package.folder, special)
         except PackageError as error:
             differences.append(str(error))
             compared += 1
@@ -73,6 +70,28 @@ def compare_token_ids(tokenizer: Any, package: Package, texts: Sequence[str]) ->
         notes.append(f"{name}: {len(texts)} texts")
     vocabulary = list(_vocabulary_differences(tokenizer, package.folder))
     return Finding(compared + 2, (*vocabulary, *differences), tuple(notes))
+
+
+def compare_client_tokens(tokenizer: Any, package: Package, texts: Sequence[str]) -> Finding:
+    """Compare token ids with Hugging Face's as ONNX Runtime GenAI's own tokenizer gives them, which our runtime leaves.
+
+    Args:
+        tokenizer: what `hugging_face_tokenizer` returned.
+        package: the package.
+        texts: what to encode, as it stands.
+
+    Returns:
+        What was found; nothing is compared where ONNX Runtime GenAI is not installed.
+
+    """
+    try:
+        name, encode = _genai_encoder(package.folder)
+    except ProviderError:
+        return Finding(0, (), ("onnxruntime-genai is not installed, so its tokenizer was not compared",))
+    except PackageError as error:
+        return Finding(1, (str(error),))
+    expected = [_ids(tokenizer, text, False) for text in texts]
+    return Finding(len(texts), tuple(_differences(name, encode, texts, expected)), (f"{name}: {len(texts)} texts",))
 
 
 def _vocabulary_differences(tokenizer: Any, folder: Path) -> Iterator[str]:
@@ -111,7 +130,7 @@ def _our_encoder(folder: Path, special: bool) -> tuple[str, Encode]:
     return name, lambda text: tokenizer.encode(text, special=special)
 
 
-def _genai_encoder(folder: Path, _special: bool) -> tuple[str, Encode]:
+def _genai_encoder(folder: Path) -> tuple[str, Encode]:
     genai = import_genai()
     name = f"onnxruntime-genai {genai.__version__}"
     try:

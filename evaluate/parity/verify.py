@@ -30,6 +30,7 @@ from .metrics import Comparison, Metrics
 from .shared_reference import SharedReference
 from .tokens import (
     compare_chat_template,
+    compare_client_tokens,
     compare_end_tokens,
     compare_token_ids,
     hugging_face_tokenizer,
@@ -92,7 +93,14 @@ class VerificationRun:
     """
 
     def __init__(
-        self, package: Path, material: TestMaterial, target: Target | None, provider: str, notify: Notify = silent
+        self,
+        package: Path,
+        material: TestMaterial,
+        target: Target | None,
+        provider: str,
+        notify: Notify = silent,
+        *,
+        strict_clients: bool = False,
     ) -> None:
         """Load the package, compare how it reads text, and have it answer the conversations; see `verify`."""
         self._material = material
@@ -100,7 +108,7 @@ class VerificationRun:
         opened = open_package(package)
         self._target = target or _manifest_target(opened)
         notify("comparing token ids")
-        self._reading = _reading_rows(opened, material.checkpoint, material.tokenizer)
+        self._reading = _reading_rows(opened, material.checkpoint, material.tokenizer, strict_clients)
         notify("loading the package")
         self._session: LogitsSession | None = _open(opened, material.checkpoint, provider)
         self.provider = self._session.provider
@@ -168,6 +176,7 @@ def verify(
     target: Target | None = None,
     provider: str = "cpu",
     steps: int = STEPS,
+    strict_clients: bool = False,
     notify: Notify = silent,
 ) -> Verification:
     """Measure how close a package is to the checkpoint it was made from.
@@ -179,6 +188,7 @@ def verify(
             manifest is measured and judged by its tokens alone.
         provider: where the package runs: `cpu`, `cuda`, `dml`, or `auto` for what it was made for, if that runs here.
         steps: greedy tokens of each conversation.
+        strict_clients: judge other clients' tokenizers too, which this runtime does not use.
         notify: called with lines of progress.
 
     Raises:
@@ -189,11 +199,11 @@ def verify(
     """
     started = time.perf_counter()
     material = prepare(checkpoint, steps, notify)
-    verification_run = VerificationRun(package, material, target, provider, notify)
+    run = VerificationRun(package, material, target, provider, notify, strict_clients=strict_clients)
     reference = SharedReference(checkpoint)
-    reference.run([*material.sequences, *verification_run.sequences], notify=notify)
-    verification_run.compare(reference)
-    return verification_run.conclude(reference, time.perf_counter() - started)
+    reference.run([*material.sequences, *run.sequences], notify=notify)
+    run.compare(reference)
+    return run.conclude(reference, time.perf_counter() - started)
 
 
 def checked(package: Path, checkpoint: Checkpoint, target: Target, *, notify: Notify = silent) -> None:
@@ -229,7 +239,7 @@ def _open(package: Package, checkpoint: Checkpoint, provider: str) -> LogitsSess
     return open_session(package.folder, provider, made_for=package.made_for, longrope=switch)[0]
 
 
-def _reading_rows(package: Package, checkpoint: Checkpoint, tokenizer: Any) -> list[Row]:
+def _reading_rows(package: Package, checkpoint: Checkpoint, tokenizer: Any, strict_clients: bool) -> list[Row]:
     chats = corpus.chats()
     texts = list(corpus.snippets())
     if tokenizer.chat_template is not None:
@@ -239,7 +249,12 @@ def _reading_rows(package: Package, checkpoint: Checkpoint, tokenizer: Any) -> l
         "chat_template": compare_chat_template(tokenizer, package, chats),
         "end_tokens": compare_end_tokens(checkpoint, package),
     }
-    return [Row(name, finding.share, 1.0, "at least", _described(finding)) for name, finding in findings.items()]
+    rows = [Row(name, finding.share, 1.0, "at least", _described(finding)) for name, finding in findings.items()]
+    client = compare_client_tokens(tokenizer, package, texts)
+    if client.compared:
+        threshold = 1.0 if strict_clients else None
+        rows.append(Row("genai_token_ids", client.share, threshold, "at least", _described(client)))
+    return rows
 
 
 def _described(finding: Finding) -> str:

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ...configs import PackageError
+from ...configs import PackageError, UsageError
 from ...configs.files import read_json
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -59,8 +59,19 @@ class Tokenizer:
             special: whether to add what the tokenizer puts around a text, such as a beginning-of-text token. A
                 rendered chat has it already.
 
+        Raises:
+            UsageError: it holds half a character (a lone surrogate).
+
         """
-        return self._backend.encode(text, add_special_tokens=special).ids
+        try:
+            return self._backend.encode(text, add_special_tokens=special).ids
+        except TypeError as error:  # of a str with half a character in it: bytes that are no UTF-8 come so too
+            at = next((i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
+            if at is None:
+                raise
+            raise UsageError(
+                f"the text is not valid Unicode (U+{ord(text[at]):04X} at character {at}); fix it"
+            ) from error
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text of token ids, as a rule without its special tokens."""
