@@ -85,7 +85,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         for loop in tree.find_all(nodes.For):
             loop.iter = _filtered(loop.iter, "limits_loop")
         _replace_joins(tree)
-        return tree.set_environment(self)
+        tree.set_environment(self)
+        return tree
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Work out `left operator right` where what comes out is not too long."""
@@ -173,7 +174,7 @@ def _check_method(text: Any, name: str, args: tuple[Any, ...], named: Mapping[st
         width = max((int(value) for value in values if isinstance(value, int | float)), default=0)
         lines = size if name in ("indent", "tojson", "expandtabs") else 1
         check_length(width * max(1, lines))
-    elif name == "replace" and len(args) >= 2:
+    elif name == "replace" and isinstance(text, str) and len(args) >= 2:
         check_length(text.count(str(args[0])) * len(str(args[1])) + size)
     elif name == "join":
         parts, glue = (args[0], text) if isinstance(text, str) and args else (text, args[0] if args else "")
@@ -190,7 +191,7 @@ def _check_format(form: str, values: Iterable[Any]) -> None:
         check_length(max((value for value in values if isinstance(value, int)), default=0))
 
 
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
