@@ -191,7 +191,7 @@ def _check_format(form: str, values: Iterable[Any]) -> None:
         check_length(max((value for value in values if isinstance(value, int)), default=0))
 
 
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
