@@ -90,7 +90,7 @@ class Loading:
 
         """
         from ..configs import default_package, find_package
-        from ..runtime.providers.choice import canonical
+        from ..runtime.providers.names import canonical
 
         if package is not None:
             return find_package(package)

@@ -50,3 +50,9 @@ class ProviderError(Phi3OnnxError):
 
 class EngineError(Phi3OnnxError):
     """The engine failed while it ran a package that it had loaded, such as for want of memory."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that says something, without a final full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(". ") if lines else type(error).__name__

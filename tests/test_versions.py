@@ -253,7 +253,7 @@ class TestGate:
 
     def test_onnx_runtime_is_checked_where_it_is_imported(self, pretend: FAKE) -> None:
         from phi3_onnx.configs import ProviderError
-        from phi3_onnx.runtime.providers.choice import import_genai
+        from phi3_onnx.runtime.providers.imports import import_genai
 
         pretend("onnxruntime-genai", "0.9.2")
         with pytest.raises(

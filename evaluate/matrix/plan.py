@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...configs import ProviderError, Target, UsageError, find_target, targets
-from ...runtime.providers.choice import KNOWN, canonical, import_onnxruntime, resolve_ort_providers
+from ...runtime.providers.choice import resolve_ort_providers
+from ...runtime.providers.imports import import_onnxruntime
+from ...runtime.providers.names import KNOWN, canonical
 from ..parity.verify import STEPS
 
 

@@ -27,8 +27,8 @@ from ...configs import (
 from ...configs.manifest import MANIFEST_NAME, check_files
 from ...export.sources.checkpoint import Checkpoint
 from ...runtime import load
-from ...runtime.providers.choice import ort_name
 from ...runtime.providers.hardware import default_threads
+from ...runtime.providers.names import ort_name
 from ..bench import Speed, measure_speed
 from ..notify import Notify
 from ..parity.attention import compare_attention

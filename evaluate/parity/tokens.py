@@ -9,11 +9,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...configs import PackageError, ProviderError, SourceError
+from ...configs.errors import first_line
 from ...configs.files import read_json
 from ...export.package.genai_config import end_tokens
 from ...export.sources.checkpoint import Checkpoint
 from ...runtime.package import Package
-from ...runtime.providers.choice import first_line, import_genai
+from ...runtime.providers.imports import import_genai
 from ...runtime.text.template import read_template
 from ...runtime.text.tokenizer import Tokenizer
 from .corpus import Chat

@@ -19,7 +19,7 @@ from ...configs import PackageError, Target, Thresholds
 from ...export.sources.checkpoint import Checkpoint
 from ...runtime.engines.session import LogitsSession, open_session
 from ...runtime.package import Package, open_package
-from ...runtime.providers.choice import installed_wheels
+from ...runtime.providers.wheels import installed_wheels
 from ..notify import Notify, silent
 from . import corpus
 from .compare import compare_passage

@@ -10,22 +10,16 @@ from typing import Any
 import numpy as np
 
 from ...configs import EngineError, PackageError, ProviderError, UsageError
+from ...configs.errors import first_line
 from ...configs.options import SAMPLING
 from ..decoding.engine import GuidedDraws
 from ..package import Package
 from ..providers import plugins
-from ..providers.choice import (
-    ProviderChoice,
-    canonical,
-    choose,
-    first_line,
-    import_genai,
-    load_libraries,
-    ort_name,
-    resolve_ort_providers,
-)
+from ..providers.choice import ProviderChoice, choose, resolve_ort_providers
 from ..providers.hardware import default_threads
+from ..providers.imports import import_genai, load_libraries
 from ..providers.known_faults import refuse_known_faults
+from ..providers.names import canonical, ort_name
 from ..providers.placement import Placement, cached_placement, check_placement, keep_placement
 from .session import LogitsSession
 

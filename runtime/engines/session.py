@@ -11,17 +11,11 @@ import numpy as np
 from ...configs import PackageError, ProviderError, UsageError
 from ..package import longrope_switch, read_contract
 from ..providers import plugins
-from ..providers.choice import (
-    ProviderChoice,
-    canonical,
-    choose,
-    import_onnxruntime,
-    load_libraries,
-    remedy,
-    resolve_ort_providers,
-)
+from ..providers.choice import ProviderChoice, choose, remedy, resolve_ort_providers
 from ..providers.hardware import default_threads
+from ..providers.imports import import_onnxruntime, load_libraries
 from ..providers.known_faults import refuse_known_faults
+from ..providers.names import canonical
 from ..providers.placement import ask_for_placement, check_placement, read_placement
 
 _CPU = "CPUExecutionProvider"

@@ -16,21 +16,13 @@ from ...configs.extras import cuda_library, cuda_of, extra, least_driver
 from ...configs.releases import RANGES, release, version_problem
 from ...configs.store import cache_folder, home
 from . import plugins
-from .choice import (
-    KNOWN,
-    TELEMETRY_VARIABLE,
-    Wheel,
-    change_to,
-    describe_clash,
-    import_genai,
-    import_onnxruntime,
-    install_any,
-    installed_wheels,
-    remedy,
-)
+from .choice import remedy
 from .devices import Device, list_devices
 from .hardware import available_memory, default_threads, physical_cores
+from .imports import TELEMETRY_VARIABLE, import_genai, import_onnxruntime
+from .names import KNOWN
 from .trial import ProviderTrial, try_provider
+from .wheels import Wheel, change_to, describe_clash, install_any, installed_wheels
 
 # One package of an extra that nothing else brings.
 _TOKENS = {"export": "torch", "server": "uvicorn"}

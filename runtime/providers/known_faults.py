@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...configs import ProviderError
-from .choice import import_onnxruntime
 from .graph_file import GraphNode, read_nodes
+from .imports import import_onnxruntime
 
 Version = tuple[int, ...]
 

@@ -11,7 +11,7 @@ from typing import Any
 from ...configs import Phi3OnnxError
 from ...configs.files import read_json, replacing
 from ...configs.store import cache_folder
-from .choice import import_onnxruntime
+from .imports import import_onnxruntime
 
 _LOG = logging.getLogger(__name__)
 # ONNX Runtime 1.24 and later; earlier ones pass the entry over.

@@ -15,8 +15,10 @@ from importlib.resources import files
 import numpy as np
 
 from ...configs import Phi3OnnxError
+from ...configs.errors import first_line
 from . import plugins
-from .choice import first_line, import_onnxruntime, load_libraries, ort_name
+from .imports import import_onnxruntime, load_libraries
+from .names import ort_name
 
 _SECONDS = 120
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")

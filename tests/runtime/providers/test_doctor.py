@@ -9,10 +9,11 @@ from nvml import Nvml
 from phi3_onnx.configs import UsageError
 from phi3_onnx.configs.extras import cuda_library
 from phi3_onnx.runtime.providers import devices, doctor
-from phi3_onnx.runtime.providers.choice import ProviderChoice, Wheel
+from phi3_onnx.runtime.providers.choice import ProviderChoice
 from phi3_onnx.runtime.providers.devices import Device, cuda_device, read_video_controllers
 from phi3_onnx.runtime.providers.doctor import cuda_problems, provider_problems, version_problems, wheel_problems
 from phi3_onnx.runtime.providers.trial import ProviderTrial
+from phi3_onnx.runtime.providers.wheels import Wheel
 from scripted import scripted_model, write_scripted_package
 
 ORT = Wheel("onnxruntime", "1.32.0", "onnxruntime")

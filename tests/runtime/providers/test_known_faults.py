@@ -12,7 +12,7 @@ import pytest
 from phi3_onnx.configs import PackageError, ProviderError
 from phi3_onnx.runtime.engines.genai import _refuse_capture
 from phi3_onnx.runtime.package import open_package
-from phi3_onnx.runtime.providers import choice as providers
+from phi3_onnx.runtime.providers import imports as providers
 from phi3_onnx.runtime.providers import known_faults
 from phi3_onnx.runtime.providers.graph_file import read_nodes
 from phi3_onnx.runtime.providers.known_faults import refuse_known_faults
