@@ -138,9 +138,10 @@ def _check_origin(folder: Path, manifest: Manifest, checkpoint: Checkpoint, targ
     found, wanted = (manifest.source, manifest.revision), (str(checkpoint.source), checkpoint.revision)
     same = found == wanted or _same_path(manifest.source, str(checkpoint.source))
     adapters = [entry.sums if entry else None for entry in (manifest.adapter, checkpoint.adapter)]
-    if same_package(manifest.target, target) and same and adapters[0] == adapters[1]:
+    as_asked = same_package(manifest.target, target)
+    if as_asked and same and adapters[0] == adapters[1]:
         return
-    settings = " with other settings" if manifest.target.name == target.name and same else ""
+    settings = " with other settings" if manifest.target.name == target.name and same and not as_asked else ""
     raise OutputError(
         f"{folder} is a {manifest.target.name} package of {manifest.origin}{settings}; "
         "replace it with --force, or name another folder with -o"

@@ -136,7 +136,7 @@ def test_no_manifest_and_no_json(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="not a package that phi3-onnx made"):
         read_manifest(tmp_path)
     write(tmp_path, "{")
-    with pytest.raises(PackageError, match=r"can ?not be read"):
+    with pytest.raises(PackageError, match="is not valid JSON"):
         read_manifest(tmp_path)
 
 

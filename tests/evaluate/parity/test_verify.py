@@ -22,6 +22,7 @@ NAMES = [
     "token_ids",
     "chat_template",
     "end_tokens",
+    "genai_token_ids",
     "reference_error",
     "max_abs_diff",
     "mean_kl",
@@ -30,7 +31,7 @@ NAMES = [
     "perplexity_ratio",
     "greedy_agreement",
 ]
-LOGITS = set(NAMES[4:])
+LOGITS = set(NAMES[5:])
 
 
 @pytest.fixture
