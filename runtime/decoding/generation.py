@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from ...configs import EngineError, UsageError
 from ..text.stops import StopFilter
 from ..text.tokenizer import StreamDecoder
 from .engine import Guidance, GuidedDraws
-from .kvcache import KvCache
+from .guide import Guide
 from .response import Chunk, FinishReason, Response
 from .sampling import Sampler, Sampling, TokenLogprobs, token_logprobs
 
@@ -60,18 +61,39 @@ def room_for(prompt: int, max_tokens: int | None, context: int) -> int:
     return max_tokens or min(DEFAULT_MAX_TOKENS, context - prompt)
 
 
+class TextCache(Protocol):
+    """What of a `KvCache` one answer uses."""
+
+    @property
+    def chooses(self) -> bool: ...
+
+    @property
+    def waiting(self) -> bool: ...
+
+    def shared(self, prompt: Sequence[int]) -> int: ...
+
+    def prefill(self, prompt: Sequence[int]) -> Iterator[int]: ...
+
+    def append(self, token: int) -> None: ...
+
+    def logits(self) -> np.ndarray: ...
+
+    def choose_token(self) -> int: ...
+
+
 class Generation:
     """One answer in the making: iterate over it once."""
 
     def __init__(
         self,
-        cache: KvCache,
+        cache: TextCache,
         prompt: Sequence[int],
         options: Options,
         *,
         room: int,
         end_tokens: frozenset[int],
         decoder: StreamDecoder,
+        guide: Guide | None = None,
         cancel: threading.Event | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -84,6 +106,7 @@ class Generation:
             room: tokens of the answer at most.
             end_tokens: those that end an answer.
             decoder: turns the answer's tokens into text.
+            guide: masks the logits; without one, the engine has to follow the options' guidance by itself.
             cancel: ends the answer when it is set.
             on_prefill: called with the prompt's tokens run so far and in all.
 
@@ -100,7 +123,8 @@ class Generation:
         self._stops = StopFilter(options.stop)
         # What is to be reported or changed has to be read, and then it can be picked here as well.
         plain = options.sampling.greedy and options.sampling.repetition_penalty == 1 and options.logprobs is None
-        self._engine_chooses = bool(options.guidance) or (plain and cache.chooses)
+        self._guide = guide
+        self._engine_chooses = guide is None and (bool(options.guidance) or (plain and cache.chooses))
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._pieces: list[str] = []
@@ -170,8 +194,11 @@ class Generation:
         else:
             logits = self._cache.logits()
             penalized = self._options.sampling.repetition_penalty != 1
-            token = self._sampler.pick(logits, (*self._prompt, *self._ids) if penalized else ())
+            seen = (*self._prompt, *self._ids) if penalized else ()
+            token = self._sampler.pick(self._guide.mask(logits) if self._guide else logits, seen)
             self._check(logits, token)
+            if self._guide and token not in self._end_tokens:
+                self._guide.take(token)
         self._ids.append(token)
         if self._options.logprobs is not None and logits is not None:
             self._logprobs.append(token_logprobs(logits, token, self._options.logprobs))

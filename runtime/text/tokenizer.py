@@ -45,6 +45,10 @@ class Tokenizer:
         """Tokens it knows, added ones included."""
         return self._backend.get_vocab_size()
 
+    def to_json(self) -> str:
+        """Return it as the text of a `tokenizer.json`, tokens of the config included."""
+        return self._backend.to_str()
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the token ids of a text.
 
