@@ -1,6 +1,7 @@
 """The command line: one module per verb, imported when the verb runs."""
 
 import importlib
+import logging
 import os
 import sys
 from types import MappingProxyType
@@ -92,10 +93,9 @@ SUMMARIES = MappingProxyType(
 @click.option("--quiet", is_flag=True, help="Print results and errors, and nothing else.")
 def root(debug: bool, quiet: bool) -> None:
     """Set up what every verb shares."""
-    # `quiet` is read where notices are printed, see `screen`.
+    # `quiet` is read where notices are printed, see `screen`; here it stops those of the library.
+    logging.getLogger("phi3_onnx").setLevel(logging.ERROR if quiet else logging.NOTSET)
     if debug:
-        import logging
-
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
 
 

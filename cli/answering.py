@@ -1,6 +1,7 @@
 """What `chat` and `generate` share: their flags, loading a package, and showing an answer as it comes."""
 
 import io
+import math
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..configs.options import OPTIONS, Option
 from .screen import notice, quiet, warn_of_clashing_wheels
 
 if TYPE_CHECKING:
@@ -20,22 +22,24 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "max_tokens", "stop")
-"""Flags that are options of `Model.generate` under the same name."""
+
+def _flag(option: Option) -> Callable[[_F], _F]:
+    """Return the flag of an option of an answer."""
+    help_text = option.help if option.default in ("", "none") else f"{option.help}  [default: {option.default}]"
+    names = (*option.short, f"--{option.name.replace('_', '-')}")
+    if option.kind is bool:
+        return click.option(*names, is_flag=True, default=None, help=help_text)
+    if option.kind is tuple:
+        return click.option(*names, multiple=True, metavar="TEXT", help=help_text)
+    bounds = {"min": option.range.least, "max": option.range.most}
+    bounds = {name: option.kind(bound) for name, bound in bounds.items() if math.isfinite(bound)}
+    number = click.IntRange if option.kind is int else click.FloatRange
+    return click.option(*names, type=number(**bounds, min_open=option.range.open), help=help_text)
+
 
 _OPTIONS = (
     click.option("--system", metavar="TEXT", help="System message."),
-    click.option("-n", "--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: 1024, or what fits]"),
-    click.option(
-        "--temperature", type=click.FloatRange(0), help="0 takes the most likely token always.  [default: the model's]"
-    ),
-    click.option(
-        "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Draw from tokens with this probability in all."
-    ),
-    click.option("--top-k", type=click.IntRange(0), help="Draw from this many tokens at most; 0 draws from all."),
-    click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True), help="Above 1, repeat less."),
-    click.option("--seed", type=click.IntRange(0), help="The same seed gives the same text."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
+    *(_flag(option) for option in OPTIONS.values()),
 )
 
 
@@ -133,7 +137,7 @@ def answering_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def bundled(**values: Any) -> None:
-        named = {key: values.pop(key) for key in SAMPLING}
+        named = {key: values.pop(key) for key in OPTIONS}
         command(options={key: value for key, value in named.items() if value not in (None, ())}, **values)
 
     return _with(_OPTIONS, loading_options(bundled))

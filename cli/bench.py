@@ -8,7 +8,7 @@ import click
 from .screen import size, warn_of_clashing_wheels
 
 
-@click.command(short_help="Measure the speed of packages.")
+@click.command()
 @click.argument("packages", nargs=-1, required=True)
 @click.option("--provider", default="auto", show_default=True, help="Where to run: auto, cpu, cuda, dml.")
 @click.option("--threads", type=click.IntRange(1), help="Threads on the CPU.  [default: physical cores]")

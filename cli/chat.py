@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..runtime import ChatSession, Model
 
 
-@click.command(short_help="Talk to a package.")
+@click.command()
 @click.argument("package", required=False)
 @answering_options
 @click.option(

@@ -4,23 +4,21 @@ import json
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..configs import UsageError
-from .answering import SAMPLING
+from ..configs.options import OPTIONS
 from .screen import reply
 
 if TYPE_CHECKING:
     from ..runtime import ChatSession, Model, Response
+    from ..runtime.decoding.generation import GenerateOptions
 
-_KINDS: Mapping[str, Callable[[str], Any]] = {
-    "temperature": float,
-    "top_p": float,
-    "top_k": int,
-    "repetition_penalty": float,
-    "seed": int,
-    "max_tokens": int,
-    "stop": shlex.split,
+_READERS: Mapping[type, Callable[[str], Any]] = {
+    float: float,
+    int: int,
+    bool: lambda text: {"on": True, "off": False}[text],
+    tuple: shlex.split,
 }
 
 
@@ -94,18 +92,18 @@ class ChatCommands:
             return
         name, _, value = argument.partition(" ")
         name, value = name.replace("-", "_"), value.strip()
-        if name not in _KINDS or not value:
-            raise UsageError(f"say /set NAME VALUE with a name of {', '.join(SAMPLING)}")
-        settings = dict(self._session.settings)
+        if name not in OPTIONS or not value:
+            raise UsageError(f"say /set NAME VALUE with a name of {', '.join(OPTIONS)}")
+        settings: dict[str, Any] = {**self._session.settings}
         if value == "default":
             settings.pop(name, None)
         else:
             try:
-                settings[name] = _KINDS[name](value)
-            except ValueError as error:
+                settings[name] = _READERS[OPTIONS[name].kind](value)
+            except (ValueError, KeyError) as error:
                 raise UsageError(f"{name} can not be {value!r}") from error
         self._model.options(**settings)  # refuses what is out of range
-        self._session.settings = settings
+        self._session.settings = cast("GenerateOptions", settings)
         reply(f"{name}: {settings.get(name, 'default')}")
 
     def do_show(self, _: str) -> None:

@@ -8,7 +8,7 @@ from .screen import notice, size
 QUESTION = "What is the capital of France, and what is it known for?"
 
 
-@click.command(short_help="Fetch a small real model, export it, verify it and ask it something.")
+@click.command()
 @click.option("-t", "--target", default="cpu-int4-rtn", show_default=True, help="What to make; see: phi3-onnx targets.")
 @click.option("-p", "--prompt", default=QUESTION, show_default=True, help="What to ask.")
 @click.option("-n", "--max-tokens", default=100, show_default=True, type=click.IntRange(1), help="Longest answer.")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..runtime.providers.doctor import Report
 
 
-@click.command(short_help="Find out what runs here, and what mends what does not.")
+@click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(as_json: bool) -> None:
     """Find out what runs here: Python, packages, execution providers (each is tried), GPUs, memory, folders.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..export import Checkpoint
 
 
-@click.command(short_help="Measure a package on a text of your own.")
+@click.command()
 @click.argument("package")
 @click.option(
     "--reference",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..export import Checkpoint, Plan
 
 
-@click.command(short_help="Make an ONNX package of a Phi-3 checkpoint.")
+@click.command()
 @click.argument("source", required=False)
 @click.option("-t", "--target", default="cpu-int4-rtn", show_default=True, help="What to make; see: phi3-onnx targets.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.  [default: in the store]")

@@ -22,7 +22,7 @@ _BATCH = 8
 _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 
 
-@click.command(short_help="Answer one prompt.")
+@click.command()
 @click.argument("package", required=False)
 @click.option("-p", "--prompt", "prompts", multiple=True, metavar="TEXT", help="Prompt; - is stdin. May be repeated.")
 @click.option("-f", "--file", "files", multiple=True, type=_FILE, help="Read a prompt from a file. May be repeated.")

@@ -7,7 +7,7 @@ import click
 from .screen import notice, size
 
 
-@click.command(short_help="List the packages in the store.")
+@click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def command(as_json: bool) -> None:
     """List the packages in the store, newest first; those that phi3-onnx did not make come last."""
@@ -18,6 +18,7 @@ def command(as_json: bool) -> None:
     rows = [
         {
             "name": package.name,
+            "target": package.manifest.target.name,
             "folder": str(package.folder),
             "bytes": sum(entry.size for entry in package.manifest.files.values()),
             "created": package.manifest.created,
@@ -27,7 +28,8 @@ def command(as_json: bool) -> None:
     ]
     for name, folder in foreign_packages().items():
         total = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-        rows.append({"name": name, "folder": str(folder), "bytes": total, "created": None, "verified": None})
+        unknown = dict.fromkeys(("target", "created", "verified"))
+        rows.append({"name": name, "folder": str(folder), "bytes": total, **unknown})
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return

@@ -25,7 +25,7 @@ def _names(_context: click.Context, _parameter: click.Parameter, values: tuple[s
     return [name for value in values for name in value.replace(",", " ").split()]
 
 
-@click.command(short_help="Verify every target on every provider, in one table.")
+@click.command()
 @click.argument("source")
 @click.option("-t", "--targets", multiple=True, callback=_names, help="Targets, with commas.  [default: all]")
 @click.option(

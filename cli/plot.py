@@ -25,14 +25,16 @@ def plot_errors(manifest: Manifest, path: Path) -> None:
     """
     values = _values(manifest)
     if not any(values.values()):
-        raise UsageError(f"nothing in {manifest.model}/{manifest.target} is quantized, so there is no error to draw")
+        raise UsageError(
+            f"nothing in {manifest.model}/{manifest.target.name} is quantized, so there is no error to draw"
+        )
     if find_spec("matplotlib") is None:
         raise MissingExtraError('this needs matplotlib; run: pip install "phi3-onnx[plot]"')
     from matplotlib.figure import Figure
 
     panels = [(key, label) for key, label in _PANELS if values[key]]
     figure = Figure(figsize=(9, 3.2 * len(panels)), layout="constrained")
-    figure.suptitle(f"{manifest.model}, {manifest.target}: {manifest.bits_per_weight:.2f} bits per weight")
+    figure.suptitle(f"{manifest.model}, {manifest.target.name}: {manifest.bits_per_weight:.2f} bits per weight")
     column = figure.subplots(len(panels), squeeze=False)[:, 0]
     for axes, (key, label) in zip(column, panels, strict=True):
         for kind, points in values[key].items():

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..configs import UsageError
-from .answering import SAMPLING
+from ..configs.options import OPTIONS
 
-_KEYS = ("id", "prompt", "messages", "system", "raw", "logprobs", *SAMPLING)
-_WHOLE = ("max_tokens", "seed", "top_k", "logprobs")
+_KINDS = {"logprobs": int, **{name: option.kind for name, option in OPTIONS.items()}}
+_KEYS = ("id", "prompt", "messages", "system", "raw", *_KINDS)
+_EXPECTED = {float: "a number", int: "a whole number", bool: "true or false", tuple: "a text or a list of texts"}
 
 
 @dataclass(frozen=True)
@@ -114,24 +115,22 @@ def _parse_request(line: str, system: str | None, raw: bool, options: Mapping[st
         check_messages(prompt if isinstance(prompt, list) else [prompt])
     elif not isinstance(prompt, str):
         raise UsageError(f"prompt must be a text, got {prompt!r:.40}")
-    given = {key: value for key, value in table.items() if key in (*SAMPLING, "logprobs") and value is not None}
-    _check_numbers(given)
+    given = {key: value for key, value in table.items() if key in _KINDS and value is not None}
+    _check_kinds(given)
     return Request(
         prompt, table.get("system", system), bool(table.get("raw", raw)), {**options, **given}, table.get("id")
     )
 
 
-def _check_numbers(given: Mapping[str, Any]) -> None:
+def _check_kinds(given: Mapping[str, Any]) -> None:
     for key, value in given.items():
-        if key == "stop":
-            right, expected = _is_texts(value), "a text or a list of texts"
-        elif key in _WHOLE:
-            right, expected = isinstance(value, int), "a whole number"
-        else:
-            right, expected = isinstance(value, int | float), "a number"
-        if not right or isinstance(value, bool):
-            raise UsageError(f"{key} must be {expected}, got {value!r:.40}")
+        if not _is_of(value, _KINDS[key]):
+            raise UsageError(f"{key} must be {_EXPECTED[_KINDS[key]]}, got {value!r:.40}")
 
 
-def _is_texts(value: Any) -> bool:
-    return all(isinstance(text, str) for text in (value if isinstance(value, list) else [value]))
+def _is_of(value: Any, kind: type) -> bool:
+    if kind is tuple:
+        return all(isinstance(text, str) for text in (value if isinstance(value, list) else [value]))
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, int | float if kind is float else int)

@@ -7,9 +7,11 @@ import click
 from .screen import notice
 
 
-@click.command(short_help="Fetch a package from the Hugging Face hub.")
+@click.command()
 @click.argument("repository")
-@click.option("-t", "--target", default="cpu-int4-rtn", show_default=True, help="Which one; see: phi3-onnx targets.")
+@click.option(
+    "-t", "--target", default="cpu-int4-rtn", show_default=True, help="Which one: a target, or a variant's name."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.  [default: in the store]")
 @click.option("--revision", help="Commit, tag or branch.")
 @click.option("--force", is_flag=True, help="Replace the package that is already there.")
@@ -23,11 +25,10 @@ def command(repository: str, target: str, output: Path | None, revision: str | N
     from .requirements import require_hub
 
     require_hub()
-    from ..configs import find_target
     from ..configs.store import home
     from ..export.package.published import pull
 
-    folder = pull(repository, find_target(target), output, revision=revision, force=force, notify=notice)
+    folder = pull(repository, target, output, revision=revision, force=force, notify=notice)
     store = home() / "packages"
     name = folder.relative_to(store).as_posix() if folder.is_relative_to(store) else str(folder)
     notice(f"done; talk to it: phi3-onnx chat {name}")

@@ -7,7 +7,7 @@ import click
 from .screen import notice, size
 
 
-@click.command(short_help="Publish packages on the Hugging Face hub.")
+@click.command()
 @click.argument("package")
 @click.argument("repository")
 @click.option("--base-model", help="Hub id of the original model.  [default: the package's source]")

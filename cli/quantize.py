@@ -10,7 +10,7 @@ from .export import make
 from .quantization_options import quantization_options
 
 
-@click.command(short_help="Quantize an unquantized package or a checkpoint.")
+@click.command()
 @click.argument("source")
 @click.option("-t", "--target", default="cpu-int4-awq", show_default=True, help="What to make; see: phi3-onnx targets.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make.  [default: in the store]")

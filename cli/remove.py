@@ -7,7 +7,7 @@ import click
 from .screen import notice
 
 
-@click.command(short_help="Remove packages from the store.")
+@click.command()
 @click.argument("names", nargs=-1, required=True)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def command(names: tuple[str, ...], yes: bool) -> None:

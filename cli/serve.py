@@ -6,7 +6,7 @@ from .answering import Loading, loading_options
 from .screen import notice, warn_of_clashing_wheels
 
 
-@click.command(short_help="Serve a package over HTTP, with OpenAI's protocol.")
+@click.command()
 @click.argument("package", required=False)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
@@ -81,6 +81,8 @@ def command(
 
     def on_ready(info: Ready, url: str) -> None:
         notice(f"{info.model} on {info.provider} ({info.choice})")
+        if info.turns_because:
+            notice(f"answers take turns and may differ by rounding: {info.turns_because}")
         notice(f"ready at {url} (OpenAI's protocol at {url}/v1); Ctrl-C ends it")
 
     serve(loader, settings, on_ready)

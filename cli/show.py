@@ -10,7 +10,7 @@ import click
 from .screen import notice, size
 
 
-@click.command(short_help="Describe a package.")
+@click.command()
 @click.argument("package")
 @click.option("--tensors", is_flag=True, help="List how each weight matrix is stored.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw each layer's error into a .svg or .png file.")
@@ -44,22 +44,26 @@ def command(package: str, tensors: bool, plot: Path | None, as_json: bool) -> No
         return
     total = sum(entry.size for entry in manifest.files.values())
     revision = f" at {manifest.revision}" if manifest.revision else ""
-    adapter = manifest.adapter
+    adapter, target = manifest.adapter, manifest.target
     schemes = Counter(tensor.storage for tensor in manifest.tensors.values())
     rows: list[tuple[str, Any]] = [
         ("package", folder),
         ("model", manifest.model),
         ("source", f"{manifest.source}{revision}"),
         *([("adapter", f"{adapter} ({adapter.summary}), sha256 {adapter.sha256}")] if adapter else []),
-        ("target", f"{manifest.target} (provider {manifest.provider}, {manifest.io_dtype})"),
+        ("target", f"{target.name} (provider {target.provider}, {target.io_dtype}, {target.weights})"),
         ("created", f"{manifest.created} by {', '.join(f'{k} {v}' for k, v in manifest.versions.items())}"),
         ("size", f"{size(total)} in {len(manifest.files)} files"),
         ("weights", f"{manifest.num_parameters / 1e9:.3g} B, {manifest.bits_per_weight:.2f} bits per weight"),
         ("matrices", ", ".join(f"{count} x {scheme}" for scheme, count in schemes.most_common())),
         ("operators", ", ".join(f"{count} {op}" for op, count in manifest.ops.items())),
     ]
-    if manifest.quantization:
-        rows.append(("method", manifest.quantization.get("method")))
+    if "decode.onnx" in manifest.files:
+        rows.append(
+            ("together", "decode.onnx with an int8 KV cache: an answer is the same in any company (on the CPU)")
+        )
+    if target.quantization:
+        rows.append(("method", target.quantization.method))
     for name, value in rows:
         click.echo(f"{name:<10} {value}")
     _print_verification(manifest.verification)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import click
 
 
-@click.command(short_help="List the kinds of package that can be made.")
+@click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print everything, thresholds included, as JSON.")
 def command(as_json: bool) -> None:
     """List the kinds of package that can be made."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..export import Checkpoint
 
 
-@click.command(short_help="Prove that a package still is the model it was made of.")
+@click.command()
 @click.argument("package")
 @click.option("--reference", metavar="SOURCE", help="The checkpoint.  [default: what the package was made of]")
 @click.option("--revision", help="Commit, tag or branch of a hub checkpoint.")

@@ -22,8 +22,8 @@ from .target import (
     find_target,
     parse_target,
     targets,
-    with_quantization,
 )
+from .variant import identified, requantized, same_package, with_quantization
 
 __all__ = [
     "METHODS",
@@ -47,10 +47,13 @@ __all__ = [
     "default_package",
     "find_package",
     "find_target",
+    "identified",
     "list_packages",
     "parse_model_config",
     "parse_target",
     "read_manifest",
+    "requantized",
+    "same_package",
     "store_folder",
     "targets",
     "with_quantization",

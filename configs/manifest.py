@@ -1,16 +1,20 @@
 """The manifest of a package, `phi3_onnx.json`: what it was made of, how, and how close it is to its source."""
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from .errors import PackageError
+from .errors import PackageError, UsageError
+from .target import IoDtype, Provider, Quantization, Target, WeightScheme, published, table_of, target_of
+from .variant import check_names, folder_name, identified
 
 MANIFEST_NAME = "phi3_onnx.json"
-FORMAT = 1
+FORMAT = 2
+"""Since 2 the manifest holds the whole target; before, it held its name, and how its weights were quantized."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,12 @@ class TensorSummary:
 class Manifest:
     """The content of `phi3_onnx.json`."""
 
-    target: str
+    target: Target
+    """What the package was made for, with the name and thresholds that it had then."""
     source: str
     revision: str | None
     model: str
     """The model's short name, such as `Phi-3-mini-4k-instruct`."""
-    provider: str
-    io_dtype: str
     created: str
     """UTC, ISO 8601."""
     versions: Mapping[str, str]
@@ -90,13 +93,23 @@ class Manifest:
     """Bytes of all weights (scales and zero points included) * 8 / parameters."""
     tensors: Mapping[str, TensorSummary]
     files: Mapping[str, FileEntry]
-    quantization: Mapping[str, Any] | None = None
-    """The settings of the quantizer, calibration included; None for a package without quantized weights."""
+    calibration: Mapping[str, Any] | None = None
+    """On which text the weights were quantized; None where no data was needed."""
     verification: Mapping[str, Any] | None = None
     """What `phi3-onnx verify` measured last; None where it has not run."""
     adapter: AdapterEntry | None = None
     """What was merged into the weights of `source`."""
     format: int = FORMAT
+
+    @property
+    def provider(self) -> Provider:
+        """The provider that the package was made for."""
+        return self.target.provider
+
+    @property
+    def io_dtype(self) -> IoDtype:
+        """Dtype of logits, KV cache and everything that is not quantized."""
+        return self.target.io_dtype
 
     @property
     def origin(self) -> str:
@@ -110,7 +123,8 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the manifest as the text of its file."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        table = {**asdict(self), "target": table_of(self.target)}
+        return json.dumps(table, indent=1, ensure_ascii=False) + "\n"
 
 
 def origin(source: str, revision: str | None, adapter: AdapterEntry | None) -> str:
@@ -142,9 +156,40 @@ def read_manifest(folder: Path) -> Manifest:
         }
         files = {name: FileEntry(**entry) for name, entry in table.pop("files").items()}
         adapter = table.pop("adapter", None)
+        if table["format"] < FORMAT:
+            table |= _from_first_format(table)
+        else:
+            table["target"] = check_names(target_of(table["target"]))
         return Manifest(**table, tensors=tensors, files=files, adapter=adapter and AdapterEntry(**adapter))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, UsageError) as error:
         raise PackageError(f"{path} is damaged ({error}); export the package again") from error
+
+
+def _from_first_format(table: dict[str, Any]) -> dict[str, Any]:
+    """Return what a manifest of format 1 holds of its target and calibration, and take it out of `table`."""
+    name, provider, io_dtype = table.pop("target"), table.pop("provider"), table.pop("io_dtype")
+    stated = table.pop("quantization", None)
+    quantization = None
+    if stated is not None:
+        quantization = Quantization(
+            stated["method"],
+            _scheme(stated["weights"]),
+            stated["accuracy_level"],
+            tuple((pattern, _scheme(text)) for pattern, text in stated["overrides"].items()),
+        )
+    # A changed target was still called by the published name then, and what its weights became tells it apart. A target
+    # of one's own left nothing else.
+    base = published(name) or Target(folder_name(name), "", provider, io_dtype)
+    target = replace(base, provider=provider, io_dtype=io_dtype, quantization=quantization)
+    return {"target": identified(target), "calibration": (stated or {}).get("calibration"), "format": FORMAT}
+
+
+def _scheme(text: str) -> WeightScheme:
+    """Read a scheme from the words of its `__str__`."""
+    match = re.fullmatch(r"int([48]) block (\d+) (a?symmetric)", text)
+    if match is None:
+        raise ValueError(f"{text!r} is no scheme")
+    return WeightScheme(8 if match[1] == "8" else 4, int(match[2]), match[3] == "symmetric")
 
 
 def check_files(folder: Path, manifest: Manifest, *, hashes: bool = False) -> None:

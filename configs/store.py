@@ -7,8 +7,9 @@ from pathlib import Path
 import platformdirs
 
 from .errors import PackageError, UsageError
+from .exchange import settle, settle_all
 from .manifest import MANIFEST_NAME, Manifest, read_manifest
-from .target import find_target
+from .target import Target, published
 
 HOME_VARIABLE = "PHI3_ONNX_HOME"
 
@@ -26,7 +27,7 @@ def cache_folder() -> Path:
 
 
 def store_folder(model: str, target: str) -> Path:
-    """Return where the package of `model` (`Phi-3-mini-4k-instruct`) for `target` belongs in the store."""
+    """Return where the package of `model` (`Phi-3-mini-4k-instruct`) for the target of this name belongs."""
     return home() / "packages" / model / target
 
 
@@ -42,7 +43,7 @@ class StoredPackage:
 
 def list_packages() -> list[StoredPackage]:
     """Return every readable package of the store, newest first."""
-    root = home() / "packages"
+    root = _settled_root()
     found: list[StoredPackage] = []
     for path in root.glob(f"*/*/{MANIFEST_NAME}"):
         folder = path.parent
@@ -57,13 +58,21 @@ def list_packages() -> list[StoredPackage]:
 
 def foreign_packages() -> dict[str, Path]:
     """Return the packages of the store that phi3-onnx did not make (`phi3-onnx pull` fetched them), by name."""
-    root = home() / "packages"
+    root = _settled_root()
     folders = sorted(path.parent for path in root.glob("*/*/genai_config.json"))
     return {
         folder.relative_to(root).as_posix(): folder
         for folder in folders
         if not folder.name.startswith(".") and not (folder / MANIFEST_NAME).is_file()
     }
+
+
+def _settled_root() -> Path:
+    """Return the folder of all packages, once what killed runs left in it is settled."""
+    root = home() / "packages"
+    for folder in root.glob("*/"):
+        settle_all(folder)
+    return root
 
 
 def find_package(name: str) -> Path:
@@ -76,7 +85,10 @@ def find_package(name: str) -> Path:
         PackageError: nothing fits.
 
     """
-    if (path := Path(name).expanduser()).is_dir():
+    path = Path(name).expanduser()
+    if path.name:
+        settle(path)
+    if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises where a name is too long
         return path
     parts = name.strip("/").split("/")
     # One that was fetched and that phi3-onnx did not make has no manifest, so only its full name finds it.
@@ -84,14 +96,10 @@ def find_package(name: str) -> Path:
         return foreign
     stored = list_packages()
     if len(parts) <= 2:
-        try:
-            target: str | None = find_target(parts[-1]).name
-        except UsageError:
-            target = None
         wanted = {name.strip("/")}
-        if target:
-            wanted.add("/".join([*parts[:-1], target]))
-        matches = [p for p in stored if wanted & {p.name, p.manifest.model, p.manifest.target}]
+        if target := published(parts[-1]):
+            wanted.add("/".join([*parts[:-1], target.name]))
+        matches = [p for p in stored if wanted & {p.name, p.manifest.model, *_names(p.manifest.target)}]
         if len(matches) > 1:
             names = ", ".join(p.name for p in matches)
             raise UsageError(f"{name!r} fits {len(matches)} packages: {names}; name one of them in full")
@@ -99,6 +107,10 @@ def find_package(name: str) -> Path:
             return matches[0].folder
     known = f"in the store: {', '.join(p.name for p in stored)}" if stored else "the store is empty"
     raise PackageError(f"{name!r} is neither a folder nor a package in the store ({known}); see: phi3-onnx list")
+
+
+def _names(target: Target) -> tuple[str, ...]:
+    return (target.name, *target.aliases)
 
 
 def default_package(provider: str | None = None) -> StoredPackage:

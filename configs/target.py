@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
@@ -53,6 +53,8 @@ class Quantization:
     """`MatMulNBits` accuracy_level: 0 leaves the arithmetic to the kernel, 4 quantizes activations to int8."""
     overrides: tuple[tuple[str, WeightScheme], ...] = ()
     """(glob over checkpoint tensor names, scheme); the first match wins."""
+    budget: str | None = None
+    """What overrides for single matrices were fitted to, such as `105mb`; None where no budget was named."""
 
     @property
     def num_samples(self) -> int:
@@ -107,7 +109,7 @@ class Target:
     def decodes_together(self) -> bool:
         """Whether its packages get a second graph that decodes several texts together: those with int8 activations.
 
-        In float32 a matrix product of one row rounds otherwise than one of several, so an answer would depend on others.
+        In float32 a matrix product of one row rounds otherwise than one of several: answers would depend on others.
         """
         level = self.quantization.accuracy_level if self.quantization else 0
         return self.provider == "cpu" and self.io_dtype == "float32" and level == 4
@@ -120,40 +122,6 @@ class Target:
         return f"{self.quantization.weights}, {self.quantization.method}"
 
 
-def with_quantization(
-    target: Target,
-    *,
-    method: Method | None = None,
-    bits: int | None = None,
-    block_size: int | None = None,
-    symmetric: bool | None = None,
-) -> Target:
-    """Return a target whose weights are quantized otherwise; None leaves what the target says.
-
-    A target without quantization gets int4, block 32, symmetric as the start. Overrides by tensor name stay.
-
-    Raises:
-        UsageError: a value is out of range, or the target's weights are not quantized and no method is named.
-
-    """
-    changes = {"bits": bits, "block_size": block_size, "symmetric": symmetric}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if method is None and not changes:
-        return target
-    if method is not None and method not in METHODS:
-        raise UsageError(f"unknown quantization method {method!r}; known: {', '.join(METHODS)}")
-    start = target.quantization
-    if start is None:
-        if method is None:
-            raise UsageError(f"target {target.name} keeps its weights in {target.io_dtype}; name a method with --quant")
-        level = 4 if target.provider == "cpu" else 0
-        eight = WeightScheme(8, 32, True)
-        overrides = (("lm_head.weight", eight), ("model.embed_tokens.weight", eight))
-        start = Quantization(method, WeightScheme(4, 32, True), level, overrides)
-    weights = replace(start.weights, **changes)
-    return replace(target, quantization=replace(start, method=method or start.method, weights=weights))
-
-
 def _build(kind: type[_T], table: Mapping[str, Any], where: str) -> _T:
     known = {f.name for f in fields(kind)}  # pyright: ignore[reportArgumentType]  # every caller passes a dataclass
     unknown = sorted(set(table) - known)
@@ -161,7 +129,7 @@ def _build(kind: type[_T], table: Mapping[str, Any], where: str) -> _T:
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
     try:
         return kind(**table)
-    except TypeError as error:
+    except (TypeError, UsageError) as error:
         raise UsageError(f"{where}: {error}") from error
 
 
@@ -176,8 +144,20 @@ def parse_target(name: str, text: str) -> Target:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"target {name}: not valid TOML: {error}") from error
-    where = f"target {name}"
+    return target_of({"name": name, **table})
+
+
+def target_of(table: Mapping[str, Any]) -> Target:
+    """Return the target of a table such as `table_of` makes or a TOML file holds, with its `name`.
+
+    Raises:
+        UsageError: a key is unknown or missing, or a value is out of range.
+
+    """
+    table = dict(table)
+    where = f"target {table.get('name', 'without a name')}"
     if (quantization := table.get("quantization")) is not None:
+        quantization = dict(quantization)
         weights = _build(WeightScheme, quantization.pop("weights", {}), f"{where}, quantization.weights")
         # An override names only what differs from the target's own scheme.
         base = {f.name: getattr(weights, f.name) for f in fields(weights)}
@@ -190,7 +170,18 @@ def parse_target(name: str, text: str) -> Target:
         )
     table["thresholds"] = _build(Thresholds, table.get("thresholds", {}), f"{where}, thresholds")
     table["aliases"] = tuple(table.get("aliases", ()))
-    return _build(Target, {"name": name, **table}, where)
+    return _build(Target, table, where)
+
+
+def table_of(target: Target) -> dict[str, Any]:
+    """Return all of a target as JSON values, which `target_of` reads."""
+    table = asdict(target)
+    if target.quantization is not None:
+        # The first match wins, so a pattern that stands there twice has no second meaning.
+        overrides = dict(reversed([(pattern, asdict(scheme)) for pattern, scheme in target.quantization.overrides]))
+        patterns = dict.fromkeys(pattern for pattern, _ in target.quantization.overrides)
+        table["quantization"]["overrides"] = {pattern: overrides[pattern] for pattern in patterns}
+    return table
 
 
 @cache
@@ -205,6 +196,11 @@ def targets() -> Mapping[str, Target]:
     return MappingProxyType({target.name: target for target in found})
 
 
+def published(name: str) -> Target | None:
+    """Return the target that ships with the project under this name or alias; None where there is none."""
+    return next((target for target in targets().values() if name in (target.name, *target.aliases)), None)
+
+
 def find_target(name: str) -> Target:
     """Return the target of this name or alias.
 
@@ -212,7 +208,10 @@ def find_target(name: str) -> Target:
         UsageError: no target is called so.
 
     """
-    for target in targets().values():
-        if name == target.name or name in target.aliases:
-            return target
+    if (target := published(name)) is not None:
+        return target
+    if (base := published(name.partition(".")[0])) is not None:
+        raise UsageError(
+            f"{name!r} is a variant of {base.name}: name {base.name}, and what was changed with options such as --quant"
+        )
     raise UsageError(f"unknown target {name!r}; known: {', '.join(targets())} (see: phi3-onnx targets)")

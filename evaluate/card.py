@@ -92,21 +92,15 @@ def _package(entry: Entry) -> dict[str, Any]:
     size = sum(file.size for file in manifest.files.values())
     return {
         "path": entry.path,
-        "target": manifest.target,
+        "target": manifest.target.name,
         "provider_name": manifest.provider,
         "provider": _PROVIDERS[manifest.provider],
-        "weights": _weights(manifest),
+        "weights": manifest.target.weights,
         "io_dtype": manifest.io_dtype,
         "size": f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB",
         "bits_per_weight": f"{manifest.bits_per_weight:.2f}",
         **_verification(manifest),
     }
-
-
-def _weights(manifest: Manifest) -> str:
-    if manifest.quantization is None:
-        return manifest.io_dtype
-    return f"{manifest.quantization['weights']}, {manifest.quantization['method']}"
 
 
 def _verification(manifest: Manifest) -> dict[str, Any]:

@@ -19,10 +19,12 @@ from ..configs import (
     UsageError,
     VerificationError,
     find_target,
+    identified,
     store_folder,
 )
+from ..configs.exchange import put_in_place
 from ..configs.manifest import MANIFEST_NAME, FileEntry, file_sha256
-from .package.destination import building, check_destination, swap_in
+from .package.destination import amount, building, check_destination
 from .package.genai_config import end_tokens, genai_config
 from .sources.checkpoint import Checkpoint
 from .sources.open import open_checkpoint
@@ -109,7 +111,8 @@ def plan_export(
 
     Args:
         source: A Hugging Face folder, a hub id, or a `.gguf` file.
-        target: A target's name or alias (see `phi3-onnx targets`), or a Target of your own.
+        target: A target's name or alias (see `phi3-onnx targets`), or a Target of your own. One that was made by
+            changing a published target gets a name of its own, such as `cpu-int4-rtn.gptq-block-128`.
         output: Folder to make; None puts it into the store under `<model>/<target>`.
         progress: Called with (stage, done, in all): layers of "measuring", for a budget.
         options: `ExportOptions`.
@@ -121,14 +124,13 @@ def plan_export(
     if unknown := options.keys() - ExportOptions.__annotations__.keys():
         raise TypeError(f"no option {min(unknown)!r}; there are {', '.join(ExportOptions.__annotations__)}")
     force, budget = options.get("force", False), options.get("budget")
-    chosen = find_target(target) if isinstance(target, str) else target
-    if output is not None:  # before a hub download, which takes long
-        check_destination(Path(output), 0, force=force)
+    chosen = find_target(target) if isinstance(target, str) else identified(target)
+    named = None if output is None else check_destination(Path(output), 0, force=force)  # before a long download
     checkpoint = open_checkpoint(
         source, revision=options.get("revision"), token=options.get("token"), adapter=options.get("adapter")
     )
-    folder = Path(output) if output is not None else store_folder(checkpoint.model, chosen.name)
-    check_destination(folder, 0, force=force)
+    if named is None and budget is None:  # a budget's target has its name when it was fitted
+        check_destination(store_folder(checkpoint.model, chosen.name), 0, force=force)
     prepared, quantization = None, chosen.quantization
     if budget is not None and quantization is None:
         raise UsageError(f"target {chosen.name} is not quantized, so it has no budget; name a method with --quant")
@@ -139,7 +141,7 @@ def plan_export(
     layout = plan_layout(checkpoint.config, chosen)
     assets = sum(len(content) for content in checkpoint.assets().values())
     package_bytes = layout.num_bytes + assets + (1 << 20)
-    check_destination(folder, package_bytes, force=force)
+    folder = check_destination(named or store_folder(checkpoint.model, chosen.name), package_bytes, force=force)
     memory = _BASE_MEMORY
     if fills_by_processes(checkpoint.config):
         memory += worker_processes() * _MEMORY_PER_PROCESS
@@ -189,7 +191,7 @@ def run_export(plan: Plan, *, verify: Verify | None = None, progress: Progress |
             _write(plan, folder, report)
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                message = f"the disk of {plan.output} is full; {plan.package_bytes / 1e9:.2f} GB are needed"
+                message = f"the disk of {plan.output} is full; {amount(plan.package_bytes)} are needed"
                 raise OutputError(message) from error
             raise OutputError(f"{plan.output} can not be written: {error}") from error
         if verify is not None:
@@ -197,7 +199,7 @@ def run_export(plan: Plan, *, verify: Verify | None = None, progress: Progress |
                 verify(folder, plan.checkpoint, plan.target)
             except VerificationError as error:
                 failed = plan.output.with_name(plan.output.name + ".failed")
-                swap_in(folder, failed)
+                put_in_place(folder, failed)
                 raise VerificationError(f"{error}; the package was kept as {failed}") from error
     return plan.output
 
@@ -259,27 +261,15 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _manifest(plan: Plan, folder: Path, tensors: Mapping[str, TensorSummary]) -> Manifest:
-    checkpoint, target = plan.checkpoint, plan.target
+    checkpoint = plan.checkpoint
     files = {path.name: FileEntry(path.stat().st_size, file_sha256(path)) for path in sorted(folder.iterdir())}
     parameters = checkpoint.config.num_parameters
-    quantization = None
-    if target.quantization is not None:
-        quantization = {
-            "method": target.quantization.method,
-            "weights": str(target.quantization.weights),
-            "accuracy_level": target.quantization.accuracy_level,
-            "overrides": {pattern: str(scheme) for pattern, scheme in target.quantization.overrides},
-        }
-        if plan.calibration is not None:
-            quantization["calibration"] = plan.calibration.describe()
     return Manifest(
-        target=target.name,
+        target=plan.target,
         source=str(checkpoint.source),
         revision=checkpoint.revision,
         adapter=checkpoint.adapter,
         model=checkpoint.model,
-        provider=target.provider,
-        io_dtype=target.io_dtype,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=_versions("phi3-onnx", "torch", "transformers", "onnx", "onnx-ir", "onnxscript"),
         ops=plan.graph.ops,
@@ -287,7 +277,7 @@ def _manifest(plan: Plan, folder: Path, tensors: Mapping[str, TensorSummary]) ->
         bits_per_weight=round(plan.layout.weight_bytes * 8 / parameters, 3),
         tensors=tensors,
         files=files,
-        quantization=quantization,
+        calibration=plan.calibration.describe() if plan.calibration else None,
     )
 
 

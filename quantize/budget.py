@@ -35,6 +35,8 @@ class Budget:
     num_bytes: int
     whole_file: bool
     """Whether all of the data file counts (`105MB`), or weights alone (`6.0bpw`)."""
+    text: str
+    """As it was asked for, in one spelling: `6bpw`, `105mb`."""
 
 
 def parse_budget(text: str, num_parameters: int) -> Budget:
@@ -47,9 +49,9 @@ def parse_budget(text: str, num_parameters: int) -> Budget:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
     number, unit = (float(match[1]), match[2]) if match else (0.0, "")
     if number > 0 and unit == "bpw":
-        return Budget(int(number * num_parameters / 8), whole_file=False)
+        return Budget(int(number * num_parameters / 8), whole_file=False, text=f"{number:.12g}{unit}")
     if number > 0 and unit in _UNITS:
-        return Budget(int(number * _UNITS[unit]), whole_file=True)
+        return Budget(int(number * _UNITS[unit]), whole_file=True, text=f"{number:.12g}{unit}")
     raise UsageError(f"a budget must look like 6.0bpw or 105MB, got {text!r}")
 
 
@@ -153,7 +155,7 @@ def measure_costs(
     states = np.empty((*samples.shape, config.hidden_size), np.float32)
     embed_samples(config, read, samples, states)
     hidden = torch.from_numpy(states)
-    settings = layers.settings(hidden[:1])
+    operators = layers.operators(hidden.shape[1])
     costs: dict[str, dict[WeightScheme, float]] = {}
     report = progress or (lambda _done, _total: None)
     report(0, config.num_layers)
@@ -167,7 +169,7 @@ def measure_costs(
             grams[name] = inputs.T @ inputs / len(inputs)
 
         layers.set_weights(weights)
-        exact = layers.run(hidden, settings, see)
+        exact = layers.run(hidden, operators, see)
         power = exact.square().sum(-1).clamp_min(1e-30)
         for name in LINEARS:
             weight = weights[f"{name}.weight"]
@@ -175,7 +177,7 @@ def measure_costs(
             for scheme in schemes:
                 rounded = round_matrix(weight, scheme, scale_dtype, column_importance(grams[name]))
                 layers.set_weights({**weights, f"{name}.weight": rounded.dequantize()})
-                moved = layers.run(hidden, settings) - exact
+                moved = layers.run(hidden, operators) - exact
                 each[scheme] = float((moved.square().sum(-1) / power).mean())
             costs[f"{prefix}{name}.weight"] = each
         hidden = exact

@@ -6,7 +6,10 @@ was at.
 """
 
 import json
+import logging
+import math
 import mmap
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +23,8 @@ from ..configs import ModelConfig, WeightScheme
 from .decoder_layer import LINEARS, DecoderLayers
 from .packed import QuantizedWeight
 from .precision import fast_layers, fast_products
+
+_log = logging.getLogger(__name__)
 
 Read = Callable[[str, slice | None], np.ndarray]
 """Checkpoint tensor name and rows -> float32 array."""
@@ -118,23 +123,23 @@ def _one_layer(
     weights = {name: torch.from_numpy(read(prefix + name, None)) for name in layers.weight_names}
     layers.set_weights(weights)
     seen = {name: _Gatherer() for name in LINEARS}
-    settings = None
+    operators = None
     with fast_layers(), fast_products():
         for batch in states.batches():
             hidden = torch.from_numpy(np.array(states.current[batch]))
-            settings = settings or layers.settings(hidden[:1])
-            layers.run(hidden, settings, lambda name, inputs: seen[name].add(inputs))
+            operators = operators or layers.operators(hidden.shape[1])
+            layers.run(hidden, operators, lambda name, inputs: seen[name].add(inputs))
     states.release()
     quantized = quantize(prefix, weights, {name: gatherer.result() for name, gatherer in seen.items()})
     seen.clear()
     stored = {name: torch.from_numpy(weight.dequantize()) for name, weight in quantized.matrices.items()}
     stored |= {name: torch.from_numpy(weight) for name, weight in quantized.norms.items()}
     layers.set_weights(stored)
-    assert settings is not None
+    assert operators is not None
     with fast_layers():
         for batch in states.batches():
             hidden = torch.from_numpy(np.array(states.current[batch]))
-            states.following[batch] = layers.run(hidden, settings).numpy()
+            states.following[batch] = layers.run(hidden, operators).numpy()
     return quantized
 
 
@@ -173,8 +178,29 @@ class _States:
             work.mkdir(parents=True, exist_ok=True)
             self._progress = work / "progress.json"
             if self._progress.is_file():
-                self.layers_done = int(json.loads(self._progress.read_text(encoding="utf-8"))["layers_done"])
+                self.layers_done = self._resumed(work, config.num_layers)
         self.current, self.following = self._array(self.layers_done), self._array(self.layers_done + 1)
+
+    def _resumed(self, work: Path, num_layers: int) -> int:
+        """Return how many layers are done and whole; none where anything that the run goes on from is damaged."""
+        try:
+            done = int(json.loads(self._progress.read_text(encoding="utf-8"))["layers_done"])
+            if not 0 <= done <= num_layers:
+                raise ValueError(f"{done} layers of {num_layers} are said to be done")
+            for index in range(done):
+                with zipfile.ZipFile(_layer_file(work, index)) as layer:
+                    if (broken := layer.testzip()) is not None:
+                        raise ValueError(
+                            f"{_layer_file(work, index)}: {broken} has another sum than when it was written"
+                        )
+            states = work / f"states-{done % 2}.f32"
+            if done < num_layers and (size := states.stat().st_size) != 4 * math.prod(self._shape):
+                # NumPy would make it as long as it should be, with zeros.
+                raise ValueError(f"{states} has {size} bytes, expected {4 * math.prod(self._shape)}")
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            _log.warning("calibrating anew, since what an earlier run left is damaged: %s", error)
+            return 0
+        return done
 
     def _array(self, layer: int) -> np.ndarray:
         if self.work is None:

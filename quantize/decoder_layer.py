@@ -1,16 +1,14 @@
-"""Run one decoder layer of a Phi-3 model from its weights, as transformers defines it."""
+"""Run one decoder layer of a Phi-3 model from its weights."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import masking_utils
-from transformers.models.phi3 import modeling_phi3 as phi3
 
 from ..configs import ModelConfig
-from .hf_config import phi3_config
+from .exact import ExactOperators
+from .phi3 import DecoderLayer, Operators
 
 LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 """The linear layers, in the order in which a forward pass meets them."""
@@ -20,30 +18,18 @@ class DecoderLayers:
     """Runs decoder layers one at a time; the weights are the caller's, and only one layer's are ever held."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self._config: Any = phi3_config(config)
-        # Not "eager": it holds every head's full score matrix, which is 2 GB at 4,096 tokens and 32 heads.
-        self._config._attn_implementation = "sdpa"
-        self._rotary = phi3.Phi3RotaryEmbedding(config=self._config)
+        self._config = config
         # Built without storage: a layer's weights are put in place as they are, with no copy.
-        with torch.device("meta"):
-            self._layer = phi3.Phi3DecoderLayer(self._config, layer_idx=0).eval()
+        self._layer = DecoderLayer(config).eval()
 
     @property
     def weight_names(self) -> tuple[str, ...]:
         """The names of a layer's weights, such as `mlp.down_proj.weight`."""
         return tuple(self._layer.state_dict())
 
-    def settings(self, states: Tensor) -> dict[str, Any]:
-        """Return what a layer takes beside the hidden states [batch, tokens, hidden size]: positions and mask.
-
-        It depends on their length (LongRoPE's factors, too), and not on their values.
-        """
-        positions = torch.arange(states.shape[1])[None]
-        return {
-            "attention_mask": self._mask(states, positions),
-            "position_ids": positions,
-            "position_embeddings": self._rotary(states, position_ids=positions),
-        }
+    def operators(self, tokens: int) -> ExactOperators:
+        """Return what computes norms and attention for texts of this length; all layers can share it."""
+        return ExactOperators(self._config, tokens)
 
     def forget_weights(self) -> None:
         """Let go of the weights; called before the next layer's are read, two layers are never in memory together."""
@@ -54,9 +40,7 @@ class DecoderLayers:
         self._layer.load_state_dict(dict(weights), assign=True)
 
     @torch.no_grad()
-    def run(
-        self, states: Tensor, settings: Mapping[str, Any], see: Callable[[str, Tensor], None] | None = None
-    ) -> Tensor:
+    def run(self, states: Tensor, operators: Operators, see: Callable[[str, Tensor], None] | None = None) -> Tensor:
         """Return the layer's output for hidden states [batch, tokens, hidden size].
 
         `see` is called with the name of each linear layer (one of `LINEARS`) and its input [batch * tokens, K].
@@ -70,23 +54,7 @@ class DecoderLayers:
 
                 hooks.append(self._layer.get_submodule(name).register_forward_pre_hook(hook))
         try:
-            return self._layer(states, **settings)
+            return self._layer(states, operators)
         finally:
             for handle in hooks:
                 handle.remove()
-
-    def _mask(self, states: Tensor, positions: Tensor) -> Tensor | None:
-        make = masking_utils.create_causal_mask
-        if self._config.sliding_window is not None:
-            make = masking_utils.create_sliding_window_causal_mask
-        values: dict[str, Any] = {
-            "config": self._config,
-            "attention_mask": None,
-            "past_key_values": None,
-            "position_ids": positions,
-            # Called so in transformers 5 / 4, and asked for only by 4.
-            "inputs_embeds": states,
-            "input_embeds": states,
-            "cache_position": positions[0],
-        }
-        return make(**{name: values[name] for name in inspect.signature(make).parameters if name in values})

@@ -7,7 +7,6 @@ as a matrix (`QuantizedWeight.rows`) and returns rows of the padded length. ONNX
 one case: its `GatherBlockQuantized` misreads 4-bit zero points where a row has an odd number of blocks.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,21 +105,6 @@ def pack(
         raise ValueError(f"zero points {None if zeros is None else zeros.shape} do not fit {scheme}")
     packed_zeros = None if zeros is None else pack_codes(zeros, scheme.bits)
     return QuantizedWeight(pack_codes(codes, scheme.bits), scales, packed_zeros, scheme, (rows, columns))
-
-
-def concatenate_rows(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
-    """Put matrices of the same K and scheme on top of each other (rows are packed independently)."""
-    first = parts[0]
-    if any(part.scheme != first.scheme or part.shape[1] != first.shape[1] for part in parts):
-        raise ValueError(f"parts differ in scheme or columns: {[(str(p.scheme), p.shape) for p in parts]}")
-    zeros = [part.zero_points for part in parts if part.zero_points is not None]
-    return QuantizedWeight(
-        np.concatenate([part.packed for part in parts]),
-        np.concatenate([part.scales for part in parts]),
-        np.concatenate(zeros) if zeros else None,
-        first.scheme,
-        (sum(part.shape[0] for part in parts), first.shape[1]),
-    )
 
 
 def pack_codes(values: np.ndarray, bits: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from .decoding.generation import Generation, Options, room_for
 from .decoding.kvcache import KvCache, check_memory
 from .decoding.response import Chunk, Response, last_response
 from .engines.ort import OrtEngine
+from .engines.together import Together
 from .providers.hardware import format_bytes
 
 DEFAULT_BATCH = 8
@@ -64,7 +65,8 @@ def answer_all(
     if batch < 1:
         raise UsageError(f"batch must be 1 or more, got {batch}")
     stop, say = cancel or threading.Event(), notify or (lambda _: None)
-    rows, together = _batched(model, jobs, batch, stop, say)
+    core = model.together(min(batch, len(jobs))) if jobs else None
+    rows, together = _joined(model, core, jobs, stop) if core else _batched(model, jobs, batch, stop, say)
     cache, done = model.new_cache(), dict[int, Result]()
     try:
         for number, job in enumerate(jobs):
@@ -113,6 +115,45 @@ def _batched(
         notify(f"{len(jobs) - len(free)} of {len(jobs)} prompts have guidance and are answered one at a time")
     rows = _side_by_side(model, engine, {number: jobs[number] for number in free}, batch, cancel, notify)
     return rows, frozenset(free)
+
+
+def _joined(
+    model: ModelCore, core: Together, jobs: Sequence[Job], cancel: threading.Event
+) -> tuple[_Rows, frozenset[int]]:
+    """Return what answers all jobs together, each with what it gets alone."""
+
+    def rows() -> _Rows:
+        answers = {
+            number: model.joined(core, job.prompt, job.options, cancel=cancel) for number, job in enumerate(jobs)
+        }
+        try:
+            while answers:
+                for number, chunks in list(answers.items()):
+                    finished, result = _until_it_waits(chunks)
+                    if finished:
+                        del answers[number]
+                    if result is not None:
+                        yield number, result
+                core.step()
+        finally:
+            for chunks in answers.values():
+                chunks.close()
+            core.close()
+
+    return rows(), frozenset(range(len(jobs)))
+
+
+def _until_it_waits(chunks: Iterator[Chunk | None]) -> tuple[bool, Result | None]:
+    """Take an answer to where it waits, or to its end; return whether that is reached, and what came of it."""
+    try:
+        for chunk in chunks:
+            if chunk is None:
+                return False, None
+            if chunk.response:
+                return True, chunk.response
+    except Phi3OnnxError as error:
+        return True, error
+    return True, None  # it was not begun before the end
 
 
 def _nothing() -> _Rows:

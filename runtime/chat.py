@@ -3,11 +3,11 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 from ..configs import UsageError
 from .core import ModelCore
-from .decoding.generation import DEFAULT_MAX_TOKENS, Options
+from .decoding.generation import DEFAULT_MAX_TOKENS, GenerateOptions, Options
 from .decoding.response import Chunk, Response, last_response
 from .text.template import Message
 
@@ -36,7 +36,7 @@ class ChatSession:
         *,
         system: str | None = None,
         on_overflow: Overflow = "stop",
-        options: Mapping[str, Any] | None = None,
+        options: GenerateOptions | None = None,
     ) -> None:
         """Begin a conversation.
 
@@ -61,7 +61,7 @@ class ChatSession:
         self._retries = 0
         self.system = system
         self.on_overflow: Overflow = on_overflow
-        self.settings: dict[str, Any] = dict(options or {})
+        self.settings: GenerateOptions = {**options} if options else {}
         """Defaults of every answer, as for `Model.generate`; may be changed between turns."""
         self.forgotten = 0
         """Messages that `slide` has dropped so far."""
@@ -91,7 +91,7 @@ class ChatSession:
         *,
         cancel: threading.Event | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
-        **options: Any,
+        **options: Unpack[GenerateOptions],
     ) -> Iterator[Chunk]:
         """Say something and stream the answer; both join the conversation when the answer ends or is cancelled.
 
@@ -113,7 +113,7 @@ class ChatSession:
         self._retries = 0
         return self._answer([*self._turns, {"role": "user", "content": text}], options, cancel, on_prefill)
 
-    def ask(self, text: str, **options: Any) -> Response:
+    def ask(self, text: str, **options: Unpack[GenerateOptions]) -> Response:
         """Say something and return the answer; see `send`."""
         return last_response(self.send(text, **options))
 
@@ -122,7 +122,7 @@ class ChatSession:
         *,
         cancel: threading.Event | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
-        **options: Any,
+        **options: Unpack[GenerateOptions],
     ) -> Iterator[Chunk]:
         """Answer the last message again, in place of the last answer; a seed counts up with each try. See `send`.
 
@@ -157,7 +157,7 @@ class ChatSession:
     def _answer(
         self,
         turns: Sequence[Message],
-        options: Mapping[str, Any],
+        options: GenerateOptions,
         cancel: threading.Event | None,
         on_prefill: Callable[[int, int], None] | None,
     ) -> Iterator[Chunk]:
@@ -180,10 +180,10 @@ class ChatSession:
         finally:
             self._busy.release()
 
-    def _options(self, options: Mapping[str, Any]) -> Options:
-        merged = {**self.settings, **options}
-        if self._retries and merged.get("seed") is not None:
-            merged["seed"] += self._retries
+    def _options(self, options: GenerateOptions) -> Options:
+        merged: GenerateOptions = {**self.settings, **options}
+        if self._retries and (seed := merged.get("seed")) is not None:
+            merged["seed"] = seed + self._retries
         return self._model.options(**merged)
 
     @property

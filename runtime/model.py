@@ -1,24 +1,25 @@
 """A loaded package: the one object behind `generate`, `chat`, the pipeline and a server."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 from ..configs import PackageError, Phi3OnnxError, ProviderError, find_package
 from .batch import DEFAULT_BATCH, Job, Notify, answer_all
 from .chat import ChatSession, Overflow
 from .core import ModelCore, Prompt
-from .decoding.engine import Guidance
+from .decoding.generation import GenerateOptions
 from .decoding.response import Chunk, Response, last_response
 from .decoding.score import Score, score_tokens
 from .engines.genai import load_engine
 from .engines.ort import load_ort_engine
+from .engines.together import load_packed_engine
 from .package import open_package
 from .text.template import read_template
 from .text.tokenizer import Tokenizer
 
-EngineName = Literal["genai", "onnxruntime"]
+EngineName = Literal["genai", "onnxruntime", "together"]
 
 
 def load(
@@ -37,8 +38,9 @@ def load(
             it, beginning with the one it was made for (`model.choice` has the reasons).
         threads: threads of one operator on the CPU; by default `$PHI3_ONNX_THREADS`, or the physical cores.
         device: number of the GPU, for CUDA and DirectML.
-        engine: `genai` is ONNX Runtime GenAI. `onnxruntime` is without it: `generate_many` then needs no second copy of
-            the weights in memory; it has no guidance, and runs on the CPU and CUDA.
+        engine: `genai` is ONNX Runtime GenAI. `onnxruntime` is without it, on the CPU and CUDA: `generate_many` then
+            needs no second copy of the weights in memory. `together` is ONNX Runtime on the CPU with the package's
+            `decode.onnx`: an answer has the same tokens and log probabilities whatever is decoded beside it.
 
     Raises:
         PackageError: there is no such package, or it is damaged.
@@ -47,8 +49,11 @@ def load(
 
     """
     opened = open_package(package)
-    loader = load_ort_engine if engine == "onnxruntime" else load_engine
-    loaded, choice = loader(opened, provider, threads=threads, device=device)
+    if engine == "together":
+        loaded, choice = load_packed_engine(opened, provider, threads=threads)
+    else:
+        loader = load_ort_engine if engine == "onnxruntime" else load_engine
+        loaded, choice = loader(opened, provider, threads=threads, device=device)
     tokenizer = Tokenizer(opened.folder)
     template = read_template(opened.folder, tokenizer.config, tokenizer.special_tokens)
     return Model(opened, loaded, tokenizer, template, choice, threads=threads, device=device)
@@ -67,15 +72,7 @@ class Model(ModelCore):
         *,
         raw: bool = False,
         system: str | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
-        logprobs: int | None = None,
-        guidance: Guidance | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> Response:
         """Answer a prompt.
 
@@ -84,35 +81,15 @@ class Model(ModelCore):
                 A package without a chat template continues a text as it is.
             raw: continue a text as it is, without the chat template.
             system: a system message to put first.
-            max_tokens: tokens of the answer at most; by default 1024, or fewer where the context ends.
-            temperature: 0 takes the most likely token always. This and the next three are by default what the model's
-                `generation_config.json` says, which is greedy where it does not ask for sampling; naming any of
-                temperature, top_p and top_k asks for it (with temperature 1 and top_k 50 if unnamed).
-            top_p: draw from the fewest tokens that have this probability together.
-            top_k: draw from this many tokens at most; 0 from all.
-            repetition_penalty: divides the logits of tokens that are in the text already.
-            seed: the same seed gives the same text.
-            stop: texts that end the answer and are not part of it.
-            logprobs: report the log probability of each token and of this many most likely ones.
-            guidance: a form that the answer must have.
+            options: those of `configs.options.AnswerOptions`; with `logprobs`, the log probability of each token and of
+                this many most likely ones is reported; `guidance` is a form that the answer must have.
 
         Raises:
             UsageError: prompt and answer do not fit into the context or the memory, or an option makes no sense.
             EngineError: the engine failed.
 
         """
-        options = self.options(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop,
-            logprobs=logprobs,
-            guidance=guidance,
-        )
-        return last_response(self.run(self.encode(prompt, raw=raw, system=system), options))
+        return last_response(self.stream(prompt, raw=raw, system=system, **options))
 
     def stream(
         self,
@@ -122,7 +99,7 @@ class Model(ModelCore):
         system: str | None = None,
         cancel: threading.Event | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
-        **options: Any,
+        **options: Unpack[GenerateOptions],
     ) -> Iterator[Chunk]:
         """Answer a prompt piece by piece: a chunk for each token, and a last one whose `response` is set.
 
@@ -152,7 +129,7 @@ class Model(ModelCore):
         system: str | None = None,
         cancel: threading.Event | None = None,
         notify: Callable[[str], None] | None = None,
-        **options: Any,
+        **options: Unpack[GenerateOptions],
     ) -> Iterator[Response]:
         """Answer prompts, several side by side; a row of the batch goes on with the next when it is through.
 
@@ -182,7 +159,9 @@ class Model(ModelCore):
         jobs = [Job(self.encode(prompt, raw=raw, system=system), common) for prompt in prompts]
         return _raising(answer_all(self, jobs, batch=batch, cancel=cancel, notify=notify))
 
-    def chat(self, *, system: str | None = None, on_overflow: Overflow = "stop", **options: Any) -> ChatSession:
+    def chat(
+        self, *, system: str | None = None, on_overflow: Overflow = "stop", **options: Unpack[GenerateOptions]
+    ) -> ChatSession:
         """Return a conversation that keeps its KV cache between turns.
 
         Args:
@@ -228,10 +207,32 @@ def load_to_batch(
     """
     find_package(str(package))  # where there is none, that is the error, once
     try:
+        return load(package, provider=provider, threads=threads, engine="together")
+    except (PackageError, ProviderError):
+        pass
+    try:
         return load(package, provider=provider, threads=threads, device=device, engine="onnxruntime")
     except (PackageError, ProviderError) as error:
         model = load(package, provider=provider, threads=threads, device=device)
         notify(f"prompts are answered one at a time: {error}")
+        return model
+
+
+def load_to_serve(
+    package: str | Path, *, provider: str = "auto", threads: int | None = None, device: int | None = None
+) -> Model:
+    """Load a package for a server: with the engine that decodes together, or with GenAI (`turns_because` says why).
+
+    Raises:
+        Phi3OnnxError: as `load`.
+
+    """
+    find_package(str(package))
+    try:
+        return load(package, provider=provider, threads=threads, engine="together")
+    except (PackageError, ProviderError) as error:
+        model = load(package, provider=provider, threads=threads, device=device)
+        model.turns_because = str(error)
         return model
 
 

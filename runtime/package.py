@@ -9,7 +9,7 @@ from typing import Any
 
 from ..configs import Manifest, PackageError, find_package, read_manifest
 from ..configs.manifest import MANIFEST_NAME, check_files
-from .decoding.sampling import Sampling
+from ..configs.options import SAMPLING, Sampling
 from .files import read_json
 
 # GenAI's own rule for these model types, which foreign packages without a config.json leave us to know.
@@ -106,7 +106,7 @@ class Package:
     @property
     def name(self) -> str:
         """What to call it: model and target, or the folder's name."""
-        return f"{self.manifest.model}/{self.manifest.target}" if self.manifest else self.folder.name
+        return f"{self.manifest.model}/{self.manifest.target.name}" if self.manifest else self.folder.name
 
     @property
     def context_length(self) -> int:
@@ -149,15 +149,13 @@ class Package:
     def sampling(self) -> Sampling:
         """How the model's makers sample: greedy unless `generation_config.json` asks for sampling."""
         stated = self.generation or self.genai.get("search", {})
-        penalty = _number(stated, "repetition_penalty", 1.0)
-        if not stated.get("do_sample"):
-            return Sampling(temperature=0.0, repetition_penalty=penalty)
-        return Sampling(
-            temperature=_number(stated, "temperature", 1.0),
-            top_k=int(_number(stated, "top_k", Sampling.top_k)),
-            top_p=_number(stated, "top_p", 1.0),
-            repetition_penalty=penalty,
-        )
+        draws = bool(stated.get("do_sample"))
+        values = {
+            name: option.kind(stated[name])
+            for name, option in SAMPLING.items()
+            if stated.get(name) is not None and (draws or not option.draws)
+        }
+        return Sampling(**values) if draws else Sampling(**{**values, "temperature": 0.0})
 
 
 def open_package(name: str | Path) -> Package:
@@ -184,8 +182,3 @@ def open_package(name: str | Path) -> Package:
 
 def _missing(folder: Path, names: Iterable[str]) -> list[str]:
     return [name for name in names if not (folder / name).is_file()]
-
-
-def _number(table: Mapping[str, Any], key: str, default: float) -> float:
-    value = table.get(key)
-    return default if value is None else float(value)

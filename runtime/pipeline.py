@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from ..configs import UsageError
+from ..configs.options import SAMPLING, Sampling, SamplingOptions
 from .chat import check_messages
 from .decoding.generation import Options
 from .decoding.response import last_response
-from .decoding.sampling import Sampling
 from .model import Model, load
 from .text.template import Message
 
@@ -64,12 +64,9 @@ class TextGenerationPipeline:
         max_new_tokens: int | None = None,
         return_full_text: bool = True,
         do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
         num_return_sequences: int = 1,
         seed: int | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> list[Any]:
         """Generate.
 
@@ -80,12 +77,9 @@ class TextGenerationPipeline:
                 the answer as another.
             do_sample: False takes the most likely token always, whatever `temperature` says. By default as the
                 model's `generation_config.json` says, and sampling at temperature 0.7 where it says nothing.
-            temperature: as for `Model.generate`; 0 is greedy.
-            top_k: as for `Model.generate`.
-            top_p: as for `Model.generate`.
-            repetition_penalty: as for `Model.generate`.
             num_return_sequences: answers to each input; more than one needs sampling.
             seed: the same seed gives the same text. transformers has `set_seed` for this.
+            sampling: temperature, top_p, top_k and so on, as for `Model.generate`.
 
         Raises:
             UsageError: an option makes no sense, or the input does not fit.
@@ -93,8 +87,8 @@ class TextGenerationPipeline:
             TypeError: an option that this pipeline does not have; none is ignored.
 
         """
-        sampling = self._sampling(do_sample, temperature, top_k, top_p, repetition_penalty)
-        if num_return_sequences < 1 or (num_return_sequences > 1 and sampling.greedy):
+        drawn = self._sampling(do_sample, sampling)
+        if num_return_sequences < 1 or (num_return_sequences > 1 and drawn.greedy):
             raise UsageError(f"num_return_sequences={num_return_sequences} needs sampling (do_sample=True)")
         limit = max_new_tokens or int(self._stated("max_new_tokens") or _DEFAULT_NEW_TOKENS)
         many = not isinstance(text_inputs, str) and not _is_chat(text_inputs)
@@ -103,7 +97,7 @@ class TextGenerationPipeline:
             prompt = self._encode(given)
             answers = []
             for i in range(num_return_sequences):
-                options = Options(sampling, limit, None if seed is None else seed + i)
+                options = Options(drawn, limit, None if seed is None else seed + i)
                 answer = last_response(self.model.run(prompt, options)).text
                 answers.append({"generated_text": _joined(given, answer) if return_full_text else answer})
             results.append(answers)
@@ -126,23 +120,15 @@ class TextGenerationPipeline:
             raise UsageError("the chat template changes the assistant's last message, so it can not be continued")
         return before
 
-    def _sampling(
-        self,
-        do_sample: bool | None,
-        temperature: float | None,
-        top_k: int | None,
-        top_p: float | None,
-        repetition_penalty: float | None,
-    ) -> Sampling:
-        penalty = _first(repetition_penalty, self._stated("repetition_penalty"), 1.0)
-        if not _first(do_sample, self._stated("do_sample"), True):
-            return Sampling(temperature=0.0, repetition_penalty=penalty)
-        return Sampling(
-            temperature=_first(temperature, self._stated("temperature"), _DEFAULT_TEMPERATURE),
-            top_k=_first(top_k, self._stated("top_k"), Sampling.top_k),
-            top_p=_first(top_p, self._stated("top_p"), 1.0),
-            repetition_penalty=penalty,
-        )
+    def _sampling(self, do_sample: bool | None, named: SamplingOptions) -> Sampling:
+        draws = _first(do_sample, self._stated("do_sample"), True)
+        values: dict[str, Any] = {"temperature": _DEFAULT_TEMPERATURE}
+        values |= {name: stated for name in SAMPLING if (stated := self._stated(name)) is not None}
+        values |= {name: value for name, value in named.items() if value is not None}
+        if not draws:
+            values = {name: value for name, value in values.items() if not (name in SAMPLING and SAMPLING[name].draws)}
+            values["temperature"] = 0.0
+        return Sampling(**values)
 
     def _stated(self, name: str) -> Any:
         return self.model.package.generation.get(name)

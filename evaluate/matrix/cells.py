@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...configs import AdapterEntry
+from ...configs import AdapterEntry, Target
 from ..bench import Speed
 from ..parity.verification import Row, Verification
 from .cross_check import CrossCheck
@@ -16,7 +16,7 @@ Outcome = Literal["pass", "fail", "not run"]
 class PackageReport:
     """One target's package: made or found, and what of it is the same on every provider."""
 
-    target: str
+    made_as: Target
     folder: Path | None
     """None where it could not be made."""
     exported: bool
@@ -27,6 +27,11 @@ class PackageReport:
     """`weights` and `attention`."""
     error: str | None = None
     """Why there is no package, or why it is not the one that was asked for."""
+
+    @property
+    def target(self) -> str:
+        """The target's name."""
+        return self.made_as.name
 
     @property
     def passed(self) -> bool:

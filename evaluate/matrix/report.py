@@ -123,7 +123,15 @@ def to_dict(matrix: Matrix) -> dict[str, Any]:
 def _package_dict(package: PackageReport) -> dict[str, Any]:
     rows = [{**asdict(row), "passed": row.passed} for row in package.rows]
     folder = str(package.folder) if package.folder else None
-    return {**asdict(package), "folder": folder, "rows": rows, "passed": package.passed}
+    return {
+        "target": package.target,
+        "folder": folder,
+        "exported": package.exported,
+        "size": package.size,
+        "rows": rows,
+        "error": package.error,
+        "passed": package.passed,
+    }
 
 
 def _cell_dict(cell: Cell) -> dict[str, Any]:

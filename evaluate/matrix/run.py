@@ -20,8 +20,8 @@ from ...configs import (
     Phi3OnnxError,
     ProviderError,
     Target,
-    find_target,
     read_manifest,
+    same_package,
     store_folder,
 )
 from ...configs.manifest import MANIFEST_NAME, check_files
@@ -66,7 +66,7 @@ def run_matrix(checkpoint: Checkpoint, plan: Plan, *, notify: Notify, progress: 
 
     """
     started = time.perf_counter()
-    ground = prepare(checkpoint, plan.steps)
+    ground = prepare(checkpoint, plan.steps, notify)
     packages = tuple(_package(checkpoint, target, plan, notify, progress) for target in plan.targets)
     reference = SharedReference(checkpoint)
     if any(package.folder for package in packages):
@@ -109,9 +109,9 @@ def _package(
             notify(f"{target.name}: comparing sha256 sums")
             check_files(folder, manifest, hashes=True)
     except Phi3OnnxError as error:
-        return PackageReport(target.name, None, exported, 0, (), str(error))
+        return PackageReport(target, None, exported, 0, (), str(error))
     except Exception as error:  # a fault of ours in one target's export must not hide what the others show
-        return PackageReport(target.name, None, exported, 0, (), f"{type(error).__name__}: {error}")
+        return PackageReport(target, None, exported, 0, (), f"{type(error).__name__}: {error}")
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     try:
         findings = {
@@ -119,9 +119,9 @@ def _package(
             "weights": compare_weights(StoredWeights(folder, manifest), manifest, checkpoint, notify=notify),
         }
     except PackageError as error:
-        return PackageReport(target.name, folder, exported, size, (), str(error))
+        return PackageReport(target, folder, exported, size, (), str(error))
     rows = tuple(Row(name, finding.share, 1.0, "at least", _described(finding)) for name, finding in findings.items())
-    return PackageReport(target.name, folder, exported, size, rows)
+    return PackageReport(target, folder, exported, size, rows)
 
 
 def _export(checkpoint: Checkpoint, target: Target, folder: Path, force: bool, progress: Progress | None) -> None:
@@ -136,10 +136,11 @@ def _check_origin(folder: Path, manifest: Manifest, checkpoint: Checkpoint, targ
     found, wanted = (manifest.source, manifest.revision), (str(checkpoint.source), checkpoint.revision)
     same = found == wanted or _same_path(manifest.source, str(checkpoint.source))
     adapters = [entry.sums if entry else None for entry in (manifest.adapter, checkpoint.adapter)]
-    if manifest.target == target.name and same and adapters[0] == adapters[1]:
+    if same_package(manifest.target, target) and same and adapters[0] == adapters[1]:
         return
+    settings = " with other settings" if manifest.target.name == target.name and same else ""
     raise OutputError(
-        f"{folder} is a {manifest.target} package of {manifest.origin}; "
+        f"{folder} is a {manifest.target.name} package of {manifest.origin}{settings}; "
         "replace it with --force, or name another folder with -o"
     )
 
@@ -174,7 +175,7 @@ class _Run:
 def _try(
     package: PackageReport, provider: str, ground: Ground, reference: SharedReference, plan: Plan, notify: Notify
 ) -> _Run:
-    target = next(target for target in plan.targets if target.name == package.target)
+    target = package.made_as
     outcome: Outcome = "fail" if provider in plan.required else "not run"
     if package.folder is None:
         # Where the provider is at fault as well, the package's own error is still what has to be mended first.
@@ -207,7 +208,7 @@ def _timed(run: _Run, notify: Notify, label: str) -> _Run:
             return replace(run, speed=measure_speed(model, prompt, _DECODED, _REPEAT))
     except Phi3OnnxError as error:
         # A package that the runtime can not run where it belongs is of no use, however good its logits are.
-        own = run.provider == find_target(run.package.target).provider
+        own = run.provider == run.package.made_as.provider
         return replace(run, speed_note=str(error), problem=str(error) if own else None)
 
 
@@ -230,23 +231,23 @@ def _cell(run: _Run, reference: SharedReference) -> Cell:
         target,
         run.provider,
         "fail" if problems else "pass",
-        "; ".join(problems) or _where(run.trial.provider, run.provider, target),
+        "; ".join(problems) or _where(run.trial.provider, run.provider, package.made_as),
         verification,
         run.speed,
         run.speed_note,
     )
 
 
-def _where(ran_on: str, provider: str, target: str) -> str | None:
+def _where(ran_on: str, provider: str, target: Target) -> str | None:
     """Say so where a graph did not run on the provider that it is for."""
-    return f"on {ran_on}" if find_target(target).provider != provider or ran_on != ort_name(provider) else None
+    return f"on {ran_on}" if target.provider != provider or ran_on != ort_name(provider) else None
 
 
 def _record(packages: Sequence[PackageReport], runs: Sequence[_Run], cells: Sequence[Cell]) -> None:
     """Write into each package's manifest how it fared on its own provider, or else on the CPU."""
     for package in packages:
         done = [cell for cell in cells if cell.target == package.target and cell.verification is not None]
-        own = find_target(package.target).provider
+        own = package.made_as.provider
         best = next((cell for cell in done if cell.provider == own), done[0] if done else None)
         if package.folder is not None and best is not None and best.verification is not None:
             record(package.folder, best.verification)

@@ -1,4 +1,4 @@
-"""The float32 PyTorch reference: transformers' own Phi-3 layers, run one at a time from a checkpoint.
+"""The float32 PyTorch reference: Phi-3's layers, run one at a time from a checkpoint.
 
 Only one decoder layer's weights are in memory at once, next to the hidden states of all sequences, so a model of 3.8 B
 parameters (32 layers of 113 M) needs about 0.5 GB for its layers and 0.4 GB for its head, not 16 GB.
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers.models.phi3 import modeling_phi3 as phi3
 
 from ...export.sources.checkpoint import Checkpoint
 from ...quantize.decoder_layer import DecoderLayers
@@ -19,18 +18,21 @@ _ROWS_AT_ONCE = 8192
 
 
 class Reference:
-    """A checkpoint's model in float32, on the CPU, as transformers defines it."""
+    """A checkpoint's model in float32, on the CPU."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._head: torch.Tensor | None = None
 
     @torch.inference_mode()
-    def hidden_states(self, sequences: Sequence[np.ndarray], *, notify: Notify = silent) -> list[torch.Tensor]:
+    def hidden_states(
+        self, sequences: Sequence[np.ndarray], *, num_layers: int | None = None, notify: Notify = silent
+    ) -> list[torch.Tensor]:
         """Run all sequences through the model, each by itself, in one pass over its layers.
 
         Args:
             sequences: token ids, one array of shape [tokens] for each sequence.
+            num_layers: run these first layers only, and then the last norm; None runs all.
             notify: called with a line of progress before each layer.
 
         Returns:
@@ -40,19 +42,19 @@ class Reference:
             SourceError: a weight can not be read.
 
         """
-        hidden = self._embed(sequences)
+        hidden = self.embed(sequences)
+        count = num_layers or self._checkpoint.config.num_layers
         layers = DecoderLayers(self._checkpoint.config)
         # One for each sequence: the mask depends on its length, and so do the factors of LongRoPE.
-        settings = [layers.settings(states) for states in hidden]
-        for index in range(self._checkpoint.config.num_layers):
-            notify(f"reference: layer {index + 1} of {self._checkpoint.config.num_layers}")
+        operators = [layers.operators(len(ids)) for ids in sequences]
+        for index in range(count):
+            notify(f"reference: layer {index + 1} of {count}")
             layers.forget_weights()
             layers.set_weights(self._weights(f"model.layers.{index}.", layers.weight_names))
             for i, states in enumerate(hidden):
-                hidden[i] = layers.run(states, settings[i])
-        norm = phi3.Phi3RMSNorm(self._checkpoint.config.hidden_size, eps=self._checkpoint.config.rms_norm_eps)
-        norm.load_state_dict(self._weights("model.norm.", ["weight"]))
-        return [norm(states)[0] for states in hidden]
+                hidden[i] = layers.run(states, operators[i])
+        weight = self._weights("model.norm.", ["weight"])["weight"]
+        return [operators[i].norm(states, weight)[0] for i, states in enumerate(hidden)]
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor, start: int, stop: int) -> torch.Tensor:
@@ -75,7 +77,14 @@ class Reference:
             self._head = torch.from_numpy(self._checkpoint.read(name))
         return hidden[start:stop] @ self._head.T
 
-    def _embed(self, sequences: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    def embed(self, sequences: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """Return each sequence's embeddings, float32 [1, tokens, hidden size].
+
+        Raises:
+            ValueError: a token id is not in the vocabulary.
+            SourceError: the weights can not be read.
+
+        """
         config = self._checkpoint.config
         found = [np.empty((len(ids), config.hidden_size), dtype=np.float32) for ids in sequences]
         wanted = np.unique(np.concatenate([np.asarray(ids) for ids in sequences]))

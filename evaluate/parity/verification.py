@@ -20,7 +20,7 @@ class Row:
     """One thing that was measured."""
 
     name: str
-    """A field of `Thresholds`, or one of `EXACT`."""
+    """A field of `Thresholds`, one of `EXACT`, or `reference_error`."""
     value: float
     threshold: float | None
     """None: measured and reported, judged by nothing."""
@@ -97,7 +97,7 @@ class Verification:
 
 def _problem(row: Row) -> str:
     problem = f"{row.name} is {row.value:.4g}, must be {row.bound} {row.threshold:g}"
-    return f"{problem} ({row.detail})" if row.name in (*EXACT, "greedy_agreement") else problem
+    return f"{problem} ({row.detail})" if row.name in (*EXACT, "reference_error", "greedy_agreement") else problem
 
 
 def metrics_dict(metrics: Metrics) -> dict[str, Any]:

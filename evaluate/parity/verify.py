@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...configs import PackageError, Target, Thresholds, find_target
+from ...configs import PackageError, Target, Thresholds
 from ...export.sources.checkpoint import Checkpoint
 from ...runtime.engines.session import LogitsSession, open_session
 from ...runtime.package import Package, open_package
@@ -57,6 +57,8 @@ class Ground:
     """Token ids of the conversations that are continued greedily."""
     steps: int
     """Greedy tokens of each conversation."""
+    rows: tuple[Row, ...] = ()
+    """What was found about the reference itself."""
 
     @property
     def sequences(self) -> list[np.ndarray]:
@@ -64,17 +66,23 @@ class Ground:
         return [passage.ids for passage in self.passages]
 
 
-def prepare(checkpoint: Checkpoint, steps: int = STEPS) -> Ground:
-    """Choose what packages of a checkpoint are measured on.
+def prepare(checkpoint: Checkpoint, steps: int = STEPS, notify: Notify = silent) -> Ground:
+    """Choose what packages of a checkpoint are measured on, and check the reference that measures them.
 
     Raises:
-        SourceError: transformers can not load the checkpoint's tokenizer.
+        SourceError: the checkpoint can not be read, or transformers can not load the checkpoint's tokenizer.
 
     """
     tokenizer = hugging_face_tokenizer(checkpoint)
     passages, skipped = _passages(checkpoint, tokenizer)
     prompts = _prompts(checkpoint, tokenizer, steps)
-    return Ground(checkpoint, tokenizer, tuple(passages), tuple(skipped), tuple(prompts), steps)
+    from .reference_check import check_reference  # imports torch
+
+    notify("comparing the reference with transformers")
+    found = check_reference(checkpoint, [passage.ids for passage in passages])
+    rows = (found,) if isinstance(found, Row) else ()
+    skipped += [found] if isinstance(found, str) else []
+    return Ground(checkpoint, tokenizer, tuple(passages), tuple(skipped), tuple(prompts), steps, rows)
 
 
 class Trial:
@@ -134,7 +142,12 @@ class Trial:
         rows = [reference.rows(ids) for ids in self.sequences]
         agreement = judge(self.answers, rows, lambda token: ground.tokenizer.decode([token]))
         return Verification(
-            rows=(*self._reading, *_metric_rows(self._metrics, thresholds), _greedy_row(agreement, thresholds)),
+            rows=(
+                *self._reading,
+                *ground.rows,
+                *_metric_rows(self._metrics, thresholds),
+                _greedy_row(agreement, thresholds),
+            ),
             target=self._target.name if self._target else None,
             provider=self.provider,
             reference=checkpoint.origin,
@@ -162,7 +175,7 @@ def verify(
     Args:
         package: the package's folder.
         checkpoint: its model.
-        target: whose thresholds to use; by default those of the target that the manifest names. A package without a
+        target: whose thresholds to use; by default those of the manifest's target. A package without a
             manifest is measured and judged by its tokens alone.
         provider: where the package runs: `cpu`, `cuda`, `dml`, or `auto` for what it was made for, if that runs here.
         steps: greedy tokens of each conversation.
@@ -175,7 +188,7 @@ def verify(
 
     """
     started = time.perf_counter()
-    ground = prepare(checkpoint, steps)
+    ground = prepare(checkpoint, steps, notify)
     trial = Trial(package, ground, target, provider, notify)
     reference = SharedReference(checkpoint)
     reference.run([*ground.sequences, *trial.sequences], notify=notify)
@@ -202,7 +215,7 @@ def versions() -> dict[str, str]:
 
 
 def _manifest_target(package: Package) -> Target | None:
-    return find_target(package.manifest.target) if package.manifest else None
+    return package.manifest.target if package.manifest else None
 
 
 def _open(package: Package, checkpoint: Checkpoint, provider: str) -> LogitsSession:

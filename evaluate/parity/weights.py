@@ -59,8 +59,8 @@ def compare_weights(stored: StoredWeights, manifest: Manifest, checkpoint: Check
         SourceError: a tensor of the checkpoint can not be read.
 
     """
-    method = str((manifest.quantization or {}).get("method") or "")
-    calibrated = bool(method) and method != "rtn"
+    quantization = manifest.target.quantization
+    calibrated = quantization is not None and quantization.method != "rtn"
     differences: list[str] = []
     compared = blocks = 0
     for name, shape in checkpoint.config.tensor_shapes().items():

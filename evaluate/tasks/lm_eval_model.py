@@ -17,6 +17,7 @@ from lm_eval.api.registry import register_model  # pyright: ignore[reportMissing
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
+from ...configs.options import SAMPLING
 from ...runtime import Model, load
 from ...runtime.decoding.response import last_response
 from .continuations import ContinuationScorer
@@ -159,7 +160,7 @@ class Phi3OnnxLM(TemplateLM):
         stop = [until] if isinstance(until, str) else list(until)
         sampling: dict[str, Any] = {"temperature": 0.0}
         if asked.get("do_sample"):
-            sampling = {name: asked[name] for name in ("temperature", "top_p", "top_k") if asked.get(name) is not None}
+            sampling = {name: asked[name] for name in SAMPLING if asked.get(name) is not None}
             sampling.setdefault("temperature", 1.0)
         options = self.model.options(max_tokens=most, stop=[text for text in stop if text], **sampling)
         prompt = context[-(self.max_length - most) :]

@@ -10,16 +10,21 @@ from ...configs import ModelConfig, Target
 from ..weights.data_file import DATA_NAME
 from ..weights.layout import Layout
 from .passes import (
-    Pass,
     PassError,
+    Rewrite,
     fold_weight_transposes,
     fuse_skip_norms,
+    interface_named,
     name_interface,
+    no_linear_layers,
+    no_sequence_splits,
+    norms_fused,
     quantize_weights,
     replace_sequence_splits,
     run_passes,
     slice_last_token,
     tidy,
+    weights_folded,
 )
 from .passes.edit import static_shape, stored_dtype
 from .trace import trace
@@ -77,22 +82,24 @@ def build_graph(config: ModelConfig, target: Target) -> Graph:
 
     """
     model = trace(config, target)
-    passes: list[tuple[str, Pass]] = [
-        ("tidy", tidy),
-        ("replace_sequence_splits", replace_sequence_splits),
-        ("fold_weight_transposes", fold_weight_transposes),
-        ("fuse_skip_norms", fuse_skip_norms),
+    passes = [
+        Rewrite(tidy),
+        Rewrite(replace_sequence_splits, leaves=[no_sequence_splits]),
+        Rewrite(fold_weight_transposes, leaves=[weights_folded]),
+        Rewrite(fuse_skip_norms, leaves=[norms_fused]),
     ]
     if target.last_token_logits:
-        passes.append(("slice_last_token", slice_last_token))
-    passes.append(("name_interface", name_interface))
+        passes.append(Rewrite(slice_last_token, needs=[weights_folded]))
+    # Nodes are called after the weights that they use.
+    passes.append(Rewrite(name_interface, needs=[weights_folded], leaves=[interface_named]))
     if (quantization := target.quantization) is not None:
 
         def quantize(model: ir.Model) -> int:
             return quantize_weights(model, quantization.scheme_for, quantization.accuracy_level)
 
-        passes.append(("quantize_weights", quantize))
-    passes.append(("tidy again", tidy))
+        conditions = {"needs": [weights_folded, interface_named], "leaves": [no_linear_layers]}
+        passes.append(Rewrite(quantize, name="quantize_weights", **conditions))
+    passes.append(Rewrite(tidy, name="tidy again"))
     run_passes(model, passes)
     model.ir_version = _IR_VERSION
     model.producer_name, model.producer_version = "phi3-onnx", None

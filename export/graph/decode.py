@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ...configs import ModelConfig
-from .passes import run_passes
+from .passes import Rewrite, run_passes
 from .passes.edit import CONTRIB, nodes_of
 from .passes.kv_cache import cache_scales, quantize_cache
 from .passes.packed import pack_tokens, packable
@@ -40,7 +41,9 @@ def write_decode_graph(folder: Path, config: ModelConfig, samples: np.ndarray) -
     finally:
         trial.unlink(missing_ok=True)
     scales = [cache_scales(keys, values, config.rotary_dim) for keys, values in seen]
-    run_passes(model, [("pack_tokens", pack_tokens), ("quantize_cache", lambda graph: quantize_cache(graph, scales))])
+    run_passes(
+        model, [Rewrite(pack_tokens), Rewrite(lambda graph: quantize_cache(graph, scales), name="quantize_cache")]
+    )
     model.graph.name = "phi3 decode"
     (folder / DECODE_NAME).write_bytes(ir.to_proto(model).SerializeToString())
     return True
@@ -61,7 +64,7 @@ def _largest(path: Path, config: ModelConfig, samples: np.ndarray) -> Sequence[t
     for sample in samples:
         feeds = {name.replace("present", "past_key_values"): empty for name in names}
         feeds |= {"input_ids": sample[None], "attention_mask": np.ones((1, len(sample)), np.int64)}
-        for seen, cache in zip(largest, session.run(names, feeds), strict=True):
+        for seen, cache in zip(largest, cast("list[np.ndarray]", session.run(names, feeds)), strict=True):
             np.maximum(seen, np.abs(cache[0]).max(axis=1), out=seen)
     return list(zip(largest[::2], largest[1::2], strict=True))
 

@@ -6,21 +6,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from ...configs import OutputError
+from ...configs.exchange import LOCK, PARTIAL, beside, put_in_place, settle, settle_locked
+from ...configs.locks import Lock, lock_owner, try_lock
 from ...configs.manifest import MANIFEST_NAME
 
-_PARTIAL = ".partial-"
+_LONGEST_NAME = 255
+"""Bytes, of Linux's file systems, macOS' and Windows' (characters, there)."""
+_WAIT_SECONDS = 2.0
+"""For a lock that another verb may hold for a moment, while it clears leftovers away."""
 
 
-def check_destination(output: Path, needed_bytes: int, *, force: bool) -> None:
-    """Check that a package of `needed_bytes` can be written to `output`.
+def check_destination(output: Path, needed_bytes: int, *, force: bool) -> Path:
+    """Check that a package of `needed_bytes` can be written to `output`, and return where: a link is followed.
 
     Raises:
-        OutputError: it is taken (and `force` is not given, or what is there is no package), not writable or too small.
+        OutputError: it is taken (and `force` is not given, or what is there is no package), not writable or too small,
+            or no folder can have that path.
 
     """
+    _check_names(output)
+    try:
+        output = _followed(output)
+        _check_place(output)
+    except OSError as error:
+        raise OutputError(f"{output} cannot be made: {error.strerror or error}; name another folder with -o") from error
+    settle(output)
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file; name a folder with -o")
     if output.is_dir() and any(output.iterdir()):
@@ -30,15 +41,52 @@ def check_destination(output: Path, needed_bytes: int, *, force: bool) -> None:
             raise OutputError(f"{output} is not a package, so --force will not replace it; name another folder with -o")
     parent = _existing_parent(output)
     if not parent.is_dir():
-        raise OutputError(f"{parent} is not a folder, so {output} can not be made; name another folder with -o")
+        raise OutputError(f"{parent} is not a folder, so {output} cannot be made; name another folder with -o")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{parent} is not writable; name another folder with -o")
+    if owner := lock_owner(beside(output, LOCK)):
+        raise OutputError(f"{output} is being written by {owner}; wait for it, or name another folder with -o")
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
         raise OutputError(
-            f"{parent} has {free / 1e9:.2f} GB free, the package needs {needed_bytes / 1e9:.2f} GB; "
+            f"{parent} has {amount(free)} free, the package needs {amount(needed_bytes)}; "
             "free some space or name another folder with -o"
         )
+    return output
+
+
+def amount(count: int) -> str:
+    """Return a number of bytes in GB, or in MB where that would be 0.0."""
+    return f"{count / 1e9:.2f} GB" if count >= 10**8 else f"{count / 1e6:.2f} MB"
+
+
+def _check_names(output: Path) -> None:
+    """Refuse names that no file has, with room for what stands beside a package while it is made."""
+    if "\0" in str(output):
+        raise OutputError("the name of a folder must not hold a null character; name another with -o")
+    longest = output.name and beside(output.with_name(f"{output.name}.failed"), PARTIAL).name
+    for name in (longest, *output.parts):
+        if len(os.fsencode(name)) > _LONGEST_NAME:
+            raise OutputError(f"the name {name.lstrip('.')[:40]}... is too long for the disk; shorten -o")
+
+
+def _followed(output: Path) -> Path:
+    """Return the folder behind a link, which then is what is replaced, and not the link."""
+    for path in (output, *output.absolute().parents):
+        # Not Path.exists, which raises where links go in a circle.
+        if path.is_symlink() and not os.path.exists(path):  # noqa: PTH110
+            raise OutputError(f"{path} is a link to {path.readlink()}, which does not exist; name a folder with -o")
+    return output.resolve() if output.is_symlink() else output
+
+
+def _check_place(output: Path) -> None:
+    """Refuse what no rename can replace: the folder of a disk, and the one we stand in."""
+    whole = output.resolve()
+    if not whole.name or whole.is_mount():
+        raise OutputError(f"{output} is where a disk begins, which nothing can replace; name a folder in it with -o")
+    here = Path.cwd()
+    if whole in (here, *here.parents):
+        raise OutputError(f"{output} is the folder that this command runs in; name a folder in it with -o")
 
 
 def _existing_parent(path: Path) -> Path:
@@ -52,44 +100,39 @@ def _existing_parent(path: Path) -> Path:
 def building(output: Path) -> Iterator[Path]:
     """Give a temporary folder beside `output` that takes its place when the context ends without an error.
 
-    With an error, Ctrl-C included, nothing is left behind and whatever was at `output` stays as it was.
+    With an error, Ctrl-C included, nothing is left behind and whatever was at `output` stays as it was. What an earlier
+    run that was killed left there is settled first.
 
     Raises:
-        OutputError: the folder can not be made.
+        OutputError: the folder cannot be made, or another process is making it.
 
     """
-    output = output.absolute()
+    output = _followed(output).absolute()
+    partial = beside(output, PARTIAL)
+    with _locked(output):
+        try:
+            settle_locked(output)
+            partial.mkdir()
+        except OSError as error:
+            raise _not_writable(output.parent, error) from error
+        try:
+            yield partial
+            put_in_place(partial, output)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _locked(output: Path) -> Lock:
+    path = beside(output, LOCK)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(output)
-        partial = output.parent / f".{output.name}{_PARTIAL}{os.getpid()}"
-        partial.mkdir()
+        lock = try_lock(path, _WAIT_SECONDS)
+        if lock is not None:
+            return lock
+        raise OutputError(f"{output} is being written by {lock_owner(path)}; wait for it, or name another folder")
     except OSError as error:
-        raise OutputError(f"{output.parent} can not be written to: {error.strerror}; name another folder") from error
-    try:
-        yield partial
-        swap_in(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise _not_writable(output.parent, error) from error
 
 
-def swap_in(folder: Path, output: Path) -> None:
-    """Rename `folder` to `output`; what was there before goes away only once the new one is in place."""
-    old = output.parent / f".{output.name}.old-{os.getpid()}"
-    if output.exists():
-        output.replace(old)
-    try:
-        folder.replace(output)
-    except OSError:
-        if old.exists():
-            old.replace(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_leftovers(output: Path) -> None:
-    """Remove what earlier runs for the same output left when they were killed, but not what a live one writes."""
-    for leftover in output.parent.glob(f".{output.name}{_PARTIAL}*"):
-        pid = leftover.name.rpartition("-")[2]
-        if not (pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))):
-            shutil.rmtree(leftover, ignore_errors=True)
+def _not_writable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(f"{folder} cannot be written to: {error.strerror or error}; name another folder")

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ...configs import OutputError, SourceError, Target, read_manifest, store_folder
 from ...configs.manifest import MANIFEST_NAME, check_files
+from ...configs.target import published
 from ..sources.hub import explained
 from ..sources.naming import short_name
 from .destination import building, check_destination
@@ -28,7 +29,7 @@ def published_folder(target: Target) -> str:
     return f"{_MACHINES[target.provider]}/{(target.aliases or (target.name,))[0]}"
 
 
-def find_published(files: Sequence[str], target: Target) -> str | None:
+def find_published(files: Sequence[str], target: Target | str) -> str | None:
     """Return the folder of a repository that holds a target's package; "" is the repository itself, None is no folder.
 
     The folder is the published one, or one called as the target or one of its aliases, or as the target with more
@@ -36,16 +37,20 @@ def find_published(files: Sequence[str], target: Target) -> str | None:
 
     Args:
         files: paths of the repository's files.
-        target: the target.
+        target: the target, or the name of one that is not known here (a variant, someone's own).
 
     """
     folders = [str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name == _CONFIG]
-    named = {target.name, *target.aliases}
-    tests: tuple[Callable[[str], bool], ...] = (
-        lambda folder: folder == published_folder(target),
-        lambda folder: folder.rpartition("/")[2] in named,
-        lambda folder: folder.rpartition("/")[2].startswith(f"{target.name}-"),
-    )
+    tests: tuple[Callable[[str], bool], ...]
+    if isinstance(target, str):
+        tests = (lambda folder: folder.rpartition("/")[2] == target,)
+    else:
+        named = {target.name, *target.aliases}
+        tests = (
+            lambda folder: folder == published_folder(target),
+            lambda folder: folder.rpartition("/")[2] in named,
+            lambda folder: folder.rpartition("/")[2].startswith(f"{target.name}-"),
+        )
     found = next((folder for test in tests for folder in folders if test(folder)), None)
     if found is None and folders == ["."]:
         return ""
@@ -54,7 +59,7 @@ def find_published(files: Sequence[str], target: Target) -> str | None:
 
 def pull(
     repository: str,
-    target: Target,
+    target: str,
     output: Path | None = None,
     *,
     revision: str | None = None,
@@ -64,11 +69,12 @@ def pull(
 ) -> Path:
     """Fetch a target's package from the hub and return its folder, by default in the store.
 
-    What was fetched before is kept in the hub's own cache, so a pull that was cut off goes on where it was.
+    What was fetched before is kept in the hub's own cache, so a pull that was cut off continues where it was. A package
+    of phi3-onnx goes into the store under the target that its manifest names, whatever the repository calls it.
 
     Args:
         repository: `organization/name`.
-        target: which package.
+        target: which package: a target's name or alias, or the name of a variant or of someone's own target.
         output: folder to make; None puts it into the store.
         revision: commit, tag or branch.
         token: the hub's access token; None takes `HF_TOKEN`.
@@ -81,14 +87,22 @@ def pull(
         PackageError: a package of ours came damaged.
 
     """
-    folder = output or store_folder(short_name(repository.rpartition("/")[2]), target.name)
-    check_destination(folder, 0, force=force)
+    known = published(target)
+    if output is not None:
+        output = check_destination(output, 0, force=force)
     commit, sizes = _listing(repository, revision, token)
-    inside = find_published(list(sizes), target)
+    inside = find_published(list(sizes), known or target)
     if inside is None:
-        raise SourceError(_no_package(repository, target, list(sizes)))
+        raise SourceError(_no_package(repository, known or target, list(sizes)))
     wanted = {name: size for name, size in sizes.items() if _belongs(name, inside)}
-    check_destination(folder, sum(wanted.values()), force=force)
+    name = known.name if known else target
+    if (manifest := str(PurePosixPath(inside, MANIFEST_NAME))) in wanted:
+        stated = read_manifest(_snapshot(repository, commit, token, [manifest]) / inside).target.name
+        if stated != name:
+            notify(f"{inside or repository} is a {stated} package")
+        name = stated
+    folder = output or store_folder(short_name(repository.rpartition("/")[2]), name)
+    folder = check_destination(folder, sum(wanted.values()), force=force)
     notify(f"fetching {inside or repository}: {sum(wanted.values()) / 1e9:.2f} GB in {len(wanted)} files")
     snapshot = _snapshot(repository, commit, token, list(wanted)) / inside
     with building(folder) as partial:
@@ -117,11 +131,12 @@ def _listing(repository: str, revision: str | None, token: str | None) -> tuple[
         return commit, {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
 
 
-def _no_package(repository: str, target: Target, files: Sequence[str]) -> str:
+def _no_package(repository: str, target: Target | str, files: Sequence[str]) -> str:
     folders = sorted(str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name == _CONFIG)
     if not folders:
         return f"{repository} holds no ONNX package (no {_CONFIG}); to make one: phi3-onnx export {repository}"
-    return f"{repository} has no package for {target.name} ({published_folder(target)}); it has {', '.join(folders)}"
+    wanted = target if isinstance(target, str) else f"{target.name} ({published_folder(target)})"
+    return f"{repository} has no package for {wanted}; it has {', '.join(folders)}"
 
 
 def _snapshot(repository: str, commit: str, token: str | None, names: Sequence[str]) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ...configs import Manifest, OutputError, PackageError, find_target, read_manifest
+from ...configs import Manifest, OutputError, PackageError, read_manifest
 from ...configs.manifest import MANIFEST_NAME, check_files, origin
 from ..sources.hub import explained
 from .published import published_folder
@@ -48,8 +48,14 @@ def find_packages(folder: Path, *, unverified: bool = False) -> list[Published]:
         if not manifest.verified and not unverified:
             state = "was never verified" if manifest.verified is None else "failed its verification"
             problems.append(f"{path} {state} (run: phi3-onnx verify {path}; or push with --unverified)")
-        packages.append(Published(published_folder(find_target(manifest.target)), manifest, path))
+        packages.append(Published(published_folder(manifest.target), manifest, path))
     sources = sorted({origin(m.source, None, m.adapter) for m in (package.manifest for package in packages)})
+    first: dict[str, Path | None] = {}
+    problems += [
+        f"{other} and {package.folder} both belong into {package.path}; export one of them under another target's name"
+        for package in packages
+        if (other := first.setdefault(package.path, package.folder)) != package.folder
+    ]
     if len(sources) > 1:
         problems.append(f"{folder} holds packages of several models: {', '.join(sources)}; push them one by one")
     if problems:

@@ -71,9 +71,9 @@ def open_package_checkpoint(folder: Path) -> Checkpoint:
         check_files(folder, manifest)
     except PackageError as error:
         raise SourceError(str(error)) from error
-    if manifest.quantization is not None:
+    if manifest.target.quantization is not None:
         raise SourceError(
-            f"{folder} is a quantized package ({manifest.target}), which can not be exported from; "
+            f"{folder} is a quantized package ({manifest.target.name}), which can not be exported from; "
             f"name its source ({manifest.source}) or a cpu-fp32 or cuda-fp16 package"
         )
     return PackageCheckpoint(folder, manifest)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from ...configs import Target, WeightScheme
+from ...configs import Target, WeightScheme, requantized
 from ...quantize.budget import measure_costs, parse_budget, within_budget
 from ..sources.checkpoint import Checkpoint
 from .calibration import Calibration
@@ -21,6 +21,8 @@ def fit_budget(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Target:
     """Return the target with a scheme of its own for each decoder matrix, so that the package keeps to the budget.
+
+    The target gets the name of a variant, since what fits depends on the model and on the text.
 
     Each matrix is tried with the target's scheme, with smaller blocks of 32 weights, and with 8 bits.
 
@@ -55,7 +57,7 @@ def fit_budget(
     limit = asked.num_bytes
     while True:
         chosen = within_budget(checkpoint.config, target.quantization, costs, target.io_dtype, limit)
-        fitted = replace(target, quantization=chosen)
+        fitted = requantized(target, replace(chosen, budget=asked.text))
         layout = plan_layout(checkpoint.config, fitted)
         excess = (layout.num_bytes if asked.whole_file else layout.weight_bytes) - asked.num_bytes
         if excess <= 0:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ...configs import ModelConfig, Quantization, SourceError, Target, UsageError
+from ...configs.locks import lock_owner, try_lock
 from ...configs.store import cache_folder
 from ...quantize.calibrate import QuantizedLayer, calibrate
 from ...quantize.samples import draw_samples
 from ..sources.checkpoint import Checkpoint
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,22 +102,49 @@ def calibrated_layers(
 ) -> Iterator[tuple[int, QuantizedLayer]]:
     """Quantize the decoder layers of a checkpoint as `target` says, in order.
 
-    A run that was killed goes on where it was: finished layers lie in the cache folder until all of them are done.
+    A run that was killed goes on where it was: finished layers lie in the cache folder until all of them are done. A
+    run beside one of the same model and settings works apart from it, and says so in the log.
     """
     from ...quantize.method import layer_quantizer
 
     assert target.quantization is not None
-    work = cache_folder() / "calibration" / _key(checkpoint, target, calibration)
     quantizer = layer_quantizer(checkpoint.config, target.quantization, target.io_dtype)
-    yield from calibrate(
-        checkpoint.config,
-        checkpoint.read,
-        calibration.samples,
-        quantizer,
-        work=work,
-        progress=lambda done, total: progress("calibrating", done, total) if progress else None,
-    )
-    shutil.rmtree(work, ignore_errors=True)
+    with _work_folder(cache_folder() / "calibration", _key(checkpoint, target, calibration)) as work:
+        yield from calibrate(
+            checkpoint.config,
+            checkpoint.read,
+            calibration.samples,
+            quantizer,
+            work=work,
+            progress=lambda done, total: progress("calibrating", done, total) if progress else None,
+        )
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _work_folder(parent: Path, key: str) -> Iterator[Path]:
+    """Give a folder, `<key>` or `<key>-2` and so on, that no other live process works in, and keep it so meanwhile."""
+    parent.mkdir(parents=True, exist_ok=True)
+    work, number = parent / key, 1
+    while (lock := try_lock(lock_file := work.with_name(f"{work.name}.lock"))) is None:
+        _log.warning("%s calibrates the same model; this run works apart from it", lock_owner(lock_file) or "a process")
+        number += 1
+        work = parent / f"{key}-{number}"
+    with lock:
+        if not work.exists():
+            _take_over(parent, key, work)
+        yield work
+
+
+def _take_over(parent: Path, key: str, work: Path) -> None:
+    """Give `work` what a run left that was killed while it worked apart."""
+    for left in parent.glob(f"{key}-*"):
+        if left.is_dir() and left != work and (lock := try_lock(left.with_name(f"{left.name}.lock"))):
+            with lock:
+                if work.exists():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.replace(work)
 
 
 def _key(checkpoint: Checkpoint, target: Target, calibration: Calibration) -> str:

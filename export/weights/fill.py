@@ -20,6 +20,7 @@ from ...quantize.packed import QuantizedWeight
 from ...quantize.rtn import quantize_rtn
 from ..sources.checkpoint import Checkpoint
 from .data_file import DataFile
+from .lifeline import end_with
 
 _log = logging.getLogger(__name__)
 
@@ -172,7 +173,9 @@ def _processes(job: _Job) -> Any:
     try:
         # NumPy's products, of a merged adapter, in several threads of each process would fight for the cores.
         environment = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        return ProcessPoolExecutor(worker_processes(), initializer=_begin_process, initargs=(job,), env=environment)
+        return ProcessPoolExecutor(
+            worker_processes(), initializer=_begin_process, initargs=(job, os.getpid()), env=environment
+        )
     except (OSError, ImportError) as error:  # no shared memory or semaphores here, as in some sandboxes
         _log.info("filling by threads, since processes can not be started: %s", error)
         return None
@@ -185,7 +188,8 @@ def _begin(job: _Job) -> None:
     _worker.job = job
 
 
-def _begin_process(job: _Job) -> None:
+def _begin_process(job: _Job, parent: int) -> None:
+    end_with(parent)
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle

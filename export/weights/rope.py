@@ -1,4 +1,4 @@
-"""The rotary embedding's tables of cosines and sines, computed by transformers' own Phi-3 module."""
+"""The rotary embedding's tables of cosines and sines, as the graph holds them."""
 
 import numpy as np
 
@@ -32,15 +32,7 @@ def rope_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tables(config: ModelConfig, length: int) -> tuple[np.ndarray, np.ndarray]:
-    # Imported where tables are made: the processes that fill a data file do without transformers.
-    import torch
-    from transformers.models.phi3 import modeling_phi3
+    from ...quantize.rotary import rotary_tables  # needs torch, which those who ask for `table_length` may do without
 
-    from ...quantize.hf_config import phi3_config
-
-    # Transformers picks the short or the long factors by the largest position it is given, as a whole model does.
-    with torch.no_grad():
-        module = modeling_phi3.Phi3RotaryEmbedding(config=phi3_config(config))
-        cos, sin = module(torch.zeros(1, dtype=torch.float32), torch.arange(length)[None])
-    half = config.rotary_dim // 2  # transformers repeats the half for its rotate_half; the operators do not want that
-    return cos[0, :, :half].numpy().copy(), sin[0, :, :half].numpy().copy()
+    cos, sin = rotary_tables(config, length)
+    return cos.numpy(), sin.numpy()

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from ...configs import EngineError, UsageError
+from ...configs.options import OPTIONS, AnswerOptions
 from ..text.stops import StopFilter
 from ..text.tokenizer import StreamDecoder
 from .engine import Guidance, GuidedDraws
@@ -20,6 +21,15 @@ from .sampling import Sampler, Sampling, TokenLogprobs, token_logprobs
 DEFAULT_MAX_TOKENS = 1024
 """Tokens of an answer at most, where nothing else is asked for; fewer where the context ends before."""
 _LOOK_EVERY = 16
+
+
+class GenerateOptions(AnswerOptions, total=False):
+    """The keywords of `Model.generate` and its like; None stands for the default."""
+
+    logprobs: int | None
+    """How many of the most likely tokens to report with each token and its own log probability."""
+    guidance: Guidance | None
+    """A form that the answer must have."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +46,18 @@ class Options:
     guidance: Guidance | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise UsageError(f"max_tokens must be 1 or more, got {self.max_tokens}")
+        if self.max_tokens is not None:
+            OPTIONS["max_tokens"].check(self.max_tokens)
+        if self.guidance:
+            self._check_guided()
         if self.logprobs is not None and self.logprobs < 0:
             raise UsageError(f"logprobs must be 0 or more, got {self.logprobs}")
         StopFilter(self.stop)  # refuses an empty one
+
+    def _check_guided(self) -> None:
+        for name in self.sampling.changed:
+            if not OPTIONS[name].guided:
+                raise UsageError(f"{name} cannot be used with guidance: ONNX Runtime GenAI, which draws then, lacks it")
 
     @property
     def guided(self) -> GuidedDraws | None:
@@ -65,20 +82,34 @@ class TextCache(Protocol):
     """What of a `KvCache` one answer uses."""
 
     @property
-    def chooses(self) -> bool: ...
+    def chooses(self) -> bool:
+        """Whether `choose_token` gives what the logits would."""
+        ...
 
     @property
-    def waiting(self) -> bool: ...
+    def waiting(self) -> bool:
+        """Whether tokens wait to be run together with other texts'."""
+        ...
 
-    def shared(self, prompt: Sequence[int]) -> int: ...
+    def shared(self, prompt: Sequence[int]) -> int:
+        """Return how many leading tokens of the prompt need no run."""
+        ...
 
-    def prefill(self, prompt: Sequence[int]) -> Iterator[int]: ...
+    def prefill(self, prompt: Sequence[int]) -> Iterator[int]:
+        """Make the cache hold exactly the prompt; yields the tokens it holds before and after each part."""
+        ...
 
-    def append(self, token: int) -> None: ...
+    def append(self, token: int) -> None:
+        """Add one token."""
+        ...
 
-    def logits(self) -> np.ndarray: ...
+    def logits(self) -> np.ndarray:
+        """Return the logits after the last token, float32 [vocabulary]."""
+        ...
 
-    def choose_token(self) -> int: ...
+    def choose_token(self) -> int:
+        """Let the engine choose the next token and keep it."""
+        ...
 
 
 class Generation:
@@ -122,7 +153,7 @@ class Generation:
         self._sampler = Sampler(options.sampling, options.seed)
         self._stops = StopFilter(options.stop)
         # What is to be reported or changed has to be read, and then it can be picked here as well.
-        plain = options.sampling.greedy and options.sampling.repetition_penalty == 1 and options.logprobs is None
+        plain = options.sampling.greedy and not options.sampling.changes_logits and options.logprobs is None
         self._guide = guide
         self._engine_chooses = guide is None and (bool(options.guidance) or (plain and cache.chooses))
         self._ids: list[int] = []
@@ -193,9 +224,8 @@ class Generation:
             token, logits = self._chosen_token()
         else:
             logits = self._cache.logits()
-            penalized = self._options.sampling.repetition_penalty != 1
-            seen = (*self._prompt, *self._ids) if penalized else ()
-            token = self._sampler.pick(self._guide.mask(logits) if self._guide else logits, seen)
+            masked = self._guide.mask(logits) if self._guide else logits
+            token = self._sampler.pick(masked, self._prompt, self._ids)
             self._check(logits, token)
             if self._guide and token not in self._end_tokens:
                 self._guide.take(token)

@@ -1,47 +1,11 @@
 """Choosing the next token from its logits, in numpy: the same on every provider, and the same again with a seed."""
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ...configs import UsageError
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn; the steps and their order are those of transformers' `generate`."""
-
-    temperature: float = 1.0
-    """0 takes the most likely token always."""
-    top_k: int = 50
-    """Draw from this many tokens at most; 0 draws from all. 50 is transformers' default."""
-    top_p: float = 1.0
-    """Draw from the fewest tokens that have this probability together."""
-    repetition_penalty: float = 1.0
-    """Divides the logits of tokens that are in the text already (multiplies negative ones); 1 changes nothing."""
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UsageError(f"temperature must be 0 or more, got {self.temperature}")
-        if self.top_k < 0:
-            raise UsageError(f"top_k must be 0 (all tokens) or more, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise UsageError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the most likely token is taken always."""
-        return self.temperature == 0 or self.top_k == 1
-
-    def __str__(self) -> str:
-        penalty = "" if self.repetition_penalty == 1 else f", repetition penalty {self.repetition_penalty:g}"
-        if self.greedy:
-            return f"greedy{penalty}"
-        return f"temperature {self.temperature:g}, top-k {self.top_k}, top-p {self.top_p:g}{penalty}"
+from ...configs.options import OPTIONS, Sampling
 
 
 @dataclass(frozen=True)
@@ -65,21 +29,24 @@ class Sampler:
             seed: 0 or more: the same seed and logits give the same tokens. None differs from run to run.
 
         """
-        if seed is not None and seed < 0:
-            raise UsageError(f"seed must be 0 or more, got {seed}")
+        if seed is not None:
+            OPTIONS["seed"].check(seed)
         self.sampling = sampling
         self._random = None if sampling.greedy else np.random.default_rng(seed)
 
-    def pick(self, logits: np.ndarray, seen: Iterable[int] = ()) -> int:
+    def pick(self, logits: np.ndarray, prompt: Sequence[int] = (), answer: Sequence[int] = ()) -> int:
         """Return the next token.
 
         Args:
             logits: float32 [vocabulary]; not changed.
-            seen: the tokens so far, prompt included; read only where there is a repetition penalty.
+            prompt: its tokens; read only where there is a penalty.
+            answer: the tokens after it so far; read only where there is a penalty.
 
         """
         if self.sampling.repetition_penalty != 1:
-            logits = penalize(logits, seen, self.sampling.repetition_penalty)
+            logits = penalize(logits, (*prompt, *answer), self.sampling.repetition_penalty)
+        if self.sampling.presence_penalty or self.sampling.frequency_penalty:
+            logits = discourage(logits, answer, self.sampling.presence_penalty, self.sampling.frequency_penalty)
         if self._random is None:
             return int(logits.argmax())
         tokens, probabilities = distribution(logits, self.sampling)
@@ -94,6 +61,17 @@ def penalize(logits: np.ndarray, seen: Iterable[int], penalty: float) -> np.ndar
     changed = logits.copy()
     values = changed[ids]
     changed[ids] = np.where(values < 0, values * penalty, values / penalty)
+    return changed
+
+
+def discourage(logits: np.ndarray, answer: Sequence[int], presence: float, frequency: float) -> np.ndarray:
+    """Return logits less the presence and frequency penalties of OpenAI's API on every token of `answer`.
+
+    As there, and in vLLM, the prompt's tokens do not count: logit - count * frequency - (count > 0) * presence.
+    """
+    ids, counts = np.unique(np.asarray(answer, dtype=np.int64), return_counts=True)
+    changed = logits.copy()
+    changed[ids] -= (counts * frequency + presence).astype(logits.dtype)
     return changed
 
 
@@ -121,6 +99,9 @@ def distribution(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np
         before = np.cumsum(probabilities) - probabilities
         count = int(np.count_nonzero(before < sampling.top_p))
         tokens, probabilities = tokens[:count], probabilities[:count] / probabilities[:count].sum()
+    if sampling.min_p > 0:
+        kept = probabilities >= sampling.min_p * probabilities.max()
+        tokens, probabilities = tokens[kept], probabilities[kept] / probabilities[kept].sum()
     return tokens, probabilities
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...configs import EngineError, PackageError, ProviderError, UsageError
+from ...configs.options import SAMPLING
 from ..decoding.engine import GuidedDraws
 from ..package import Package
 from ..providers.choice import ProviderChoice, canonical, choose, first_line, import_genai, resolve_ort_providers
@@ -91,6 +92,7 @@ class GenAiEngine:
     """A package loaded by `onnxruntime_genai`, on one provider."""
 
     chooses = True
+    guides = True
 
     def __init__(
         self, og: Any, package: Package, provider: str, *, threads: int | None = None, device: int | None = None
@@ -298,17 +300,16 @@ def _config(og: Any, package: Package, provider: str, threads: int | None, devic
 def _search_options(guided: GuidedDraws | None) -> dict[str, Any]:
     if guided is None:  # the most likely token, whatever the package's own settings are
         return {"do_sample": False, "repetition_penalty": 1.0, "min_length": 0}
-    if guided.sampling.greedy:
-        return {"do_sample": False, "repetition_penalty": float(guided.sampling.repetition_penalty)}
     sampling = guided.sampling
     options: dict[str, Any] = {
-        "do_sample": True,
-        "temperature": float(sampling.temperature),
-        "top_k": sampling.top_k,
-        "top_p": float(sampling.top_p),
-        "repetition_penalty": float(sampling.repetition_penalty),
+        name: option.kind(getattr(sampling, name))
+        for name, option in SAMPLING.items()
+        if option.guided and not (sampling.greedy and option.draws)
     }
-    return options if guided.seed is None else {**options, "random_seed": guided.seed % 2**31}
+    options["do_sample"] = not sampling.greedy
+    if guided.seed is not None and not sampling.greedy:
+        options["random_seed"] = guided.seed % 2**31
+    return options
 
 
 def _guidance_text(guided: GuidedDraws) -> str:

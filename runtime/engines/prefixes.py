@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-
 import numpy as np
 
 
@@ -68,5 +67,3 @@ def common_length(left: Sequence[int], right: Sequence[int]) -> int:
     first, second = np.asarray(left[:most]), np.asarray(right[:most])
     differing = np.flatnonzero(first != second)
     return int(differing[0]) if len(differing) else most
-
-

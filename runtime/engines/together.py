@@ -13,12 +13,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...configs import EngineError, UsageError
+from ...configs import EngineError, ProviderError, UsageError
 from ..decoding.engine import GuidedDraws
 from ..decoding.kvcache import check_memory
+from ..package import Package
+from ..providers.choice import Candidate, ProviderChoice, canonical
 from ..providers.hardware import available_memory
 from .arena import Arena
-from .packed import PackedGraph, RowRun
+from .packed import DECODE_NAME, PackedGraph, RowRun
 from .prefixes import Kept, PrefixStore, common_length
 
 STEP_SECONDS = 0.1
@@ -164,6 +166,7 @@ class Together:
         self._slots = [_Slot() for _ in range(slots)]
         self._arena = Arena(graph.shape, slots, min(context_length, _LEAST_CAPACITY))
         self._turn = 0
+        self._full = False
         self._token_seconds = 0.0
         self._answer_seconds = 0.0
         self.steps: deque[tuple[int, int]] = deque(maxlen=1000)
@@ -201,7 +204,9 @@ class Together:
             raise UsageError("the prompt holds no tokens")
         if needed > self._context:
             raise UsageError(f"{needed} tokens do not fit into the model's context of {self._context}")
-        if all(slot.live for slot in self._slots) or not self._affordable(needed):
+        # Who comes later does not pass one that waits for a slot or for memory.
+        self._full = self._full or all(slot.live for slot in self._slots) or not self._affordable(needed)
+        if self._full:
             return None
         beyond = self.is_beyond(len(prompt))
         source, shared = self._longest(prompt, beyond)
@@ -220,6 +225,7 @@ class Together:
 
     def step(self) -> None:
         """Run all texts that wait: one token of each answer, and pieces of prompts within the budget."""
+        self._full = False
         for beyond in (False, True):  # a run has one set of rotary factors
             waiting = [text for text in self.live if text.waiting and text.beyond == beyond]
             if waiting:
@@ -320,9 +326,10 @@ class Together:
         """Return the number of a slot whose first tokens are the shared ones."""
         if isinstance(source, _Slot) and not source.live and shared == len(source.tokens):
             return self._slots.index(source)  # it only goes on
+        if isinstance(source, Kept):
+            self.store.use(source)  # before others may have to go
         target = self._free_slot(source)
         if isinstance(source, Kept):
-            self.store.use(source)
             self._arena.put_in(target, source.arrays, shared)
         elif source and source is not self._slots[target]:
             source.used = self._turn
@@ -382,7 +389,9 @@ class PackedEngine:
 
     def __init__(self, graph: PackedGraph, context_length: int) -> None:
         """Take a loaded graph."""
-        self.name = graph.name
+        self.name = f"{graph.name}, {DECODE_NAME}"
+        self.bytes_per_token = graph.shape.bytes_per_token
+        """Bytes of KV cache for one token."""
         self._context = context_length
         self._graph: PackedGraph | None = graph
 
@@ -411,6 +420,30 @@ class PackedEngine:
     def close(self) -> None:
         """Give the model's memory back."""
         self._graph = None
+
+
+def load_packed_engine(
+    package: Package, provider: str, *, threads: int | None = None
+) -> tuple[PackedEngine, ProviderChoice]:
+    """Load a package's second graph on the CPU.
+
+    Args:
+        package: the package.
+        provider: `auto`, which has to mean the CPU for this package, or `cpu`.
+        threads: threads of one operator; by default the physical cores.
+
+    Raises:
+        UsageError: there is no such provider.
+        ProviderError: another provider was asked for.
+        PackageError: the package has no such graph, or it does not run here.
+
+    """
+    wanted = canonical(provider)
+    if (package.made_for if wanted == "auto" else wanted) != "cpu":
+        raise ProviderError(f"{DECODE_NAME} runs on the CPU, not on {package.made_for if wanted == 'auto' else wanted}")
+    graph = PackedGraph(package, threads=threads)
+    why = "it was asked for" if wanted == "cpu" else "the package was made for it"
+    return PackedEngine(graph, package.context_length), ProviderChoice("cpu", (Candidate("cpu", True, why),))
 
 
 class PackedSequence:

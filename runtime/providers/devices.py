@@ -1,15 +1,15 @@
 """The processors of this machine: its CPU and its GPUs, with their drivers, as the operating system tells."""
 
-import csv
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -19,7 +19,6 @@ _SECONDS = 20
 _DRM = Path("/sys/class/drm")
 # https://pci-ids.ucw.cz, the makers of GPUs.
 _MAKERS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
-_SMI_FIELDS = ("index", "name", "driver_version", "memory.total", "memory.free", "compute_cap")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def free_memory(provider: str, number: int = 0) -> int | None:
 
 
 def cuda_device(devices: Sequence[Device], number: int, environment: Mapping[str, str]) -> Device | None:
-    """Return the GPU that CUDA calls `number`, of those that `nvidia-smi` lists; None where that can not be told.
+    """Return the GPU that CUDA calls `number`, of those that NVML lists; None where that can not be told.
 
     https://docs.nvidia.com/cuda/cuda-c-programming-guide/#cuda-environment-variables: CUDA counts those that it may
     see, and by its own order where they are not all alike, unless it is told to take that of the bus.
@@ -102,25 +101,33 @@ def _cpu_name() -> str:
 
 
 def _nvidia() -> list[Device]:
-    """Return NVIDIA's GPUs, by the tool that comes with their driver."""
-    if not shutil.which("nvidia-smi"):
+    """Return NVIDIA's GPUs by NVML, their driver's own library; none without it or its module."""
+    try:
+        nvml = import_module("pynvml")
+    except ImportError:  # it comes with the CUDA extra
         return []
-    output = _run(["nvidia-smi", f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"])
-    return read_nvidia_smi(output)
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return []
+    try:
+        driver = nvml.nvmlSystemGetDriverVersion()
+        return [_nvml_device(nvml, number, driver) for number in range(nvml.nvmlDeviceGetCount())]
+    except nvml.NVMLError:  # a GPU that fell off the bus takes the listing with it
+        return []
+    finally:
+        nvml.nvmlShutdown()
 
 
-def read_nvidia_smi(output: str) -> list[Device]:
-    """Return the GPUs in a listing of `nvidia-smi`, whose memory is in MiB; lines of another kind are passed over."""
-    devices = []
-    for row in csv.reader(output.splitlines(), skipinitialspace=True):
-        if len(row) == len(_SMI_FIELDS) and row[0].isdecimal():
-            index, name, driver, total, free, capability = row
-            devices.append(Device("nvidia", int(index), name, driver, _mebibytes(total), _mebibytes(free), capability))
-    return devices
-
-
-def _mebibytes(text: str) -> int | None:
-    return int(text) * 2**20 if text.isdecimal() else None
+def _nvml_device(nvml: Any, number: int, driver: str) -> Device:
+    handle = nvml.nvmlDeviceGetHandleByIndex(number)
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        total, free = int(memory.total), int(memory.free)
+    except nvml.NVMLError:  # GPUs that share the machine's memory do not say
+        total = free = None
+    capability = ".".join(map(str, nvml.nvmlDeviceGetCudaComputeCapability(handle)))
+    return Device("nvidia", number, nvml.nvmlDeviceGetName(handle), driver, total, free, capability)
 
 
 def _windows() -> list[Device]:

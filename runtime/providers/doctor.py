@@ -25,7 +25,7 @@ from .choice import (
 )
 from .devices import Device, list_devices
 from .hardware import available_memory, default_threads, physical_cores
-from .trial import Trial, try_provider
+from .trial import ProviderTrial, try_provider
 
 # What each extra is for, by one package of it that nothing else brings.
 _EXTRAS = {"export": "torch", "server": "uvicorn"}
@@ -84,7 +84,7 @@ class Report:
     """Version of each package; None for one that is not installed."""
     wheels: tuple[Wheel, ...]
     """The installed wheels of ONNX Runtime and its GenAI library."""
-    providers: tuple[Trial, ...]
+    providers: tuple[ProviderTrial, ...]
     devices: tuple[Device, ...]
     physical_cores: int
     threads: int
@@ -155,7 +155,7 @@ def wheel_problems(wheels: Sequence[Wheel]) -> list[Problem]:
     return problems
 
 
-def provider_problems(trials: Sequence[Trial], devices: Sequence[Device]) -> list[Problem]:
+def provider_problems(trials: Sequence[ProviderTrial], devices: Sequence[Device]) -> list[Problem]:
     """Return what is wrong with the providers: the CPU's does not run, or that of a GPU that is there."""
     problems = []
     for trial in trials:

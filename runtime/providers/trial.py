@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 
 import numpy as np
 
@@ -18,12 +19,10 @@ from .choice import first_line, import_onnxruntime, ort_name
 
 _SECONDS = 120
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
-_FLOAT = 1
-_IR_VERSION, _OPSET = 8, 17
 
 
 @dataclass(frozen=True)
-class Trial:
+class ProviderTrial:
     """How a provider did."""
 
     provider: str
@@ -33,73 +32,52 @@ class Trial:
     """Why it does not run; what was shown where it does."""
 
 
-def try_provider(provider: str) -> Trial:
+def try_provider(provider: str) -> ProviderTrial:
     """Run the tiny model on a provider, in a process of its own."""
     command = [sys.executable, "-m", __spec__.name, provider]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return Trial(provider, False, f"no answer within {_SECONDS} s")
+        return ProviderTrial(provider, False, f"no answer within {_SECONDS} s")
     try:
         result = json.loads(done.stdout.splitlines()[-1])
-        return Trial(provider, result["runs"], result["reason"])
+        return ProviderTrial(provider, result["runs"], result["reason"])
     except (IndexError, ValueError, KeyError):
         how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-        return Trial(provider, False, f"the process that tried it ended with {how}")
+        return ProviderTrial(provider, False, f"the process that tried it ended with {how}")
 
 
-def run_trial(provider: str) -> Trial:
+def run_trial(provider: str) -> ProviderTrial:
     """Run the tiny model on a provider, in this process."""
     try:
         ort = import_onnxruntime()
         wanted = ort_name(provider)
         if wanted not in ort.get_available_providers():
-            return Trial(provider, False, f"the installed onnxruntime {ort.__version__} is built without it")
+            return ProviderTrial(provider, False, f"the installed onnxruntime {ort.__version__} is built without it")
         options = ort.SessionOptions()
         options.log_severity_level = 4  # the reason is returned, not printed
         if provider != "cpu":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        session = ort.InferenceSession(tiny_model(), options, providers=[wanted])
+        session = ort.InferenceSession(matmul_model(), options, providers=[wanted])
         if session.get_providers()[0] != wanted:
-            return Trial(provider, False, "it did not start; its libraries or its driver are missing")
+            return ProviderTrial(provider, False, "it did not start; its libraries or its driver are missing")
         (result,) = session.run(None, {"a": np.asarray([[1, 2], [3, 4]], dtype=np.float32)})
     except Phi3OnnxError as error:
-        return Trial(provider, False, str(error))
+        return ProviderTrial(provider, False, str(error))
     except Exception as error:  # onnxruntime's own errors have no common base but this
-        return Trial(provider, False, _PREFIX.sub("", first_line(error)))
+        return ProviderTrial(provider, False, _PREFIX.sub("", first_line(error)))
     expected = [[7, 10], [15, 22]]
     if not np.array_equal(result, expected):
-        return Trial(provider, False, f"it computes wrongly: {result.tolist()} instead of {expected}")
-    return Trial(provider, True, f"a matrix product came out right on onnxruntime {ort.__version__}")
+        return ProviderTrial(provider, False, f"it computes wrongly: {result.tolist()} instead of {expected}")
+    return ProviderTrial(provider, True, f"a matrix product came out right on onnxruntime {ort.__version__}")
 
 
-def tiny_model() -> bytes:
+def matmul_model() -> bytes:
     """Return an ONNX model that multiplies a float32 [2, 2] matrix by itself: `a` to `b`.
 
-    Written down in protobuf's wire format (https://protobuf.dev/programming-guides/encoding), by the field numbers of
-    onnx.proto, since the package `onnx` belongs to the export extra.
+    It is a file since the package `onnx` belongs to the export extra; tests/runtime/providers/test_trial.py makes it.
     """
-    node = _text(1, "a") + _text(1, "a") + _text(2, "b") + _text(4, "MatMul")
-    graph = _bytes(1, node) + _text(2, "tiny") + _bytes(11, _value("a")) + _bytes(12, _value("b"))
-    return _number(1, _IR_VERSION) + _bytes(7, graph) + _bytes(8, _text(1, "") + _number(2, _OPSET))
-
-
-def _value(name: str) -> bytes:
-    dimension = _bytes(1, _number(1, 2))
-    tensor = _number(1, _FLOAT) + _bytes(2, dimension + dimension)
-    return _text(1, name) + _bytes(2, _bytes(1, tensor))
-
-
-def _number(field: int, value: int) -> bytes:
-    return bytes([field << 3, value])  # one byte holds every number here: all are below 128
-
-
-def _bytes(field: int, content: bytes) -> bytes:
-    return bytes([field << 3 | 2, len(content)]) + content
-
-
-def _text(field: int, text: str) -> bytes:
-    return _bytes(field, text.encode())
+    return files(__package__ or "phi3_onnx.runtime.providers").joinpath("matmul.onnx").read_bytes()
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ...configs import UsageError
-from .errors import ApiError, unavailable
+from .errors import ApiError, api_error, unavailable
 from .guard import Counted, Guard
 from .messages import Accepted, Finished, Job, Prompt, Ready, Refused
 from .metrics import Metrics
@@ -77,6 +77,7 @@ def create_app(engine: EngineProcess, settings: Settings) -> Starlette:
         lifespan=lifespan,
         exception_handlers={
             ApiError: _on_api_error,
+            UsageError: _on_api_error,
             HTTPException: _on_http_error,
             ClientDisconnect: _on_disconnect,
             Exception: _on_error,
@@ -151,7 +152,7 @@ class Server:
                 400, f"{self._name(info)} has no chat template; use /v1/completions", code="no_chat_template"
             )
         options = body.options()
-        options["guidance"] = _usage_errors(lambda: guidance(body, info.native_tools))
+        options["guidance"] = guidance(body, info.native_tools)
         prompt = conversation(body, info.native_tools)
         reply = ChatReply(body, self._name(info))
         return await self._answer(request, (prompt,), body.n, options, body.stream, reply)
@@ -181,7 +182,7 @@ class Server:
         try:
             first = await _unless_gone(request, answers.accepted())
             if isinstance(first, Refused):
-                raise _refusal(first)
+                raise api_error(first)
             if stream:
                 handed_on = True
                 events = Events(answers, first, reply, self._done, len(prompts))
@@ -197,7 +198,7 @@ class Server:
         while not (finished and finished[-1].last):
             for event in await answers.next():
                 if isinstance(event, Refused):
-                    raise _refusal(event)
+                    raise api_error(event)
                 if isinstance(event, Finished):
                     finished.append(event)
         self._done(answers, finished)
@@ -298,32 +299,15 @@ async def _unless_gone(request: Request, waiting: Awaitable[Any]) -> Any:
         watch.cancel()
 
 
-def _refusal(refused: Refused) -> ApiError:
-    if refused.kind == "stopped":
-        return unavailable(refused.message)
-    if refused.kind == "engine":
-        return ApiError(500, refused.message, code="engine_error")
-    code = "context_length_exceeded" if refused.kind == "context" else "invalid_value"
-    return ApiError(400, refused.message, code=code)
-
-
-def _usage_errors(action: Callable[[], Any]) -> Any:
-    try:
-        return action()
-    except UsageError as error:
-        raise ApiError(400, str(error), code="invalid_value") from error
-
-
 async def _on_api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response
+    return api_error(error).response
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+    told = api_error(error)
     messages = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not allowed here"}
-    message = messages.get(error.status_code, error.detail)
-    return ApiError(error.status_code, message, headers=error.headers).response
+    told.message = messages.get(told.status, told.message)
+    return told.response
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
@@ -332,4 +316,4 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return ApiError(500, "the server met an error that it does not know; its log has the details").response
+    return api_error(error).response

@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+
+from ...configs import UsageError
+from .messages import Refused
 
 _TYPES = {
     400: "invalid_request_error",
@@ -62,3 +66,25 @@ class ApiError(Exception):
 def unavailable(message: str) -> ApiError:
     """Return the error for an engine that is not there just now."""
     return ApiError(503, message, code="engine_unavailable", headers={"Retry-After": "2"})
+
+
+def api_error(problem: Exception | Refused) -> ApiError:
+    """Return what a client is told of a problem, as a response of its own and within a stream alike."""
+    if isinstance(problem, ApiError):
+        return problem
+    if isinstance(problem, Refused):
+        return _refusal(problem)
+    if isinstance(problem, UsageError):
+        return ApiError(400, str(problem), code="invalid_value")
+    if isinstance(problem, HTTPException):
+        return ApiError(problem.status_code, problem.detail, headers=problem.headers)
+    return ApiError(500, "the server met an error that it does not know; its log has the details")
+
+
+def _refusal(refused: Refused) -> ApiError:
+    if refused.kind == "stopped":
+        return unavailable(refused.message)
+    if refused.kind == "engine":
+        return ApiError(500, refused.message, code="engine_error")
+    code = "context_length_exceeded" if refused.kind == "context" else "invalid_value"
+    return ApiError(400, refused.message, code=code)

@@ -1,12 +1,14 @@
 """The requests that are understood, checked to the last parameter: what has no effect here is refused by name."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import from_json
 
+from ...configs.options import OPTIONS, Option
 from .errors import ApiError
 
 _R = TypeVar("_R", bound=BaseModel)
@@ -49,18 +51,28 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
-class _Generation(_Strict):
+def _field(option: Option) -> Any:
+    """Return the type of an option's parameter, with its range and None as default."""
+    bounds = option.server or option.range
+    limits = {"gt" if bounds.open else "ge": bounds.least, "le": bounds.most}
+    limits = {name: option.kind(limit) for name, limit in limits.items() if math.isfinite(limit)}
+    return option.kind | None, Field(default=None, **limits)
+
+
+_NUMBERS = {name: option for name, option in OPTIONS.items() if option.kind is not tuple}
+_Numbers = create_model("_Numbers", __base__=_Strict, **{name: _field(option) for name, option in _NUMBERS.items()})
+# What the protocol has another range for than the runtime.
+_CONVERTED: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
+    {"temperature": lambda value: value * (value >= COLDEST), "seed": lambda value: value % 2**63}
+)
+
+
+class _Generation(_Numbers):
     """What both kinds of completion have in common."""
 
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0)
-    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: str | list[str] = Field(default=[], max_length=2**16)
     n: int = Field(default=1, ge=1, le=MOST_CHOICES)
     user: str | None = None
@@ -86,15 +98,10 @@ class _Generation(_Strict):
 
     def options(self) -> dict[str, Any]:
         """Return what `Model.options` takes, of the parameters that were given."""
-        named = {
-            "max_tokens": self.max_tokens,
-            "temperature": None if self.temperature is None else self.temperature * (self.temperature >= COLDEST),
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "repetition_penalty": self.repetition_penalty,
-            "seed": None if self.seed is None else self.seed % 2**63,
-        }
-        return {"stop": self.stops, **{key: value for key, value in named.items() if value is not None}}
+        named = {name: value for name in _NUMBERS if (value := getattr(self, name)) is not None}
+        for name in _CONVERTED.keys() & named.keys():
+            named[name] = _CONVERTED[name](named[name])
+        return {"stop": self.stops, **named}
 
 
 class CompletionRequest(_Generation):
@@ -104,9 +111,7 @@ class CompletionRequest(_Generation):
         {
             "best_of": (1,),
             "echo": (False,),
-            "frequency_penalty": (0,),
             "logit_bias": ({},),
-            "presence_penalty": (0,),
             "suffix": ("",),
         }
     )
@@ -262,13 +267,11 @@ class ChatRequest(_Generation):
 
     neutral = MappingProxyType(
         {
-            "frequency_penalty": (0,),
             "function_call": ("none",),
             "functions": ([],),
             "logit_bias": ({},),
             "metadata": ({},),
             "modalities": (["text"],),
-            "presence_penalty": (0,),
             "service_tier": ("auto", "default"),
             "store": (False,),
             "tools": ([],),
@@ -287,7 +290,7 @@ class ChatRequest(_Generation):
 
     @model_validator(mode="after")
     def _check_together(self) -> "ChatRequest":
-        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+        if self.max_completion_tokens and super().options().get("max_tokens") not in (None, self.max_completion_tokens):
             raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")

@@ -8,7 +8,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .errors import ApiError, unavailable
+from .errors import api_error
 from .messages import Accepted, Event, Finished, Piece, Refused
 from .process import Answers
 from .replies import Reply, usage
@@ -62,7 +62,7 @@ class Events:
             return self._piece(event)
         if isinstance(event, Refused):
             self.over = True
-            return _events([_error(event).body])
+            return _events([api_error(event).body])
         self._finished.append(event)
         chunks = self._reply.ending(event)
         if not event.last:
@@ -199,12 +199,6 @@ async def _disconnect(receive: Receive) -> None:
 
 def _body(body: bytes) -> dict[str, Any]:
     return {"type": "http.response.body", "body": body, "more_body": True}
-
-
-def _error(refused: Refused) -> ApiError:
-    if refused.kind == "stopped":
-        return unavailable(refused.message)
-    return ApiError(500 if refused.kind == "engine" else 400, refused.message)
 
 
 def _events(chunks: list[dict[str, Any]]) -> bytes:

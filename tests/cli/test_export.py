@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from phi3_onnx.configs import read_manifest
+from phi3_onnx.configs import Target, Thresholds, UsageError, find_target, read_manifest
+from phi3_onnx.export import export
 from phi3_onnx.quantize.packed import QuantizedWeight
 from phi3_onnx.quantize.rtn import quantize_rtn
 
@@ -55,6 +56,55 @@ def test_into_the_store_and_out_again(run: Run, checkpoint: Path, isolated: Path
     assert run("rm", "checkpoint/cpu-fp32", "--yes").code == 0
     assert not folder.parent.exists()
     assert "no packages" in run("list").err
+
+
+def test_a_variant_lies_beside_its_target(run: Run, checkpoint: Path, isolated: Path) -> None:
+    quantized = ("--num-samples", 4, "--sequence-length", 64, "--no-verify")
+    assert run("export", checkpoint, "-t", "cpu-int4-rtn", "--no-verify").code == 0
+    changed = ("--quant", "gptq", "--block-size", 128)
+    planned = run("export", checkpoint, *changed, "--dry-run", "--json")
+    made = run("export", checkpoint, *changed, *quantized)
+    assert made.code == 0, made.err
+    name = "cpu-int4-rtn.gptq-block-128"
+    folder = isolated / "packages" / "checkpoint" / name
+    assert made.out.strip() == json.loads(planned.out)["output"] == str(folder)
+    assert f"phi3-onnx chat checkpoint/{name}" in made.err
+    listed = json.loads(run("list", "--json").out)
+    assert {row["name"]: row["target"] for row in listed} == {
+        "checkpoint/cpu-int4-rtn": "cpu-int4-rtn",
+        f"checkpoint/{name}": name,
+    }
+    assert f"{name} (provider cpu, float32, int4 block 128 symmetric, gptq)" in run("show", name).out
+    assert "block-128" not in run("show", "cpu-int4-rtn").out
+    assert_one_line(run("export", checkpoint, *changed, *quantized), 1, name, "already exists", "--force")
+    verified = run("verify", name, "--steps", 2, "--json")
+    assert json.loads(verified.out)["target"] == name, verified.err
+    # A budget gets the name of what it became.
+    made = run("export", checkpoint, "--budget", "7.0bpw", *quantized)
+    assert made.code == 0, made.err
+    assert made.out.startswith(str(folder.parent / "cpu-int4-rtn.budget-7bpw-"))
+    assert len(json.loads(run("list", "--json").out)) == 3
+
+
+def test_a_target_of_ones_own_is_verified_by_its_own_thresholds(
+    run: Run, tiny: Tiny, isolated: Path, tmp_path: Path
+) -> None:
+    own = Target("mine", "my own", "cpu", "float32", last_token_logits=False, thresholds=Thresholds(mean_kl=-1.0))
+    folder = export(tiny("plain"), own)
+    assert folder == isolated / "packages" / tiny("plain").name / "mine"
+    assert read_manifest(folder).target == own
+    assert "mine (provider cpu, float32" in run("show", "mine").out
+    ran = run("verify", "mine", "--steps", 2)
+    assert ran.code == 1
+    assert "mean_kl" in ran.err.splitlines()[-1]
+    assert "must be at most -1" in ran.err.splitlines()[-1]
+    # A published target that was changed is not called by the published name.
+    changed = export(tiny("plain"), replace(find_target("cpu-fp32"), opset=20))
+    assert changed.name.startswith("cpu-fp32.")
+    assert changed.parent == folder.parent
+    with pytest.raises(UsageError, match="lower-case"):
+        export(tiny("plain"), replace(own, name="../mine"), tmp_path / "package")
+    assert_nothing_written(tmp_path / "package")
 
 
 def test_verification_is_part_of_an_export(run: Run, checkpoint: Path, tmp_path: Path) -> None:
@@ -193,9 +243,10 @@ def test_a_calibrated_target_and_what_it_says_of_itself(run: Run, checkpoint: Pa
     made = run("export", checkpoint, "-t", "dml-int4-awq", "-o", tmp_path / "package", *options)
     assert made.code == 0, made.err
     manifest = read_manifest(tmp_path / "package")
-    assert manifest.quantization
-    assert manifest.quantization["method"] == "awq+gptq"
-    assert manifest.quantization["calibration"]["tokens"] == 4 * 64
+    assert manifest.target.quantization
+    assert manifest.target.quantization.method == "awq+gptq"
+    assert manifest.calibration
+    assert manifest.calibration["tokens"] == 4 * 64
     report = manifest.tensors["model.layers.1.mlp.down_proj.weight"].details
     assert report["error_ratio"] <= 1
     assert "awq_ratio" in report
@@ -210,7 +261,7 @@ def test_a_text_of_ones_own_calibrates(run: Run, checkpoint: Path, tmp_path: Pat
     made = run("quantize", checkpoint, "-o", tmp_path / "package", *options, *text)
     assert made.code == 0, made.err
     manifest = read_manifest(tmp_path / "package")
-    assert manifest.target == "cpu-int4-awq"
+    assert manifest.target.name == "cpu-int4-awq.block-32"
     assert manifest.tensors["model.layers.0.mlp.down_proj.weight"].block_size == 32
     (tmp_path / "text.jsonl").write_text('{"txt": "?"}')
     assert_one_line(run("quantize", checkpoint, "-o", tmp_path / "b", *options, *text), 2, "text.jsonl", "line 1")
@@ -225,9 +276,10 @@ def test_a_method_draws_as_many_samples_as_it_needs(run: Run, checkpoint: Path, 
     made = run("export", checkpoint, *options, "--quant", "imatrix", "-o", tmp_path / "package")
     assert made.code == 0, made.err
     assert f"{16 * 32} tokens" in made.err
-    quantization = read_manifest(tmp_path / "package").quantization
-    assert quantization is not None
-    assert (quantization["method"], quantization["calibration"]["num_samples"]) == ("imatrix", 16)
+    manifest = read_manifest(tmp_path / "package")
+    assert manifest.target.name == "cpu-int4-rtn.imatrix"
+    assert manifest.calibration
+    assert manifest.calibration["num_samples"] == 16
     plain, weighted = ((tmp_path / name / "model.onnx.data").read_bytes() for name in ("plain", "package"))
     assert len(plain) == len(weighted)
     assert plain != weighted

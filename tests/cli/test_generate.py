@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 from phi3_onnx.cli.generate import command
 from phi3_onnx.configs import EngineError, PackageError, ProviderError, UsageError
+from phi3_onnx.runtime import model
 from phi3_onnx.runtime.decoding import generation
-from phi3_onnx.runtime.engines import genai
 from phi3_onnx.runtime.providers.choice import Candidate, ProviderChoice
 from phi3_onnx.runtime.text.tokenizer import Tokenizer
 from scripted import ScriptedSequence, scripted_engine, write_scripted_package
@@ -31,7 +31,7 @@ def run(tmp_path, monkeypatch):
 
     def invoke(answers, *arguments, stdin=None):
         engine = scripted_engine(Tokenizer(folder), answers)
-        monkeypatch.setattr(genai, "load_engine", lambda package, provider, **_: (engine, CHOICE))
+        monkeypatch.setattr(model, "load_engine", lambda package, provider, **_: (engine, CHOICE))
         result = CliRunner().invoke(command, [str(folder), *arguments], input=stdin)
         result.engine = engine  # pyright: ignore[reportAttributeAccessIssue]
         return result

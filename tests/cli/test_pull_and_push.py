@@ -8,14 +8,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from phi3_onnx.configs import find_target, read_manifest, targets
+from phi3_onnx.configs import Target, find_target, read_manifest, targets, with_quantization
 from phi3_onnx.configs.manifest import MANIFEST_NAME
+from phi3_onnx.export import export
 from phi3_onnx.export.package.published import find_published, published_folder
 
 Factory = Callable[..., Path]
@@ -303,6 +305,48 @@ def test_push_and_pull_again(hub: Hub, run: Run, verified: Path, tmp_path: Path)
     assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()} == {
         p.name: p.read_bytes() for p in (verified / "cuda-fp16").iterdir()
     }
+
+
+def test_variants_and_own_targets_travel_side_by_side(
+    hub: Hub, run: Run, tiny: Factory, isolated: Path, tmp_path: Path
+) -> None:
+    plain = find_target("cpu-int4-rtn")
+    made = (plain, with_quantization(plain, block_size=64), Target("mine", "my own", "cpu", "float32"))
+    folder = tmp_path / "made"
+    for number, target in enumerate(made):
+        export(tiny("plain"), target, folder / str(number))
+        run("verify", folder / str(number), "--steps", "2", "--no-record")
+    about = ("--licence", "mit", "--unverified")
+    run("push", folder, "org/tiny-onnx", *about)
+    files = hub.repositories["org/tiny-onnx"]
+    names = ["cpu-int4-rtn-block-32-acc-level-4", "cpu-int4-rtn.block-64", "mine"]
+    assert {file.rpartition("/")[0] for file in files} == {"", *(f"cpu_and_mobile/{name}" for name in names)}
+    card = files["README.md"].decode()
+    assert "| `cpu_and_mobile/cpu-int4-rtn.block-64` | CPU, mobile | int4 block 64 symmetric, rtn |" in card
+    assert "| `cpu_and_mobile/mine` | CPU, mobile | float32 |" in card
+    for target in made:
+        assert f"/{target.name}" in run("pull", "org/tiny-onnx", "-t", target.name).stdout
+        pulled = isolated / "packages" / "tiny-onnx" / target.name
+        assert read_manifest(pulled).target == target
+        assert run("show", target.name).stdout.count(f"{target.name} (provider cpu") == 1
+    assert "it has cpu_and_mobile/" in run("pull", "org/tiny-onnx", "-t", "cpu-int4-rtn.gptq", code=1).stderr
+    # Two of one name have one place, which both would take.
+    other = replace(made[2], opset=20)
+    export(tiny("plain"), other, folder / "3")
+    error = run("push", folder, "org/tiny-onnx", *about, code=1).stderr
+    assert "both belong into cpu_and_mobile/mine" in error
+
+
+def test_a_variant_that_an_older_version_filed_under_its_target(
+    hub: Hub, run: Run, tiny: Factory, isolated: Path, tmp_path: Path
+) -> None:
+    variant = with_quantization(find_target("cpu-int4-rtn"), block_size=64)
+    package = export(tiny("plain"), variant, tmp_path / "package")
+    files = {path.name: path.read_bytes() for path in package.iterdir()}
+    add(hub, "org/old", "cpu_and_mobile/cpu-int4-rtn-block-32-acc-level-4", files)
+    done = run("pull", "org/old", "-t", "cpu-int4-rtn")
+    assert done.stdout.strip() == str(isolated / "packages" / "old" / variant.name)
+    assert f"is a {variant.name} package" in done.stderr
 
 
 def test_a_dry_run_writes_what_would_be_pushed(run: Run, hub: Hub, verified: Path, tmp_path: Path) -> None:

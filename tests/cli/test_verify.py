@@ -34,10 +34,11 @@ def test_verify_prints_a_table_and_records_it(run: Run, package: Path) -> None:
     ran = run("verify", package, "--steps", 4)
     assert ran.code == 0, ran
     rows = [line.split() for line in ran.out.splitlines()]
-    assert [row[0] for row in rows[1:10]] == [
+    assert [row[0] for row in rows[1:11]] == [
         "token_ids",
         "chat_template",
         "end_tokens",
+        "reference_error",
         "max_abs_diff",
         "mean_kl",
         "p99_kl",
@@ -45,7 +46,7 @@ def test_verify_prints_a_table_and_records_it(run: Run, package: Path) -> None:
         "perplexity_ratio",
         "greedy_agreement",
     ]
-    assert all("ok" in row for row in rows[1:10])
+    assert all("ok" in row for row in rows[1:11])
     assert "on CPUExecutionProvider, against " in ran.out
     assert read_manifest(package).verified is True
 

@@ -42,10 +42,10 @@ def test_too_small_a_budget_is_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("6.0bpw", Budget(750, whole_file=False)),
-        ("8 bpw", Budget(1000, whole_file=False)),
-        ("105MB", Budget(105_000_000, whole_file=True)),
-        ("1.5 MiB", Budget(1572864, whole_file=True)),
+        ("6.0bpw", Budget(750, whole_file=False, text="6bpw")),
+        ("8 bpw", Budget(1000, whole_file=False, text="8bpw")),
+        ("105MB", Budget(105_000_000, whole_file=True, text="105mb")),
+        ("1.5 MiB", Budget(1572864, whole_file=True, text="1.5mib")),
     ],
 )
 def test_budgets_are_read(text: str, expected: Budget) -> None:

@@ -51,7 +51,7 @@ class Layer:
             self.inputs[name] = LinearInput(gram, inputs.abs().mean(0), len(inputs))
 
         self.layers.set_weights(weights)
-        return self.layers.run(self.states, self.layers.settings(self.states[:1]), see if gather else None)
+        return self.layers.run(self.states, self.layers.operators(self.states.shape[1]), see if gather else None)
 
     def error(self, quantized: QuantizedLayer) -> float:
         weights = {name: torch.from_numpy(matrix.dequantize()) for name, matrix in quantized.matrices.items()}

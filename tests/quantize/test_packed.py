@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 from phi3_onnx.configs import WeightScheme
-from phi3_onnx.quantize.packed import QuantizedWeight, concatenate_rows, pack, packed_shapes
+from phi3_onnx.quantize.packed import QuantizedWeight, pack, packed_shapes
 
 ROWS = 6
 SCHEMES = [
@@ -92,14 +92,6 @@ def test_unpacking_returns_what_was_packed() -> None:
     np.testing.assert_array_equal(weight.codes(), codes)
     np.testing.assert_array_equal(weight.zeros(), zeros)
     assert weight.packed[0, 0, 0] == codes[0, 0, 0] + 16 * codes[0, 0, 1]
-
-
-def test_rows_can_be_put_together() -> None:
-    weight = random_weight(WeightScheme(4, 32, symmetric=False), 72)
-    twice = concatenate_rows([weight, weight])
-    np.testing.assert_array_equal(twice.dequantize(), np.concatenate([weight.dequantize()] * 2))
-    with pytest.raises(ValueError, match="differ in scheme"):
-        concatenate_rows([weight, random_weight(WeightScheme(4, 16, symmetric=False), 72)])
 
 
 def test_arrays_that_do_not_fit_are_refused() -> None:

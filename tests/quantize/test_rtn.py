@@ -3,7 +3,6 @@ import pytest
 import torch
 from phi3_onnx.configs import WeightScheme
 from phi3_onnx.quantize.grid import Effort, fit_grid, steps
-from phi3_onnx.quantize.packed import concatenate_rows
 from phi3_onnx.quantize.rtn import quantize_rtn
 
 SCHEMES = [
@@ -72,12 +71,12 @@ def test_rows_can_be_quantized_apart_and_by_any_number_of_threads(
 ) -> None:
     weight = random_matrix(37, 576)
     whole = quantize_rtn(weight, scheme, threads=1)
-    apart = concatenate_rows([quantize_rtn(weight[i:j], scheme) for i, j in ((0, 1), (1, 20), (20, 37))])
+    apart = [quantize_rtn(weight[i:j], scheme) for i, j in ((0, 1), (1, 20), (20, 37))]
     monkeypatch.setattr("phi3_onnx.quantize.rtn._CHUNK", 2000)
-    for other in (apart, quantize_rtn(weight, scheme, threads=3)):
-        np.testing.assert_array_equal(whole.packed, other.packed)
-        np.testing.assert_array_equal(whole.scales, other.scales)
-        np.testing.assert_array_equal(whole.zeros(), other.zeros())
+    for parts in (apart, [quantize_rtn(weight, scheme, threads=3)]):
+        np.testing.assert_array_equal(whole.packed, np.concatenate([part.packed for part in parts]))
+        np.testing.assert_array_equal(whole.scales, np.concatenate([part.scales for part in parts]))
+        np.testing.assert_array_equal(whole.zeros(), np.concatenate([part.zeros() for part in parts]))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from phi3_onnx.configs import Manifest, PackageError
+from phi3_onnx.configs import Manifest, PackageError, find_target
 from phi3_onnx.configs.manifest import MANIFEST_NAME, FileEntry
 from phi3_onnx.runtime.package import open_package
 from scripted import write_scripted_package
@@ -23,12 +23,10 @@ def change(folder, name, **values):
 def write_manifest(folder, **values):
     files = {path.name: FileEntry(path.stat().st_size, "") for path in folder.iterdir()}
     table = {
-        "target": "cuda-fp16",
+        "target": find_target("cuda-fp16"),
         "source": "org/Model",
         "revision": None,
         "model": "Model",
-        "provider": "cuda",
-        "io_dtype": "float16",
         "created": "2026-01-01T00:00:00+00:00",
         "versions": {},
         "ops": {},

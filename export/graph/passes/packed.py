@@ -1,8 +1,8 @@
 """From one padded batch to packed tokens: what a scheduler needs to run prompts and answers in one step.
 
 The tokens of all rows stand one after another in a batch of one, [1, tokens], through every layer but attention. There
-they are laid out as rows, padded on the right, for `GroupQueryAttention`, whose 17th input `query_seqlens` says how many
-of a row's tokens are real (ONNX Runtime 1.32 and later). The head runs on the positions that are asked for only.
+they are laid out as rows, padded on the right, for `GroupQueryAttention`, whose 17th input `query_seqlens` says how
+many of a row's tokens are real (ONNX Runtime 1.32 and later). The head runs on the positions that are asked for only.
 """
 
 import numpy as np
@@ -68,9 +68,7 @@ def _attribute(node: ir.Node, name: str, default: int) -> int:
     return default if found is None else found.as_int()
 
 
-def _lay_out(
-    model: ir.Model, node: ir.Node, pad: ir.Value, unpad: ir.Value, last: ir.Value, queries: ir.Value
-) -> None:
+def _lay_out(model: ir.Model, node: ir.Node, pad: ir.Value, unpad: ir.Value, last: ir.Value, queries: ir.Value) -> None:
     """Gather packed tokens into padded rows before an attention node, and back behind it."""
     packed, past = node.inputs[0], node.inputs[_PAST_AT]
     assert packed is not None and past is not None and past.shape is not None
@@ -89,9 +87,7 @@ def _lay_out(
     shape = constant(model, "packed_shape", np.array([1, -1, width], np.int64))
     joined = _step(model, node, "Reshape", "joined", [attention.outputs[0], shape])
     tokens = _step(model, node, "Gather", "tokens", [joined.outputs[0], unpad], axis=1)
-    replace_node(
-        model, node, [flat, rows, attention, joined, tokens], [tokens.outputs[0], *attention.outputs[1:]]
-    )
+    replace_node(model, node, [flat, rows, attention, joined, tokens], [tokens.outputs[0], *attention.outputs[1:]])
 
 
 def _step(

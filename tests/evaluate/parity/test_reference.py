@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 Make = Callable[..., Path]
 
-# Both run the same modules on the same weights: what is left is the order of additions within float32 matrix
-# products of other shapes, on logits of size 10.
+# What is left between the project's modules and transformers' is the order of additions within float32 matrix
+# products, on logits of size 10.
 TOLERANCE = 1e-5
 
 

@@ -22,6 +22,7 @@ NAMES = [
     "token_ids",
     "chat_template",
     "end_tokens",
+    "reference_error",
     "max_abs_diff",
     "mean_kl",
     "p99_kl",
@@ -29,7 +30,7 @@ NAMES = [
     "perplexity_ratio",
     "greedy_agreement",
 ]
-LOGITS = set(NAMES[3:])
+LOGITS = set(NAMES[4:])
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_other_targets_are_judged_by_their_own_thresholds(target: str, tiny: Mak
     found = verify(tiny_package("gqa", target), open_checkpoint(tiny("gqa")), steps=STEPS)
     assert found.failures == ()
     thresholds = find_target(target).thresholds
-    assert {row.name: row.threshold for row in found.rows[3:]} == vars(thresholds)
+    assert {row.name: row.threshold for row in found.rows[4:]} == vars(thresholds)
     assert found.metrics.mean_kl > 1e-7  # no float32 package was taken for it
 
 
@@ -214,7 +215,7 @@ def test_packages_of_others_are_judged_by_their_tokens(planted: Make, tiny: Make
     found = verify(folder, open_checkpoint(tiny("plain")), steps=STEPS)
     assert found.passed
     assert found.target is None
-    assert [row.passed for row in found.rows] == [True] * 3 + [None] * 6
+    assert [row.passed for row in found.rows] == [True] * 4 + [None] * 6
     assert verify(folder, open_checkpoint(tiny("plain")), target=find_target("cpu-fp32"), steps=STEPS).passed
 
 

@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from phi3_onnx.configs import Manifest, WeightScheme, read_manifest
+from phi3_onnx.configs import Manifest, WeightScheme, read_manifest, with_quantization
+from phi3_onnx.configs.target import Method
 from phi3_onnx.evaluate.parity.stored import StoredWeights
 from phi3_onnx.evaluate.parity.weights import compare_weights
 from phi3_onnx.export import Checkpoint, open_checkpoint
@@ -35,9 +36,9 @@ def parts(tiny: Factory, tiny_package: Factory) -> Parts:
     return StoredWeights(package, manifest), manifest, open_checkpoint(tiny("plain"))
 
 
-def compare(parts: Parts, tensors: Mapping[str, np.ndarray], method: str) -> tuple[str, ...]:
+def compare(parts: Parts, tensors: Mapping[str, np.ndarray], method: Method) -> tuple[str, ...]:
     stored, manifest, checkpoint = parts
-    manifest = replace(manifest, quantization={**(manifest.quantization or {}), "method": method})
+    manifest = replace(manifest, target=with_quantization(manifest.target, method=method))
     changed = cast(Any, Changed(stored, tensors))
     return compare_weights(changed, manifest, checkpoint, notify=lambda _: None).differences
 

@@ -1,8 +1,12 @@
 """The traced and rewritten graph: which operators result, under which names, from which architectures."""
 
+import re
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -10,26 +14,36 @@ import pytest
 import torch
 from phi3_onnx.configs import ModelConfig, Target, WeightScheme, find_target, parse_model_config
 from phi3_onnx.export.graph.build import build_graph
-from phi3_onnx.export.graph.passes import PassError, run_passes
-from phi3_onnx.export.graph.trace import trace
+from phi3_onnx.export.graph.passes import (
+    PassError,
+    Rewrite,
+    name_interface,
+    norms_fused,
+    run_passes,
+    tidy,
+    weights_folded,
+)
+from phi3_onnx.export.graph.trace import _hollow, _Traced, trace
 from phi3_onnx.export.weights.rope import rope_tables, switches_factors, table_length
 
 LAYERS = 2
 
 
+TABLE: dict[str, Any] = {
+    "model_type": "phi3",
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "sliding_window": 31,
+}
+
+
 def config(**changes: Any) -> ModelConfig:
-    table = {
-        "model_type": "phi3",
-        "vocab_size": 512,
-        "hidden_size": 128,
-        "intermediate_size": 192,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
-        "sliding_window": 31,
-    }
-    return parse_model_config({**table, **changes})
+    return parse_model_config({**TABLE, **changes})
 
 
 def names(values: Any) -> list[str]:
@@ -180,5 +194,41 @@ def test_a_failing_pass_is_named_with_those_before_it() -> None:
         raise ValueError("no such node")
 
     model = build_graph(config(), find_target("cpu-fp32")).model
-    with pytest.raises(PassError, match=r"pass 'broken' failed \(passes already run: fine\): no such node"):
-        run_passes(model, [("fine", lambda _: 0), ("broken", broken)])
+    with pytest.raises(PassError, match=r"'broken' pass after the following passes: \['fine'\].*: no such node"):
+        run_passes(model, [Rewrite(lambda _: 0, name="fine"), Rewrite(broken)])
+
+
+def test_a_pass_that_runs_too_early_says_so() -> None:
+    model = trace(config(), find_target("cpu-int4-rtn"))
+    with pytest.raises(PassError, match=r"name_interface runs too early: .*fold_weight_transposes comes first"):
+        run_passes(model, [Rewrite(tidy), Rewrite(name_interface, needs=[weights_folded])])
+
+
+def test_a_pass_that_leaves_something_undone_says_so() -> None:
+    model = trace(config(), find_target("cpu-fp32"))
+    with pytest.raises(PassError, match=r"nothing is not complete: .* norms stand apart"):
+        run_passes(model, [Rewrite(tidy), Rewrite(lambda _: 0, name="nothing", leaves=[norms_fused])])
+
+
+def test_tracing_and_calibrating_need_no_transformers() -> None:
+    code = (
+        "import sys; sys.modules['transformers'] = None\n"
+        "import phi3_onnx.export.graph.trace, phi3_onnx.export.exporter, phi3_onnx.quantize.calibrate\n"
+        "import phi3_onnx.evaluate.parity.reference, phi3_onnx.export.weights.rope as rope\n"
+        "from phi3_onnx.configs import find_target, parse_model_config\n"
+        f"config = parse_model_config({TABLE!r})\n"
+        "rope.rope_tables(config)\n"
+        "print(len(phi3_onnx.export.graph.trace.trace(config, find_target('cpu-int4-rtn')).graph))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) > 20
+
+
+def test_nothing_of_torch_that_is_private_is_used() -> None:
+    # Names with an underscore go without notice. Tracing needs none: its parameters are one number each, expanded.
+    module = _Traced(config(), separate=False)
+    _hollow(module, torch.float16)
+    assert {parameter.untyped_storage().nbytes() for parameter in module.parameters()} == {2}
+    for folder in ("export", "quantize", "evaluate"):
+        for path in (Path(__file__).parents[3] / folder).glob("**/*.py"):
+            assert not re.search(r"^\s*(from|import) torch\._", path.read_text(encoding="utf-8"), re.MULTILINE), path

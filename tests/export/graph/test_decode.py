@@ -66,7 +66,7 @@ def test_a_text_gets_the_same_logits_in_any_company(tiny_package: Make, kind: st
     whole = graph.run(Arena(graph.shape, 1, 512), [RowRun(0, 0, text, len(text))])[0]
     for trial in range(6):
         arena, start = Arena(graph.shape, 5, 400), 0
-        others = {slot: 0 for slot in (0, 1, 3, 4)}
+        others = dict.fromkeys((0, 1, 3, 4), 0)
         while start < len(text):
             count = int(random.choice([1, 1, 2, 3, 7, 40, 129]))
             piece = text[start : start + count]

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import psutil
 import pytest
 from phi3_onnx.configs import OutputError
 from phi3_onnx.export.package.destination import building, check_destination
@@ -48,7 +47,7 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_with_both_numbers(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"GB free, the package needs 1000000\.00 GB"):
+    with pytest.raises(OutputError, match=r"[GM]B free, the package needs 1000000\.00 GB"):
         check_destination(tmp_path / "new", 10**15, force=False)
 
 
@@ -57,6 +56,53 @@ def test_an_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(OutputError, match="not writable"):
         check_destination(tmp_path / "new", 1, force=False)
+
+
+def refuse(output: Path, message: str) -> None:
+    with pytest.raises(OutputError, match=message):
+        check_destination(output, 1, force=True)
+
+
+@pytest.mark.skipif(not Path("/proc/mounts").is_file(), reason="no Linux")
+def test_a_mount_point_is_refused_before_the_work() -> None:
+    refuse(Path("/dev/shm"), "is where a disk begins")
+    refuse(Path("/"), "is where a disk begins")
+
+
+def test_names_that_no_file_system_takes(tmp_path: Path) -> None:
+    refuse(tmp_path / ("x" * 300), "the name x{40}... is too long")
+    refuse(tmp_path / ("x" * 250), "is too long")  # no room for what stands beside it while it is made
+    refuse(tmp_path / ("\u4e2d" * 90), "is too long")
+    refuse(tmp_path / ("x" * 300) / "package", "is too long")
+    refuse(tmp_path.joinpath(*["x" * 200] * 30), "cannot be made: File name too long")
+    with building(check_destination(tmp_path / ("x" * 230), 1, force=False)) as folder:
+        (folder / "model.onnx").write_text("graph")
+
+
+def test_links_lead_to_what_is_replaced(tmp_path: Path) -> None:
+    package_at(tmp_path / "behind")
+    link = tmp_path / "link"
+    link.symlink_to("behind")
+    with building(check_destination(link, 1, force=True)) as folder:
+        (folder / "model.onnx").write_text("new")
+    assert link.is_symlink()
+    assert names(tmp_path / "behind") == ["model.onnx"]
+
+
+def test_links_to_nothing_and_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to("nowhere")
+    refuse(tmp_path / "dangling", "is a link to nowhere, which does not exist")
+    refuse(tmp_path / "dangling" / "package", "is a link to nowhere, which does not exist")
+    (tmp_path / "circle").symlink_to("circle")
+    refuse(tmp_path / "circle", "is a link to circle")
+
+
+def test_the_folder_that_the_command_runs_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = package_at(tmp_path / "package") / "inside"
+    inside.mkdir()
+    for here, output in ((inside.parent, "."), (inside.parent, inside.parent), (inside, "..")):
+        monkeypatch.chdir(here)
+        refuse(Path(output), "is the folder that this command runs in|is where a disk begins")
 
 
 def test_the_package_appears_only_when_whole(tmp_path: Path) -> None:
@@ -89,13 +135,3 @@ def test_a_package_is_replaced_whole(tmp_path: Path) -> None:
         (folder / "model.onnx").write_text("new")
     assert names(output) == ["model.onnx"]
     assert names(tmp_path) == ["package"]
-
-
-def test_leftovers_of_a_killed_run_go_and_those_of_a_live_one_stay(tmp_path: Path) -> None:
-    dead = next(pid for pid in range(90000, 4_000_000) if not psutil.pid_exists(pid))
-    live = os.getppid()
-    for pid in (dead, live):
-        (tmp_path / f".package.partial-{pid}").mkdir()
-    with building(tmp_path / "package"):
-        assert not (tmp_path / f".package.partial-{dead}").exists()
-        assert (tmp_path / f".package.partial-{live}").exists()

@@ -1,6 +1,8 @@
 """The data file filled by processes, as for large models: the same bytes as by threads, nothing left when it fails."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +96,54 @@ def test_ctrl_c_ends_the_processes(tiny: Callable[..., Path], tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         fill_all(open_checkpoint(tiny("plain")), tmp_path, interrupt)
     assert no_workers_left()
+
+
+SLOW = """
+import sys, time
+from dataclasses import dataclass
+from pathlib import Path
+from phi3_onnx.configs import find_target
+from phi3_onnx.export import open_checkpoint
+from phi3_onnx.export.weights import fill
+from phi3_onnx.export.weights.data_file import DataFile
+from phi3_onnx.export.weights.layout import plan_layout
+
+@dataclass
+class Slow:
+    inner: object
+    config: object
+    def read(self, name, rows=None):
+        print("reading", flush=True)
+        time.sleep(600)
+
+fill._WORTH_PROCESSES = 0
+checkpoint, target = open_checkpoint(sys.argv[1]), find_target("cpu-int4-rtn")
+data = DataFile(Path(sys.argv[2]), plan_layout(checkpoint.config, target))
+data.create()
+slow = Slow(checkpoint, checkpoint.config)
+with fill.filling(data, slow, target, list(checkpoint.config.tensor_shapes()), fill.Tally(data, print)) as under_way:
+    under_way.finish()
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    shared = Path("/dev/shm")
+    semaphores = set(shared.iterdir()) if shared.is_dir() else set()
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW, encoding="utf-8")
+    command = [sys.executable, str(script), str(tiny("plain")), str(tmp_path / "data")]
+    parent = psutil.Popen(command, stdout=subprocess.PIPE)
+    assert parent.stdout is not None and parent.stdout.readline().strip() == b"reading"
+    family = parent.children(recursive=True)
+    assert len(family) >= 2, "workers and a resource tracker"
+    parent.kill()
+    left = psutil.wait_procs(family, timeout=20)[1]
+    for process in left:
+        process.kill()
+    assert not left
+    parent.stdout.read()  # whoever reads what the export printed comes to its end
+    parent.wait()
+    assert not shared.is_dir() or not {path for path in set(shared.iterdir()) - semaphores if "loky" in path.name}
 
 
 def test_rows_that_nobody_wrote_are_noticed(tiny: Callable[..., Path], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from phi3_onnx.configs import UsageError
-from phi3_onnx.runtime.decoding.sampling import Sampler, Sampling, distribution, penalize, token_logprobs
+from phi3_onnx.runtime.decoding.sampling import Sampler, Sampling, discourage, distribution, penalize, token_logprobs
 
 VOCABULARY = 97
 
@@ -18,19 +18,21 @@ def logits():
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("top_k", [0, 1, 5, 500])
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])
-def test_the_distribution_is_that_of_transformers(logits, temperature, top_k, top_p):
+@pytest.mark.parametrize("min_p", [0.0, 0.02, 0.3, 1.0])
+def test_the_distribution_is_that_of_transformers(logits, temperature, top_k, top_p, min_p):
     import torch
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     scores = torch.from_numpy(logits)[None].double()
     warpers: list[Any] = [TemperatureLogitsWarper(temperature)]
     warpers += [TopKLogitsWarper(top_k)] if top_k else []
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    warpers += [MinPLogitsWarper(min_p)] if min_p else []
     for warper in warpers:
         scores = warper(None, scores)
     expected = scores.softmax(-1)[0].numpy()
 
-    tokens, probabilities = distribution(logits, Sampling(temperature, top_k, top_p))
+    tokens, probabilities = distribution(logits, Sampling(temperature, top_k, top_p, min_p=min_p))
     actual = np.zeros(VOCABULARY)
     actual[tokens] = probabilities
     # Both compute in float64 from float32 logits; only the order of the sums differs.
@@ -48,6 +50,26 @@ def test_the_repetition_penalty_is_that_of_transformers(logits):
     # One float32 division or multiplication on either side.
     np.testing.assert_allclose(penalize(logits, seen, 1.3), expected[0].numpy(), rtol=1e-6)
     np.testing.assert_array_equal(logits, before)
+
+
+def test_presence_and_frequency_penalties(logits):
+    expected = logits.copy()
+    expected[3] -= 0.5 + 2 * 0.25
+    expected[90] -= 0.5 + 0.25
+    before = logits.copy()
+    # One float32 subtraction on either side.
+    np.testing.assert_allclose(discourage(logits, [3, 90, 3], 0.5, 0.25), expected, rtol=1e-6)
+    np.testing.assert_array_equal(logits, before)
+    np.testing.assert_array_equal(discourage(logits, [], 0.5, 0.25), logits)
+
+
+def test_penalties_count_the_answer_alone():
+    level = np.array([2, 1.9, 0], dtype=np.float32)
+    for sampling in (Sampling(0, presence_penalty=0.5), Sampling(0, frequency_penalty=0.5)):
+        sampler = Sampler(sampling)
+        assert sampler.pick(level, prompt=[0, 0]) == 0
+        assert sampler.pick(level, prompt=[1], answer=[0]) == 1
+    assert Sampler(Sampling(temperature=0, presence_penalty=-1)).pick(level, answer=[1]) == 1
 
 
 def test_greedy_takes_the_first_of_the_most_likely():
@@ -103,6 +125,7 @@ def test_log_probabilities(logits):
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"top_p": 1.1}, "top_p must be above 0"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+        ({"min_p": 1.1}, "min_p must be 0 to 1"),
     ],
 )
 def test_values_out_of_range_are_refused(values, message):

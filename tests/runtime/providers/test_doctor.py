@@ -1,75 +1,25 @@
 """What the doctor finds wrong, in what it is shown."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from nvml import Nvml
 from phi3_onnx.configs import UsageError
-from phi3_onnx.runtime.providers import devices, doctor, trial
+from phi3_onnx.runtime.providers import devices, doctor
 from phi3_onnx.runtime.providers.choice import ProviderChoice, Wheel
-from phi3_onnx.runtime.providers.devices import Device, cuda_device, read_nvidia_smi, read_video_controllers
+from phi3_onnx.runtime.providers.devices import Device, cuda_device, read_video_controllers
 from phi3_onnx.runtime.providers.doctor import provider_problems, wheel_problems
-from phi3_onnx.runtime.providers.trial import Trial, run_trial, tiny_model, try_provider
+from phi3_onnx.runtime.providers.trial import ProviderTrial
 from scripted import scripted_model, write_scripted_package
 
 ORT = Wheel("onnxruntime", "1.32.0", "onnxruntime")
 ORT_GPU = Wheel("onnxruntime-gpu", "1.32.0", "onnxruntime")
 GENAI = Wheel("onnxruntime-genai", "0.18.0", "onnxruntime_genai")
 GPU = Device("nvidia", 0, "NVIDIA RTX 4090", "570.1", 24 * 2**30)
-CPU_RUNS = Trial("cpu", True, "")
-NO_CUDA = Trial("cuda", False, "built without it")
-
-
-def test_the_tiny_model_is_a_valid_one() -> None:
-    onnx = pytest.importorskip("onnx")
-    model = onnx.load_from_string(tiny_model())
-    onnx.checker.check_model(model, full_check=True)
-    assert [node.op_type for node in model.graph.node] == ["MatMul"]
-
-
-def test_the_cpu_is_tried_here_and_in_a_process_of_its_own() -> None:
-    assert run_trial("cpu").runs
-    assert try_provider("cpu").runs
-
-
-def test_a_provider_that_is_not_built_in_says_so() -> None:
-    result = try_provider("dml")
-    assert (result.provider, result.runs) == ("dml", False)
-    assert "is built without it" in result.reason
-
-
-def test_a_wrong_result_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "np", _Doubling())
-    assert "it computes wrongly" in run_trial("cpu").reason
-
-
-def test_what_onnx_runtime_says_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "tiny_model", lambda: b"no model")
-    result = run_trial("cpu")
-    assert not result.runs and result.reason and "[ONNXRuntimeError]" not in result.reason
-
-
-class _Doubling:
-    """numpy, but for the input of the trial, which is doubled."""
-
-    float32 = np.float32
-    array_equal = staticmethod(np.array_equal)
-
-    @staticmethod
-    def asarray(values: object, dtype: type) -> np.ndarray:
-        return 2 * np.asarray(values, dtype=dtype)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="signals are not exit codes there")
-def test_a_provider_that_takes_its_process_along_is_survived(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    crash = tmp_path / "python"
-    crash.write_text("#!/bin/sh\nkill -SEGV $$\n")
-    crash.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(crash))
-    assert try_provider("cuda") == Trial("cuda", False, "the process that tried it ended with signal 11")
+CPU_RUNS = ProviderTrial("cpu", True, "")
+NO_CUDA = ProviderTrial("cuda", False, "built without it")
 
 
 def test_clashing_wheels_are_an_error_with_the_command_that_mends_it() -> None:
@@ -89,21 +39,12 @@ def test_a_gpu_that_nothing_uses_is_a_warning() -> None:
     assert provider_problems([CPU_RUNS, NO_CUDA], []) == []
     (problem,) = provider_problems([CPU_RUNS, NO_CUDA], [GPU])
     assert problem.severity == "warning" and problem.what.startswith("NVIDIA RTX 4090 is there")
-    assert provider_problems([CPU_RUNS, Trial("cuda", True, "")], [GPU]) == []
+    assert provider_problems([CPU_RUNS, ProviderTrial("cuda", True, "")], [GPU]) == []
 
 
 def test_a_cpu_that_does_not_run_is_an_error() -> None:
-    (problem,) = provider_problems([Trial("cpu", False, "broken")], [])
+    (problem,) = provider_problems([ProviderTrial("cpu", False, "broken")], [])
     assert problem.severity == "error" and "broken" in problem.what
-
-
-def test_reads_nvidia_smi() -> None:
-    output = "0, NVIDIA GeForce RTX 4090, 570.86.15, 24564, 23012, 8.9\n1, NVIDIA GB10, 580.1, [N/A], [N/A], 12.1\n"
-    first, second = read_nvidia_smi(output)
-    assert first == Device("nvidia", 0, "NVIDIA GeForce RTX 4090", "570.86.15", 24564 * 2**20, 23012 * 2**20, "8.9")
-    assert (second.number, second.memory, second.free) == (1, None, None)
-    assert "cuda" in first.providers
-    assert read_nvidia_smi("No devices were found\n") == []
 
 
 RTX, H100 = "NVIDIA GeForce RTX 4090", "NVIDIA H100"
@@ -133,12 +74,7 @@ def test_the_gpu_that_cuda_means(
 
 
 def test_a_kv_cache_that_the_gpu_has_no_room_for_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if sys.platform == "win32":
-        pytest.skip("the stand-in is a shell script")
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho '0, NVIDIA H100, 550.1, 81559, 1, 9.0'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml([("NVIDIA H100", (80 << 30, 1 << 20), (9, 0))]))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     write_scripted_package(tmp_path / "pkg")
     model = scripted_model(tmp_path / "pkg", ["yes"])
@@ -149,18 +85,6 @@ def test_a_kv_cache_that_the_gpu_has_no_room_for_is_refused(monkeypatch: pytest.
     assert model.generate("Hi", max_tokens=50).text == "yes"
     model.choice = ProviderChoice("dml", ())  # nobody here knows what DirectML has
     assert model.free_memory() is None
-
-
-def test_finds_nvidia_smi_on_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if sys.platform == "win32":
-        pytest.skip("the stand-in is a shell script")
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho '0, NVIDIA H100, 550.1, 81559, 81000, 9.0'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert "NVIDIA H100" in [device.name for device in devices.list_devices()]
-    tool.write_text("#!/bin/sh\nexit 9\n")  # a driver that does not answer
-    assert "NVIDIA H100" not in [device.name for device in devices.list_devices()]
 
 
 def test_reads_the_video_controllers_of_windows() -> None:

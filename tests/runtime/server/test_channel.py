@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from phi3_onnx.runtime.server.channel import Decoder, encode
-from phi3_onnx.runtime.server.messages import Accepted, Finished, Job, Piece, Refused, TokenText
+from phi3_onnx.runtime.server.errors import api_error
+from phi3_onnx.runtime.server.messages import Accepted, Finished, Job, Piece, RefusalKind, Refused, TokenText
 from phi3_onnx.runtime.server.process import Answers
 from phi3_onnx.runtime.server.replies import CompletionReply
 from phi3_onnx.runtime.server.requests import CompletionRequest, parse
@@ -93,6 +94,23 @@ def test_every_text_is_sent_once_and_in_order_to_slow_readers_too(steps: list[An
 def test_a_late_refusal_ends_a_stream() -> None:
     sent, ends = stream_of(Accepted(1, 3), PIECES[0], Refused(1, "engine", "it broke"))
     assert texts(sent) == ["a"] and "it broke" in sent and "[DONE]" not in sent and ends == ["end"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("engine", "engine_error"),
+        ("stopped", "engine_unavailable"),
+        ("context", "context_length_exceeded"),
+        ("request", "invalid_value"),
+    ],
+)
+def test_a_late_refusal_has_the_body_of_an_early_one(kind: RefusalKind, code: str) -> None:
+    refused = Refused(1, kind, "it broke")
+    sent, _ = stream_of(Accepted(1, 3), PIECES[0], refused)
+    last = json.loads(sent.rstrip("\n").rpartition("data: ")[2])
+    assert last["error"]["code"] == code
+    assert last == json.loads(bytes(api_error(refused).response.body))
 
 
 def test_a_client_that_leaves_ends_a_stream() -> None:

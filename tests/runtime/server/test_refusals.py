@@ -23,8 +23,6 @@ def post(server: RunningServer, body: Any, path: str = "/v1/chat/completions", *
     ("extra", "param"),
     [
         ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"presence_penalty": -1}, "presence_penalty"),
         ({"store": True}, "store"),
         ({"reasoning_effort": "low"}, "reasoning_effort"),
         ({"functions": [{"name": "f"}]}, "functions"),
@@ -47,7 +45,7 @@ def test_an_unsupported_parameter_is_refused_by_name(server: RunningServer, extr
     }
 
 
-@pytest.mark.parametrize("name", ["best_of", "echo", "suffix", "frequency_penalty"])
+@pytest.mark.parametrize("name", ["best_of", "echo", "suffix", "logit_bias"])
 def test_so_it_is_for_plain_completions(server: RunningServer, name: str) -> None:
     reply = post(
         server, {"prompt": "a", name: {"best_of": 2, "echo": True, "suffix": "b"}.get(name, 1)}, "/v1/completions"
@@ -75,6 +73,9 @@ def test_what_asks_for_nothing_is_taken(server: RunningServer) -> None:
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": True}, "temperature"),
         ({"top_p": 0}, "top_p"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"presence_penalty": -3}, "presence_penalty"),
         ({"n": 0}, "n"),
         ({"n": 1.0}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
