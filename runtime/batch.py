@@ -1,7 +1,7 @@
 """Many prompts, several answered side by side: a row of the batch goes on with the next when it is through.
 
-Each answer is the one that its prompt gets alone, but for rounding: a matrix product of several rows may add up in
-another order than that of one.
+Each answer is the one that its prompt gets alone: exactly with the engine that decodes together, and but for rounding
+with slots, where a matrix product of several rows may add up in another order than that of one.
 """
 
 import threading
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..configs import PackageError, Phi3OnnxError, ProviderError, UsageError
 from .core import ModelCore
-from .decoding.generation import Generation, Options, room_for
+from .decoding.generation import Options
 from .decoding.kvcache import KvCache, check_memory
 from .decoding.response import Chunk, Response, last_response
 from .engines.ort import OrtEngine
@@ -45,7 +45,8 @@ def answer_all(
 ) -> Iterator[Result]:
     """Answer prompts, several at a time.
 
-    Those with guidance, and all of a package that can not be batched, are answered one after another.
+    The engine that decodes together takes all. Else those with guidance, and all of a package that can not be batched,
+    are answered one after another.
 
     Args:
         model: the loaded model.
@@ -207,7 +208,7 @@ def _tokens_needed(model: ModelCore, job: Job, free: int | None) -> int:
     """
     if not job.prompt:
         raise UsageError("the prompt holds no tokens")
-    needed = len(job.prompt) + room_for(len(job.prompt), job.options.max_tokens, model.context_length)
+    needed = len(job.prompt) + model.room(job.prompt, job.options)
     check_memory(needed, model.package.kv_bytes_per_token, free)
     return needed
 
@@ -259,18 +260,8 @@ class _Row:
 
 
 def _steps(model: ModelCore, cache: KvCache, job: Job, cancel: threading.Event) -> Iterator[Chunk | None]:
-    room = room_for(len(job.prompt), job.options.max_tokens, model.context_length)
-    cache.reserve(len(job.prompt) + room)
-    generation = Generation(
-        cache,
-        job.prompt,
-        job.options,
-        room=room,
-        end_tokens=model.package.end_tokens,
-        decoder=model.tokenizer.stream(),
-        cancel=cancel,
-    )
-    yield from generation.steps()
+    cache.reserve(len(job.prompt) + model.room(job.prompt, job.options))
+    yield from model.generation(cache, job.prompt, job.options, cancel=cancel).steps()
 
 
 def _go_on(row: _Row) -> Result | None:

@@ -133,9 +133,9 @@ class Model(ModelCore):
     ) -> Iterator[Response]:
         """Answer prompts, several side by side; a row of the batch goes on with the next when it is through.
 
-        Each answer is the one that `generate` gives, but for rounding. Prompts with guidance, and packages that can not
-        be batched, are answered one after another. A model that was not loaded with `engine="onnxruntime"` loads its
-        weights a second time for this, and keeps them until it is closed.
+        With `engine="together"` each answer is exactly the one that `generate` gives. Else it is so but for rounding,
+        prompts with guidance, and packages that can not be batched, are answered one after another, and a model of
+        GenAI's loads its weights a second time for this, and keeps them until it is closed.
 
         Args:
             prompts: each as for `generate`.

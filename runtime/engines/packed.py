@@ -1,14 +1,14 @@
 """A package's second graph in ONNX Runtime: tokens of prompts and answers of many texts in one run.
 
 The graph (`export.graph.decode`) takes the tokens of all rows one after another; attention alone sees rows. With its
-int8 cache and an even number of tokens, or any where the kernels allow, a token's logits do not depend on what else is
-in the run: `settle_padding` finds out on this machine which numbers those are.
+int8 cache, and with a number of tokens that this machine's kernels treat alike, a token's logits do not depend on what
+else is in the run. Which numbers those are is tried out when the graph is loaded.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,9 +20,23 @@ from .arena import Arena, CacheShape
 
 DECODE_NAME = "decode.onnx"
 _DTYPES = {"tensor(int8)": np.int8, "tensor(float)": np.float32}
-_PADDINGS = (1, 2, 4, 8)
-_TRIAL_TOKENS = 24
-_EVERY = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 23)
+_TRIAL_TOKENS = 8
+
+
+class Padding(NamedTuple):
+    """Which numbers of tokens a run may have: others are filled up."""
+
+    least: int
+    multiple: int
+
+    def missing(self, count: int) -> int:
+        """Return how many tokens fill up a run."""
+        filled = max(count, self.least)
+        return filled + -filled % self.multiple - count
+
+
+# Cheapest first. AVX2 has a kernel of its own for one row; AVX-512 one for an odd last row, but none at blocks of 32.
+_PADDINGS = (Padding(1, 1), Padding(2, 1), Padding(2, 2), Padding(4, 4))
 
 
 @dataclass(frozen=True)
@@ -79,8 +93,8 @@ class PackedGraph:
         self._bindings: dict[tuple[int, int], Any] = {}
         self._bound: Arena | None = None
         self._bound_to = 0
-        self.padding: int | None = 1
-        """A token's logits are the same in each run whose tokens are a multiple of this; None where no number does."""
+        self.padding: Padding | None = None
+        """What makes a token's logits the same in every run; None where nothing does."""
         self.padding = self._settle_padding()
 
     def run(self, arena: Arena, rows: Sequence[RowRun]) -> list[np.ndarray]:
@@ -147,7 +161,7 @@ class PackedGraph:
         return feeds, wanted
 
     def _missing(self, count: int) -> int:
-        return -count % (self.padding or 1)
+        return self.padding.missing(count) if self.padding else 0
 
     def _binding(self, arena: Arena, first: int, count: int) -> Any:
         """Return the binding of neighbouring slots, which stays the same from run to run until the arena moves."""
@@ -165,8 +179,8 @@ class PackedGraph:
             self._bindings[first, count] = binding
         return self._bindings[first, count]
 
-    def _settle_padding(self) -> int | None:
-        """Return of what the number of tokens has to be a multiple, for a token's logits to depend on it alone.
+    def _settle_padding(self) -> Padding | None:
+        """Return what makes a token's logits the same in every run on this machine.
 
         Raises:
             PackageError: the graph does not run here.
@@ -174,24 +188,16 @@ class PackedGraph:
         """
         tokens = [(7 + 13 * i) % self.vocab_size for i in range(_TRIAL_TOKENS)]
         try:
-            self.padding = _TRIAL_TOKENS
-            whole = self._in_pieces(tokens, len(tokens))
+            self.padding = Padding(1, _TRIAL_TOKENS)
+            whole = self._trial(tokens)
             for padding in _PADDINGS:
                 self.padding = padding
-                if all(np.array_equal(self._in_pieces(tokens, size), whole) for size in _EVERY):
+                if all(np.array_equal(self._trial(tokens[:count]), whole[:count]) for count in range(1, len(tokens))):
                     return padding
         except EngineError as error:
             raise PackageError(f"{DECODE_NAME} does not run: {error}") from error
         return None
 
-    def _in_pieces(self, tokens: Sequence[int], size: int) -> np.ndarray:
-        """Return all logits of a text that is run so many tokens at a time, beside another text in the other rows."""
-        arena = Arena(self.shape, 3, 2 * len(tokens))
-        logits = []
-        for start in range(0, len(tokens), size):
-            piece = tokens[start : start + size]
-            rows = [RowRun(1, start, piece, len(piece))]
-            if start and size % 2:  # company, in a slot before it and one behind it by turns
-                rows.append(RowRun(2 * (start % 4 > 1), 0, tokens[::-1][: 1 + start % 5], 1))
-            logits.append(self.run(arena, rows)[0])
-        return np.concatenate(logits)
+    def _trial(self, tokens: Sequence[int]) -> np.ndarray:
+        """Return the logits of all tokens of a text."""
+        return self.run(Arena(self.shape, 1, len(tokens)), [RowRun(0, 0, tokens, len(tokens))])[0]

@@ -389,7 +389,8 @@ class PackedEngine:
 
     def __init__(self, graph: PackedGraph, context_length: int) -> None:
         """Take a loaded graph."""
-        self.name = f"{graph.name}, {DECODE_NAME}"
+        rounding = "" if graph.padding else ", where answers may differ by rounding"
+        self.name = f"{graph.name}, {DECODE_NAME}{rounding}"
         self.bytes_per_token = graph.shape.bytes_per_token
         """Bytes of KV cache for one token."""
         self._context = context_length

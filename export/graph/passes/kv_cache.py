@@ -8,7 +8,9 @@ import onnx_ir as ir
 from .edit import CONTRIB, constant, nodes_of
 
 _KEY_SCALE_AT, _VALUE_SCALE_AT = 12, 13
-_HEADROOM = 1.0
+_HEADROOM = 1.2
+"""Beyond what a short text showed, which other texts exceed: on the small real model it costs no KL (0.0057 either way,
+on another text), and 1.5 costs a fifth."""
 
 
 def quantize_cache(model: ir.Model, scales: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
