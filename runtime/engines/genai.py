@@ -12,6 +12,7 @@ import numpy as np
 from ...configs import EngineError, PackageError, ProviderError, UsageError
 from ...configs.options import SAMPLING
 from ..decoding.engine import GuidedDraws
+from ..decoding.guide import tight_schema
 from ..package import Package
 from ..providers.choice import ProviderChoice, canonical, choose, first_line, import_genai, resolve_ort_providers
 from ..providers.hardware import default_threads
@@ -315,7 +316,4 @@ def _search_options(guided: GuidedDraws | None) -> dict[str, Any]:
 def _guidance_text(guided: GuidedDraws) -> str:
     if guided.guidance.kind != "json_schema":
         return guided.guidance.text
-    # Free white space between JSON's parts lets a model write blank lines for ever (seen with the small real model).
-    schema = json.loads(guided.guidance.text)
-    schema.setdefault("x-guidance", {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "})
-    return json.dumps(schema)
+    return tight_schema(guided.guidance.text)

@@ -21,18 +21,24 @@ from .arena import Arena, CacheShape
 DECODE_NAME = "decode.onnx"
 _DTYPES = {"tensor(int8)": np.int8, "tensor(float)": np.float32}
 _TRIAL_TOKENS = 8
+_TRIAL_SIZES = (1, 2, 3, 5, 7)
+
+
+# MLAS cuts a product into stripes of so many rows (`StrideM`), and chooses the kernel for each.
+_STRIPE = 128
 
 
 class Padding(NamedTuple):
-    """Which numbers of tokens a run may have: others are filled up."""
+    """How many rows a stripe of a matrix product must have: others are filled up."""
 
     least: int
     multiple: int
 
     def missing(self, count: int) -> int:
         """Return how many tokens fill up a run."""
-        filled = max(count, self.least)
-        return filled + -filled % self.multiple - count
+        rest = count % _STRIPE
+        filled = max(rest, self.least) if rest else 0
+        return filled + -filled % self.multiple - rest
 
 
 # Cheapest first. AVX2 has a kernel of its own for one row; AVX-512 one for an odd last row, but none at blocks of 32.
@@ -189,15 +195,17 @@ class PackedGraph:
         tokens = [(7 + 13 * i) % self.vocab_size for i in range(_TRIAL_TOKENS)]
         try:
             self.padding = Padding(1, _TRIAL_TOKENS)
-            whole = self._trial(tokens)
+            whole = self._trial(tokens, len(tokens))
             for padding in _PADDINGS:
                 self.padding = padding
-                if all(np.array_equal(self._trial(tokens[:count]), whole[:count]) for count in range(1, len(tokens))):
+                if all(np.array_equal(self._trial(tokens, size), whole) for size in _TRIAL_SIZES):
                     return padding
         except EngineError as error:
             raise PackageError(f"{DECODE_NAME} does not run: {error}") from error
         return None
 
-    def _trial(self, tokens: Sequence[int]) -> np.ndarray:
-        """Return the logits of all tokens of a text."""
-        return self.run(Arena(self.shape, 1, len(tokens)), [RowRun(0, 0, tokens, len(tokens))])[0]
+    def _trial(self, tokens: Sequence[int], size: int) -> np.ndarray:
+        """Return the logits of all tokens of a text that is run so many at a time."""
+        arena, pieces = Arena(self.shape, 1, len(tokens)), range(0, len(tokens), size)
+        rows = [RowRun(0, start, tokens[start : start + size], len(tokens[start : start + size])) for start in pieces]
+        return np.concatenate([self.run(arena, [row])[0] for row in rows])

@@ -51,7 +51,7 @@ def main() -> None:
                 "package": str(args.package),
                 "threads": args.threads,
                 "tok_s": {count: round(statistics.median(found), 1) for count, found in speeds.items()},
-                "same": sameness(http, prompts(random, args.prompts, args.prompt), max(args.clients)),
+                "same": sameness(http, prompts(random, args.prompts, args.prompt), args.tokens, max(args.clients)),
                 "pause_ms": pauses(http, prompts(random, 1, 16)[0], prompts(random, 1, args.long)[0]),
             }
     finally:
@@ -87,11 +87,11 @@ def speed(http: httpx.Client, asked: list[list[int]], tokens: int) -> float:
     return sum(answer["usage"]["completion_tokens"] for answer in answers) / (time.perf_counter() - begun)
 
 
-def sameness(http: httpx.Client, asked: list[list[int]], clients: int) -> dict[str, int]:
+def sameness(http: httpx.Client, asked: list[list[int]], tokens: int, clients: int) -> dict[str, int]:
     """Return how many prompts got the very same text and log probabilities cold, again, and in a crowd."""
-    cold = [ask(http, prompt, 24)["choices"] for prompt in asked]
-    again = [ask(http, prompt, 24)["choices"] for prompt in asked]
-    together = [answer["choices"] for answer in crowd(http, asked, 24, clients)]
+    cold = [ask(http, prompt, tokens)["choices"] for prompt in asked]
+    again = [ask(http, prompt, tokens)["choices"] for prompt in asked]
+    together = [answer["choices"] for answer in crowd(http, asked, tokens, clients)]
     return {
         "prompts": len(asked),
         "repeated": sum(one == other for one, other in zip(cold, again, strict=True)),

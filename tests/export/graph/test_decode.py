@@ -10,7 +10,7 @@ import pytest
 from phi3_onnx.configs import read_manifest
 from phi3_onnx.export.graph.passes.kv_cache import cache_scales
 from phi3_onnx.runtime.engines.arena import Arena
-from phi3_onnx.runtime.engines.packed import DECODE_NAME, PackedGraph, RowRun
+from phi3_onnx.runtime.engines.packed import DECODE_NAME, PackedGraph, Padding, RowRun
 from phi3_onnx.runtime.engines.session import LogitsSession
 from phi3_onnx.runtime.package import open_package
 
@@ -88,8 +88,32 @@ def test_a_text_gets_the_same_logits_in_any_company(tiny_package: Make, kind: st
             random.shuffle(rows)  # pyright: ignore[reportArgumentType]
             logits = graph.run(arena, rows)
             mine = next(values for row, values in zip(rows, logits, strict=True) if row.slot == 2)
-            assert np.array_equal(mine, whole[start : start + len(piece)]), (start, len(piece))
+            assert np.array_equal(mine, whole[start : start + len(piece)]), (start, len(piece), graph.padding)
             start += len(piece)
+
+
+@pytest.mark.parametrize("target", [TARGET, "cpu-int4-awq"])
+def test_lengths_about_a_stripe_of_the_kernels_are_no_exception(tiny_package: Make, target: str) -> None:
+    graph, text = PackedGraph(open_package(tiny_package("gqa", target))), tokens(260)
+    whole = graph.run(Arena(graph.shape, 1, 260), [RowRun(0, 0, text, 260)])[0]
+    for count in (1, 2, 3, 127, 128, 129, 130, 131, 255, 256, 257, 258, 259):
+        (found,) = graph.run(Arena(graph.shape, 1, 260), [RowRun(0, 0, text[:count], count)])
+        assert np.array_equal(found, whole[:count]), (count, graph.padding)
+        (last,) = graph.run(Arena(graph.shape, 1, 260), [RowRun(0, 0, text[:count])])
+        assert np.array_equal(last[0], whole[count - 1]), count
+
+
+@pytest.mark.parametrize(
+    ("padding", "filled"),
+    [
+        (Padding(1, 1), {1: 1, 3: 3, 129: 129}),
+        (Padding(2, 1), {1: 2, 3: 3, 128: 128, 129: 130, 257: 258}),
+        (Padding(2, 2), {1: 2, 3: 4, 128: 128, 129: 130, 131: 132}),
+        (Padding(4, 4), {1: 4, 5: 8, 126: 128}),
+    ],
+)
+def test_runs_are_filled_up_by_stripes(padding: Padding, filled: dict[int, int]) -> None:
+    assert {count: count + padding.missing(count) for count in filled} == filled
 
 
 def test_packages_for_the_cpu_have_it_over_the_same_data(tiny_package: Make) -> None:
