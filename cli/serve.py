@@ -81,6 +81,8 @@ def command(
 
     def on_ready(info: Ready, url: str) -> None:
         notice(f"{info.model} on {info.provider} ({info.choice})")
+        if info.turns_because:
+            notice(f"answers take turns and may differ by rounding: {info.turns_because}")
         notice(f"ready at {url} (OpenAI's protocol at {url}/v1); Ctrl-C ends it")
 
     serve(loader, settings, on_ready)

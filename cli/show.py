@@ -58,6 +58,10 @@ def command(package: str, tensors: bool, plot: Path | None, as_json: bool) -> No
         ("matrices", ", ".join(f"{count} x {scheme}" for scheme, count in schemes.most_common())),
         ("operators", ", ".join(f"{count} {op}" for op, count in manifest.ops.items())),
     ]
+    if "decode.onnx" in manifest.files:
+        rows.append(
+            ("together", "decode.onnx with an int8 KV cache: an answer is the same in any company (on the CPU)")
+        )
     if target.quantization:
         rows.append(("method", target.quantization.method))
     for name, value in rows:

@@ -122,6 +122,15 @@ class Target:
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     @property
+    def decodes_together(self) -> bool:
+        """Whether its packages get a second graph that decodes several texts together: those with int8 activations.
+
+        In float32 a matrix product of one row rounds otherwise than one of several: answers would depend on others.
+        """
+        level = self.quantization.accuracy_level if self.quantization else 0
+        return self.provider == "cpu" and self.io_dtype == "float32" and level == 4
+
+    @property
     def weights(self) -> str:
         """Say in a few words how the weights are stored, such as `int4 block 32 symmetric, rtn`."""
         if self.quantization is None:

@@ -36,6 +36,7 @@ from .weights.calibration_data import (
     calibrated_layers,
     calibration_bytes,
     prepare_calibration,
+    short_calibration,
 )
 from .weights.data_file import DATA_NAME, DataFile
 from .weights.fill import Progress, Tally, filling, fills_by_processes, summaries, worker_processes, write_quantized
@@ -236,6 +237,12 @@ def _write(plan: ExportPlan, folder: Path, progress: Progress) -> None:
         check_graph(plan.graph.model, plan.target.provider)
     plan.graph.bind(plan.layout, folder)
     (folder / "model.onnx").write_bytes(ir.serde.serialize_model(plan.graph.model).SerializeToString())
+    if plan.target.decodes_together and plan.target.quantization is not None:
+        from .graph.decode import write_decode_graph
+
+        progress("measuring the cache", 0, 1)
+        write_decode_graph(folder, checkpoint.config, short_calibration(checkpoint, plan.target.quantization))
+        progress("measuring the cache", 1, 1)
     for name, content in checkpoint.assets().items():
         (folder / name).write_bytes(content)
     generation = dict(checkpoint.generation_config)

@@ -1,7 +1,7 @@
 """Many prompts, several answered side by side: a row of the batch goes on with the next when it is through.
 
-Each answer is the one that its prompt gets alone, but for rounding: a matrix product of several rows may add up in
-another order than that of one.
+Each answer is the one that its prompt gets alone: exactly with the engine that decodes together, and but for rounding
+with slots, where a matrix product of several rows may add up in another order than that of one.
 """
 
 import threading
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from ..configs import PackageError, Phi3OnnxError, ProviderError, UsageError
 from .core import ModelCore
-from .decoding.generation import Options, room_for
+from .decoding.generation import Options
 from .decoding.kvcache import KvCache, check_memory
 from .decoding.response import Chunk, Response, last_response
 from .engines.ort import OrtEngine
+from .engines.together import Together
 from .providers.hardware import format_bytes
 
 DEFAULT_BATCH = 8
@@ -44,7 +45,8 @@ def answer_all(
 ) -> Iterator[Result]:
     """Answer prompts, several at a time.
 
-    Those with guidance, and all of a package that can not be batched, are answered one after another.
+    The engine that decodes together takes all. Else those with guidance, and all of a package that can not be batched,
+    are answered one after another.
 
     Args:
         model: the loaded model.
@@ -64,7 +66,8 @@ def answer_all(
     if batch < 1:
         raise UsageError(f"batch must be 1 or more, got {batch}")
     stop, say = cancel or threading.Event(), notify or (lambda _: None)
-    rows, together = _batched(model, jobs, batch, stop, say)
+    core = model.together(min(batch, len(jobs))) if jobs else None
+    rows, together = _joined(model, core, jobs, stop) if core else _batched(model, jobs, batch, stop, say)
     cache, done = model.new_cache(), dict[int, Result]()
     try:
         for number, job in enumerate(jobs):
@@ -113,6 +116,45 @@ def _batched(
         notify(f"{len(jobs) - len(free)} of {len(jobs)} prompts have guidance and are answered one at a time")
     rows = _side_by_side(model, engine, {number: jobs[number] for number in free}, batch, cancel, notify)
     return rows, frozenset(free)
+
+
+def _joined(
+    model: ModelCore, core: Together, jobs: Sequence[Job], cancel: threading.Event
+) -> tuple[_Rows, frozenset[int]]:
+    """Return what answers all jobs together, each with what it gets alone."""
+
+    def rows() -> _Rows:
+        answers = {
+            number: model.joined(core, job.prompt, job.options, cancel=cancel) for number, job in enumerate(jobs)
+        }
+        try:
+            while answers:
+                for number, chunks in list(answers.items()):
+                    finished, result = _until_it_waits(chunks)
+                    if finished:
+                        del answers[number]
+                    if result is not None:
+                        yield number, result
+                core.step()
+        finally:
+            for chunks in answers.values():
+                chunks.close()
+            core.close()
+
+    return rows(), frozenset(range(len(jobs)))
+
+
+def _until_it_waits(chunks: Iterator[Chunk | None]) -> tuple[bool, Result | None]:
+    """Take an answer to where it waits, or to its end; return whether that is reached, and what came of it."""
+    try:
+        for chunk in chunks:
+            if chunk is None:
+                return False, None
+            if chunk.response:
+                return True, chunk.response
+    except Phi3OnnxError as error:
+        return True, error
+    return True, None  # it was not begun before the end
 
 
 def _nothing() -> _Rows:
@@ -166,7 +208,7 @@ def _tokens_needed(model: ModelCore, job: Job, free: int | None) -> int:
     """
     if not job.prompt:
         raise UsageError("the prompt holds no tokens")
-    needed = len(job.prompt) + room_for(len(job.prompt), job.options.max_tokens, model.context_length)
+    needed = len(job.prompt) + model.room(job.prompt, job.options)
     check_memory(needed, model.package.kv_bytes_per_token, free)
     return needed
 
@@ -218,9 +260,8 @@ class _Row:
 
 
 def _steps(model: ModelCore, cache: KvCache, job: Job, cancel: threading.Event) -> Iterator[Chunk | None]:
-    room = room_for(len(job.prompt), job.options.max_tokens, model.context_length)
-    cache.reserve(len(job.prompt) + room)
-    yield from model.generation(job.prompt, job.options, cache, cancel=cancel).steps()
+    cache.reserve(len(job.prompt) + model.room(job.prompt, job.options))
+    yield from model.generation(cache, job.prompt, job.options, cancel=cancel).steps()
 
 
 def _go_on(row: _Row) -> Result | None:

@@ -4,17 +4,19 @@
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Self, Unpack
 
 from ..configs import UsageError
 from ..configs.options import SAMPLING
-from .decoding.engine import Engine
-from .decoding.generation import GenerateOptions, Generation, Options, room_for
+from .decoding.engine import Engine, GuidedDraws
+from .decoding.generation import GenerateOptions, Generation, Options, TextCache, room_for
+from .decoding.guide import Guides
 from .decoding.kvcache import KvCache
 from .decoding.response import Chunk
 from .engines.ort import OrtEngine, load_ort_engine
+from .engines.together import PackedEngine, Together
 from .package import Package
 from .providers.choice import Candidate, ProviderChoice
 from .providers.devices import free_memory
@@ -51,6 +53,10 @@ class ModelCore:
         self._device = device
         self._batching: OrtEngine | None = None
         self._closed = False
+        self.turns_because: str | None = None
+        """Why several answers are not decoded together, where that was wanted."""
+        self.guides = Guides(tokenizer, package.contract.vocab_size, package.end_tokens)
+        """Makes masks of guidance, for engines that have none of their own."""
         self._lock = threading.Lock()
 
     @property
@@ -62,6 +68,11 @@ class ModelCore:
     def context_length(self) -> int:
         """Tokens that prompt and answer may have together."""
         return self.package.context_length
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache that one token takes in this engine."""
+        return self.engine.bytes_per_token if isinstance(self.engine, PackedEngine) else self.package.kv_bytes_per_token
 
     def encode(self, prompt: Prompt, *, raw: bool = False, system: str | None = None) -> list[int]:
         """Return the token ids of a prompt, rendered by the chat template unless it is raw; see `generate`.
@@ -119,7 +130,7 @@ class ModelCore:
         return KvCache(
             self.engine,
             context_length=self.context_length,
-            bytes_per_token=self.package.kv_bytes_per_token,
+            bytes_per_token=self.kv_bytes_per_token,
             switch=self.package.longrope_switch,
             free_memory=self.free_memory,
             on_reserve=self.on_reserve,
@@ -174,44 +185,89 @@ class ModelCore:
             EngineError: the engine failed.
 
         """
-        room = room_for(len(prompt), options.max_tokens, self.context_length)
+        room = self.room(prompt, options)
         used = cache or self.new_cache()
-        used.reserve(len(prompt) + room, spare, options.guided)
-        generation = self.generation(prompt, options, used, cancel=cancel, on_prefill=on_prefill)
+        used.reserve(len(prompt) + room, spare, self.opened_under(options))
+        generation = self.generation(used, prompt, options, cancel=cancel, on_prefill=on_prefill)
         return _closing(generation, used) if cache is None else iter(generation)
 
-    def generation(
-        self,
-        prompt: Sequence[int],
-        options: Options,
-        cache: KvCache,
-        *,
-        cancel: threading.Event | None = None,
-        on_prefill: Callable[[int, int], None] | None = None,
-    ) -> Generation:
-        """Return an answer in the making; nothing runs before its iteration begins.
-
-        Args:
-            prompt: token ids.
-            options: how.
-            cache: with room reserved for the prompt and the answer, see `room_for`.
-            cancel: ends the answer when it is set.
-            on_prefill: called with the prompt's tokens run so far and in all.
+    def room(self, prompt: Sequence[int], options: Options) -> int:
+        """Return how many tokens the answer to a prompt may have.
 
         Raises:
             UsageError: prompt and answer do not fit into the context.
 
         """
+        return room_for(len(prompt), options.max_tokens, self.context_length)
+
+    def opened_under(self, options: Options) -> GuidedDraws | None:
+        """Return the guidance that the engine itself has to follow; None where there is none, or it masks logits."""
+        return options.guided if self.engine.guides else None
+
+    def generation(
+        self,
+        cache: TextCache,
+        prompt: Sequence[int],
+        options: Options,
+        *,
+        cancel: threading.Event | None = None,
+        on_prefill: Callable[[int, int], None] | None = None,
+    ) -> Generation:
+        """Return one answer in the making; see `Generation`.
+
+        Raises:
+            UsageError: prompt and answer do not fit into the context, or the guidance is not understood.
+
+        """
+        guided = options.guidance is not None and not self.engine.guides
         return Generation(
             cache,
             prompt,
             options,
-            room=room_for(len(prompt), options.max_tokens, self.context_length),
+            room=self.room(prompt, options),
             end_tokens=self.package.end_tokens,
             decoder=self.tokenizer.stream(),
+            guide=self.guides.guide(options.guidance) if guided and options.guidance else None,
             cancel=cancel,
             on_prefill=on_prefill,
         )
+
+    def together(self, texts: int, cache_bytes: int = 0) -> Together | None:
+        """Return what decodes several texts together with the same logits as each alone; None where nothing can.
+
+        Args:
+            texts: how many at a time.
+            cache_bytes: bytes that texts may keep after their end.
+
+        """
+        return self.engine.together(texts, cache_bytes) if isinstance(self.engine, PackedEngine) else None
+
+    def joined(
+        self,
+        together: Together,
+        prompt: Sequence[int],
+        options: Options,
+        *,
+        cancel: threading.Event | None = None,
+    ) -> Generator[Chunk | None, None, None]:
+        """Answer a prompt beside others: yields its chunks, and None wherever it waits for `together.step()`.
+
+        Raises:
+            UsageError: prompt and answer do not fit into the context or the memory, or the guidance is not understood.
+            EngineError: the engine failed.
+
+        """
+        needed = len(prompt) + self.room(prompt, options)
+        while (cache := together.open(prompt, needed)) is None:
+            if cancel and cancel.is_set():
+                return
+            yield None
+        try:
+            for chunk in self.generation(cache, prompt, options, cancel=cancel).steps():
+                if chunk or cache.waiting:
+                    yield chunk
+        finally:
+            cache.close()
 
     def close(self) -> None:
         """Give the model's memory back; it can not be used after that."""

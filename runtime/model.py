@@ -14,11 +14,12 @@ from .decoding.response import Chunk, Response, last_response
 from .decoding.score import Score, score_tokens
 from .engines.genai import load_engine
 from .engines.ort import load_ort_engine
+from .engines.together import load_packed_engine
 from .package import open_package
 from .text.template import read_template
 from .text.tokenizer import Tokenizer
 
-EngineName = Literal["genai", "onnxruntime"]
+EngineName = Literal["genai", "onnxruntime", "together"]
 
 
 def load(
@@ -37,8 +38,9 @@ def load(
             it, beginning with the one it was made for (`model.choice` has the reasons).
         threads: threads of one operator on the CPU; by default `$PHI3_ONNX_THREADS`, or the physical cores.
         device: number of the GPU, for CUDA and DirectML.
-        engine: `genai` is ONNX Runtime GenAI. `onnxruntime` is without it: `generate_many` then needs no second copy of
-            the weights in memory; it has no guidance, and runs on the CPU and CUDA.
+        engine: `genai` is ONNX Runtime GenAI. `onnxruntime` is without it, on the CPU and CUDA: `generate_many` then
+            needs no second copy of the weights in memory. `together` is ONNX Runtime on the CPU with the package's
+            `decode.onnx`: an answer has the same tokens and log probabilities whatever is decoded beside it.
 
     Raises:
         PackageError: there is no such package, or it is damaged.
@@ -47,8 +49,11 @@ def load(
 
     """
     opened = open_package(package)
-    loader = load_ort_engine if engine == "onnxruntime" else load_engine
-    loaded, choice = loader(opened, provider, threads=threads, device=device)
+    if engine == "together":
+        loaded, choice = load_packed_engine(opened, provider, threads=threads)
+    else:
+        loader = load_ort_engine if engine == "onnxruntime" else load_engine
+        loaded, choice = loader(opened, provider, threads=threads, device=device)
     tokenizer = Tokenizer(opened.folder)
     template = read_template(opened.folder, tokenizer.config, tokenizer.special_tokens)
     return Model(opened, loaded, tokenizer, template, choice, threads=threads, device=device)
@@ -128,9 +133,9 @@ class Model(ModelCore):
     ) -> Iterator[Response]:
         """Answer prompts, several side by side; a row of the batch goes on with the next when it is through.
 
-        Each answer is the one that `generate` gives, but for rounding. Prompts with guidance, and packages that can not
-        be batched, are answered one after another. A model that was not loaded with `engine="onnxruntime"` loads its
-        weights a second time for this, and keeps them until it is closed.
+        With `engine="together"` each answer is exactly the one that `generate` gives. Else it is so but for rounding,
+        prompts with guidance, and packages that can not be batched, are answered one after another, and a model of
+        GenAI's loads its weights a second time for this, and keeps them until it is closed.
 
         Args:
             prompts: each as for `generate`.
@@ -202,10 +207,32 @@ def load_to_batch(
     """
     find_package(str(package))  # where there is none, that is the error, once
     try:
+        return load(package, provider=provider, threads=threads, engine="together")
+    except (PackageError, ProviderError):
+        pass
+    try:
         return load(package, provider=provider, threads=threads, device=device, engine="onnxruntime")
     except (PackageError, ProviderError) as error:
         model = load(package, provider=provider, threads=threads, device=device)
         notify(f"prompts are answered one at a time: {error}")
+        return model
+
+
+def load_to_serve(
+    package: str | Path, *, provider: str = "auto", threads: int | None = None, device: int | None = None
+) -> Model:
+    """Load a package for a server: with the engine that decodes together, or with GenAI (`turns_because` says why).
+
+    Raises:
+        Phi3OnnxError: as `load`.
+
+    """
+    find_package(str(package))
+    try:
+        return load(package, provider=provider, threads=threads, engine="together")
+    except (PackageError, ProviderError) as error:
+        model = load(package, provider=provider, threads=threads, device=device)
+        model.turns_because = str(error)
         return model
 
 

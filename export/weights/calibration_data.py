@@ -88,6 +88,12 @@ def prepare_calibration(checkpoint: Checkpoint, options: CalibrationOptions, qua
     return Calibration(replace(options, num_samples=num_samples), samples)
 
 
+def short_calibration(checkpoint: Checkpoint, quantization: Quantization) -> np.ndarray:
+    """Return the few token sequences that show how large keys and values get, int64 [samples, tokens]."""
+    options = CalibrationOptions(num_samples=2, sequence_length=min(256, checkpoint.config.max_position))
+    return prepare_calibration(checkpoint, options, quantization).samples
+
+
 def calibrated_layers(
     checkpoint: Checkpoint,
     target: Target,

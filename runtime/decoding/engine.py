@@ -112,6 +112,11 @@ class Engine(Protocol):
         """Whether sequences without guidance can `choose_token`, which spares the copy of all logits."""
         ...
 
+    @property
+    def guides(self) -> bool:
+        """Whether it follows guidance by itself, when a sequence is opened with it; else the caller masks logits."""
+        ...
+
     def open(self, capacity: int, guided: GuidedDraws | None = None) -> TokenSequence:
         """Start a sequence with room for `capacity` tokens, whose KV cache is reserved at once.
 

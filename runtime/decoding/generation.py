@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from ...configs.options import OPTIONS, AnswerOptions
 from ..text.stops import StopFilter
 from ..text.tokenizer import StreamDecoder
 from .engine import Guidance, GuidedDraws
-from .kvcache import KvCache
+from .guide import Guide
 from .response import Chunk, FinishReason, Response
 from .sampling import Sampler, Sampling, TokenLogprobs, token_logprobs
 
@@ -77,18 +78,53 @@ def room_for(prompt: int, max_tokens: int | None, context: int) -> int:
     return max_tokens or min(DEFAULT_MAX_TOKENS, context - prompt)
 
 
+class TextCache(Protocol):
+    """What of a `KvCache` one answer uses."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether `choose_token` gives what the logits would."""
+        ...
+
+    @property
+    def waiting(self) -> bool:
+        """Whether tokens wait to be run together with other texts'."""
+        ...
+
+    def shared(self, prompt: Sequence[int]) -> int:
+        """Return how many leading tokens of the prompt need no run."""
+        ...
+
+    def prefill(self, prompt: Sequence[int]) -> Iterator[int]:
+        """Make the cache hold exactly the prompt; yields the tokens it holds before and after each part."""
+        ...
+
+    def append(self, token: int) -> None:
+        """Add one token."""
+        ...
+
+    def logits(self) -> np.ndarray:
+        """Return the logits after the last token, float32 [vocabulary]."""
+        ...
+
+    def choose_token(self) -> int:
+        """Let the engine choose the next token and keep it."""
+        ...
+
+
 class Generation:
     """One answer in the making: iterate over it once."""
 
     def __init__(
         self,
-        cache: KvCache,
+        cache: TextCache,
         prompt: Sequence[int],
         options: Options,
         *,
         room: int,
         end_tokens: frozenset[int],
         decoder: StreamDecoder,
+        guide: Guide | None = None,
         cancel: threading.Event | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -101,6 +137,7 @@ class Generation:
             room: tokens of the answer at most.
             end_tokens: those that end an answer.
             decoder: turns the answer's tokens into text.
+            guide: masks the logits; without one, the engine has to follow the options' guidance by itself.
             cancel: ends the answer when it is set.
             on_prefill: called with the prompt's tokens run so far and in all.
 
@@ -117,7 +154,8 @@ class Generation:
         self._stops = StopFilter(options.stop)
         # What is to be reported or changed has to be read, and then it can be picked here as well.
         plain = options.sampling.greedy and not options.sampling.changes_logits and options.logprobs is None
-        self._engine_chooses = bool(options.guidance) or (plain and cache.chooses)
+        self._guide = guide
+        self._engine_chooses = guide is None and (bool(options.guidance) or (plain and cache.chooses))
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._pieces: list[str] = []
@@ -186,8 +224,11 @@ class Generation:
             token, logits = self._chosen_token()
         else:
             logits = self._cache.logits()
-            token = self._sampler.pick(logits, self._prompt, self._ids)
+            masked = self._guide.mask(logits) if self._guide else logits
+            token = self._sampler.pick(masked, self._prompt, self._ids)
             self._check(logits, token)
+            if self._guide and token not in self._end_tokens:
+                self._guide.take(token)
         self._ids.append(token)
         if self._options.logprobs is not None and logits is not None:
             self._logprobs.append(token_logprobs(logits, token, self._options.logprobs))

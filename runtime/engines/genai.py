@@ -13,6 +13,7 @@ from ...configs import EngineError, PackageError, ProviderError, UsageError
 from ...configs.errors import first_line
 from ...configs.options import SAMPLING
 from ..decoding.engine import GuidedDraws
+from ..decoding.guide import tight_schema
 from ..package import Package
 from ..providers import plugins
 from ..providers.choice import ProviderChoice, choose, resolve_ort_providers
@@ -132,6 +133,7 @@ class GenAiEngine:
     """A package loaded by `onnxruntime_genai`, on one provider."""
 
     chooses = True
+    guides = True
 
     def __init__(
         self, og: Any, package: Package, provider: str, *, threads: int | None = None, device: int | None = None
@@ -364,7 +366,4 @@ def _search_options(guided: GuidedDraws | None) -> dict[str, Any]:
 def _guidance_text(guided: GuidedDraws) -> str:
     if guided.guidance.kind != "json_schema":
         return guided.guidance.text
-    # Free white space between JSON's parts lets a model write blank lines for ever (seen with the small real model).
-    schema = json.loads(guided.guidance.text)
-    schema.setdefault("x-guidance", {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "})
-    return json.dumps(schema)
+    return tight_schema(guided.guidance.text)

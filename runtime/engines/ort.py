@@ -62,10 +62,11 @@ def load_ort_engine(
 
 
 class OrtEngine:
-    """A package loaded by `onnxruntime`. It has no guidance."""
+    """A package loaded by `onnxruntime`."""
 
     continuous = True
     chooses = False
+    guides = False
 
     def __init__(self, session: LogitsSession) -> None:
         """Take a loaded package."""

@@ -40,6 +40,7 @@ class SlotPool:
         self.name = name
         self.continuous = True
         self.chooses = False
+        self.guides = False
         self.prefill_chunk = prefill_chunk
         self.capacity = capacity
         self._session = session
@@ -60,7 +61,7 @@ class SlotPool:
     def open(self, capacity: int, guided: GuidedDraws | None = None) -> "SlotSequence":
         """Start a sequence in a free slot; see `Engine.open`."""
         if guided:
-            raise UsageError(f"{self.name} has no guidance; load the package with ONNX Runtime GenAI")
+            raise UsageError(f"{self.name} takes guidance as a mask, not when a sequence is opened")
         with self._lock:
             if not self._free or capacity > self.capacity:
                 free = f"{len(self._free)} slots of {self.capacity} tokens are free"

@@ -62,6 +62,8 @@ class Ready:
     """Whether the package has a chat template."""
     native_tools: bool
     """Whether that template has a place for tools."""
+    turns_because: str | None = None
+    """Why answers are not decoded together; None where they are."""
 
 
 @dataclass(frozen=True)

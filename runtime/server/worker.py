@@ -13,10 +13,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ...configs import EngineError, Phi3OnnxError, UsageError
-from ..decoding.generation import Options, room_for
+from ..decoding.generation import Options
 from ..decoding.kvcache import KvCache
 from ..decoding.response import Chunk
-from ..model import Model, load
+from ..engines.together import Together
+from ..model import Model, load_to_serve
 from ..providers.hardware import available_memory
 from .caches import CachePool
 from .channel import EngineEnd
@@ -40,6 +41,7 @@ from .texts import LogprobTexts
 
 _LOG = logging.getLogger(__name__)
 _LEAST_SPARE = 1024
+_CACHE_SHARE = 4  # of the memory that is free, for texts that ended
 # An engine that fails this often without one answer in between is broken (a GPU that was lost): a new process helps.
 _FAILURES_IN_A_ROW = 3
 BROKEN_ENGINE_EXIT = 70
@@ -48,9 +50,12 @@ BROKEN_ENGINE_EXIT = 70
 _FRAME_SECONDS = 1 / 60
 
 
+_THROUGH = object()
+
+
 @dataclass(frozen=True)
 class PackageLoader:
-    """Loads a package in the engine's process; the arguments are those of `runtime.load`."""
+    """Loads a package in the engine's process; the arguments are those of `runtime.load_to_serve`."""
 
     package: str
     provider: str = "auto"
@@ -59,7 +64,7 @@ class PackageLoader:
 
     def __call__(self) -> Model:
         """Load it."""
-        return load(self.package, provider=self.provider, threads=self.threads, device=self.device)
+        return load_to_serve(self.package, provider=self.provider, threads=self.threads, device=self.device)
 
 
 def run_engine(connection: socket.socket, loader: Callable[[], Model], parallel: int) -> None:
@@ -107,6 +112,7 @@ def _ready(model: Model) -> Ready:
         context_length=model.context_length,
         can_chat=model.template is not None,
         native_tools=re.search(r"\btools\b", source) is not None,
+        turns_because=model.turns_because,
     )
 
 
@@ -117,8 +123,10 @@ class _Task:
     job: Job
     prompts: Tokens
     options: Options
-    steps: Generator[bool, None, None] | None = None
-    """Yields after each step, whether it could be made; None until it has its turn."""
+    left: int
+    """Answers that are not through."""
+    steps: list[Generator[None, None, None]]
+    """Its answers: each yields where it lets others have their turn. One after another they stand in one such."""
 
 
 class Scheduler:
@@ -139,6 +147,8 @@ class Scheduler:
         self._tasks: dict[int, _Task] = {}
         self._pool = CachePool(model, parallel)
         self._prompts = Prompts(model)
+        self._together = model.together(parallel, available_memory() // _CACHE_SHARE)
+        self._failure: EngineError | None = None
         self.failures = 0
         """How often the engine failed since the last answer."""
 
@@ -159,22 +169,26 @@ class Scheduler:
         return True
 
     def step(self) -> None:
-        """Let each job that has its turn make one step."""
+        """Let each job that has its turn make one step; all together, where the engine can."""
         for job, tokens in self._prompts.finished(wait=not self._tasks):
             self._guard(job.id, lambda job=job, tokens=tokens: self._accept(job, tokens.result()))
-        for task in list(self._tasks.values())[: self._parallel]:
-            self._guard(task.job.id, lambda task=task: self._step(task))
+        tasks = list(self._tasks.values())
+        for task in tasks if self._together else tasks[: self._parallel]:
+            for steps in list(task.steps):
+                self._guard(task.job.id, lambda task=task, steps=steps: self._step(task, steps))
+        if self._together:
+            self._together.step()
 
-    def _step(self, task: _Task) -> None:
-        if task.steps is None:
-            task.steps = self._answers(task)
-        if next(task.steps, None) is None:
-            self._end(task.job.id)
+    def _step(self, task: _Task, steps: Generator[None, None, None]) -> None:
+        if task.job.id in self._tasks and next(steps, _THROUGH) is _THROUGH:
+            task.steps.remove(steps)
+            if not task.steps:
+                self._end(task.job.id)
 
     def _end(self, job: int) -> None:
-        task = self._tasks.pop(job, None)
-        if task and task.steps:
-            task.steps.close()
+        if task := self._tasks.pop(job, None):
+            for steps in task.steps:
+                steps.close()
 
     def _guard(self, job: int, action: Callable[[], None]) -> None:
         """Do something for a job, and where that fails, end this job alone."""
@@ -183,7 +197,8 @@ class Scheduler:
             action()
             return
         except EngineError as error:
-            self.failures += 1
+            self.failures += error is not self._failure  # one run that failed ends all that were in it
+            self._failure = error
             kind, reason = "engine", str(error)
             while self._pool.give_up_one():
                 pass
@@ -201,46 +216,69 @@ class Scheduler:
         options = self._model.options(**job.options)
         for prompt in prompts:
             try:
-                room_for(len(prompt), options.max_tokens, self._model.context_length)
+                self._model.room(prompt, options)
             except UsageError as error:
                 raise ContextError(str(error)) from error
-        if options.guided:  # whether the engine understands it shows when a sequence is opened
-            self._model.engine.open(8, options.guided).close()
-        self._tasks[job.id] = _Task(job, prompts, options)
+        if guided := self._model.opened_under(options):  # whether it is understood shows when a sequence is opened
+            self._model.engine.open(8, guided).close()
+        elif options.guidance:
+            self._model.guides.guide(options.guidance)
+        task = self._tasks[job.id] = _Task(job, prompts, options, len(prompts) * job.choices, [])
+        if self._together:
+            together = self._together
+            task.steps += [self._joined(task, number, together) for number in range(task.left)]
+        else:
+            task.steps.append(self._in_turn(task))
         self._send(Accepted(job.id, sum(map(len, prompts))))
 
-    def _answers(self, task: _Task) -> Generator[bool, None, None]:
-        """Make all answers of a job, one after another, so that the choices of a prompt share its cache."""
-        choices = task.job.choices
-        for number in range(len(task.prompts) * choices):
-            options = task.options
-            if options.seed is not None:
-                options = replace(options, seed=options.seed + number % choices)
-            yield from self._answer(task, number, task.prompts[number // choices], options)
+    def _part(self, task: _Task, number: int) -> tuple[tuple[int, ...], Options]:
+        """Return prompt and options of one of a job's answers."""
+        prompt, choice = divmod(number, task.job.choices)
+        options = task.options
+        if options.seed is not None:
+            options = replace(options, seed=options.seed + choice)
+        return task.prompts[prompt], options
 
-    def _answer(self, task: _Task, number: int, prompt: Sequence[int], options: Options) -> Iterator[bool]:
-        room = room_for(len(prompt), options.max_tokens, self._model.context_length)
-        while self._pool.lent and not self._affordable(len(prompt) + room):
-            yield False  # others give memory back when they are through
-        cache = self._pool.take(prompt, options.guided)
+    def _joined(self, task: _Task, number: int, together: Together) -> Generator[None, None, None]:
+        """Make one answer beside all others; yields where it waits for the next run."""
+        prompt, options = self._part(task, number)
+        reporter = self._reporter(task, number, prompt)
+        for chunk in self._model.joined(together, prompt, options):
+            if chunk:
+                reporter.report(chunk)
+            else:
+                yield
+        self.failures = 0
+
+    def _in_turn(self, task: _Task) -> Generator[None, None, None]:
+        """Make all answers of a job, one after another, so that the choices of a prompt share its cache."""
+        for number in range(task.left):
+            yield from self._answer(task, number, *self._part(task, number))
+
+    def _answer(self, task: _Task, number: int, prompt: Sequence[int], options: Options) -> Iterator[None]:
+        needed = len(prompt) + self._model.room(prompt, options)
+        while self._pool.lent and not self._affordable(needed):
+            yield  # others give memory back when they are through
+        cache = self._pool.take(prompt, self._model.opened_under(options))
         try:
-            self._reserve(cache, len(prompt) + room, options)
-            generation = self._model.generation(prompt, options, cache)
-            last = number == len(task.prompts) * task.job.choices - 1
-            reporter = _Reporter(task.job, number, last, LogprobTexts(self._model.tokenizer, prompt[-1]), self._send)
-            for chunk in generation.steps():
+            self._reserve(cache, needed, options)
+            reporter = self._reporter(task, number, prompt)
+            for chunk in self._model.generation(cache, prompt, options).steps():
                 if chunk:
                     reporter.report(chunk)
-                yield True
+                yield
             self.failures = 0
         finally:
             self._pool.give_back(cache)
+
+    def _reporter(self, task: _Task, number: int, prompt: Sequence[int]) -> "_Reporter":
+        return _Reporter(task, number, LogprobTexts(self._model.tokenizer, prompt[-1]), self._send)
 
     def _reserve(self, cache: KvCache, needed: int, options: Options) -> None:
         spare = max(_LEAST_SPARE, needed // 2)
         while True:
             try:
-                cache.reserve(needed, spare, options.guided)
+                cache.reserve(needed, spare, self._model.opened_under(options))
                 return
             except (EngineError, UsageError):
                 if not self._pool.give_up_one():
@@ -249,18 +287,16 @@ class Scheduler:
     def _affordable(self, needed: int) -> bool:
         if self._model.provider != "cpu":  # what a GPU has free, only its own library knows
             return True
-        return needed * self._model.package.kv_bytes_per_token <= available_memory() or self._pool.cached_tokens > 0
+        return needed * self._model.kv_bytes_per_token <= available_memory() or self._pool.cached_tokens > 0
 
 
 class _Reporter:
     """Says what becomes of one answer."""
 
-    def __init__(
-        self, job: Job, number: int, last: bool, texts: LogprobTexts, send: Callable[[FromEngine], None]
-    ) -> None:
-        self._job = job
+    def __init__(self, task: _Task, number: int, texts: LogprobTexts, send: Callable[[FromEngine], None]) -> None:
+        self._task = task
+        self._job = task.job
         self._number = number
-        self._last = last
         self._texts = texts
         self._send = send
         self._text, self._logprobs = "", list[TokenText]()
@@ -282,6 +318,7 @@ class _Reporter:
     def _finished(self, chunk: Chunk, entries: tuple[TokenText, ...]) -> Finished:
         response = chunk.response
         assert response is not None
+        self._task.left -= 1
         return Finished(
             id=self._job.id,
             choice=self._number,
@@ -293,5 +330,5 @@ class _Reporter:
             cached_tokens=response.cached_tokens,
             prefill_seconds=response.prefill_seconds,
             decode_seconds=response.decode_seconds,
-            last=self._last,
+            last=self._task.left == 0,
         )

@@ -33,9 +33,10 @@ _PAUSE_SECONDS = 0.2
 _WARM_UP = 2  # pairs of each kind: the server's four caches are reserved in their first requests
 
 
-def start(package: Path, threads: int) -> tuple[subprocess.Popen[str], Address]:
+def start(package: Path, threads: int, *options: str) -> tuple[subprocess.Popen[str], Address]:
     """Start the server on a free port; return its process and address."""
     command = [sys.executable, "-m", "phi3_onnx.cli", "serve", str(package), "--port", "0", "--threads", str(threads)]
+    command += options
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:

@@ -42,6 +42,7 @@ class FakeEngine:
     prefill_chunk = 16
     continuous = True
     chooses = False
+    guides = True
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer

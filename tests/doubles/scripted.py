@@ -36,6 +36,7 @@ class ScriptedEngine:
         self.prefill_chunk = 16
         self.continuous = True
         self.chooses = False
+        self.guides = True
         self.runs: list[tuple[int, int]] = []
         """(tokens before, tokens run) of every run of the model."""
         self.opened: list[int] = []

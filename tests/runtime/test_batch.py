@@ -240,9 +240,12 @@ def test_prompts_with_guidance_are_answered_one_at_a_time(tiny_package: Make, po
         model.batching_engine()
 
 
-def test_an_engine_without_guidance_refuses_it(model: Model) -> None:
-    with pytest.raises(UsageError, match="has no guidance; load the package with ONNX Runtime GenAI"):
-        model.generate("x", guidance=Guidance("regex", "[0-9]+"))
+def test_an_engine_without_guidance_of_its_own_has_its_logits_masked(model: Model) -> None:
+    guidance = Guidance("regex", "[0-9]{3,5}")
+    response = model.generate("x", guidance=guidance, max_tokens=20, temperature=1.0, seed=2)
+    assert response.finish_reason == "stop"
+    assert response.text.isdecimal()
+    assert 3 <= len(response.text) <= 5
 
 
 class TestWhereThereIsNoBatch:

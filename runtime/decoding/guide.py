@@ -1,0 +1,110 @@
+"""Guidance as a mask on logits, by `llguidance`: the same on every engine that gives logits."""
+
+import json
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ...configs import UsageError
+from ..text.tokenizer import Tokenizer
+from .engine import Guidance
+
+_TIGHT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+def tight_schema(text: str) -> str:
+    """Return a JSON schema that leaves no white space free, unless it says otherwise.
+
+    Where it was free, the small real model wrote blank lines for ever.
+    """
+    schema = json.loads(text)
+    schema.setdefault("x-guidance", _TIGHT)
+    return json.dumps(schema)
+
+
+class Guides:
+    """Makes guides for the tokens of one model."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_tokens: frozenset[int]) -> None:
+        """Take what the masks are about.
+
+        Args:
+            tokenizer: the model's.
+            vocab_size: how many logits the model has.
+            end_tokens: those that end an answer; they may come where the guidance lets it end.
+
+        """
+        self._tokenizer = tokenizer
+        self._vocab_size = max(vocab_size, tokenizer.vocab_size)
+        self._end_tokens = sorted(end_tokens)
+
+    def guide(self, guidance: Guidance) -> "Guide":
+        """Return a guide through one answer.
+
+        Raises:
+            UsageError: `llguidance` is not installed, or the guidance is not understood.
+
+        """
+        library, tokens = self._library
+        matcher = library.LLMatcher(tokens, self._grammar(library.LLMatcher, guidance), log_level=0)
+        if matcher.is_error():
+            problem = " ".join(str(matcher.get_error()).split())
+            raise UsageError(f"the {guidance.kind} is not understood: {problem}")
+        return Guide(matcher, guidance)
+
+    @cached_property
+    def _library(self) -> tuple[Any, Any]:
+        """The module, and its own copy of the tokenizer, which takes a while to make."""
+        try:
+            import llguidance
+        except ImportError as error:
+            raise UsageError("guidance needs the package llguidance: pip install llguidance") from error
+        return llguidance, llguidance.LLTokenizer(
+            self._tokenizer.to_json(), n_vocab=self._vocab_size, eos_token=self._end_tokens
+        )
+
+    @staticmethod
+    def _grammar(matcher: Any, guidance: Guidance) -> str:
+        try:
+            if guidance.kind == "json_schema":
+                return matcher.grammar_from_json_schema(tight_schema(guidance.text))
+            if guidance.kind == "regex":
+                return matcher.grammar_from_regex(guidance.text)
+            return matcher.grammar_from_lark(guidance.text)
+        except ValueError as error:
+            raise UsageError(f"the {guidance.kind} is not understood: {' '.join(str(error).split())}") from error
+
+
+class Guide:
+    """Where one answer stands in its guidance."""
+
+    def __init__(self, matcher: Any, guidance: Guidance) -> None:
+        self._matcher = matcher
+        self._guidance = guidance
+
+    def mask(self, logits: np.ndarray) -> np.ndarray:
+        """Return logits, float32 [vocabulary], with minus infinity for every token that would break the form.
+
+        Raises:
+            UsageError: the guidance takes too much to follow.
+
+        """
+        allowed = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8)[: len(logits)] != 0
+        self._check()
+        return np.where(allowed, logits, np.float32(-np.inf))
+
+    def take(self, token: int) -> None:
+        """Note the token that was chosen."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can follow but the end."""
+        return self._matcher.is_stopped()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            problem = " ".join(str(self._matcher.get_error()).split())
+            raise UsageError(f"the {self._guidance.kind} cannot be followed: {problem}")

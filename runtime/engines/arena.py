@@ -1,0 +1,81 @@
+"""Memory for the keys and values of several texts in slots of one length, on the CPU."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What one layer keeps of a token."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: Any
+    """numpy dtype of keys and values."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of keys and values of all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * np.dtype(self.dtype).itemsize
+
+
+class Arena:
+    """Keys and values of every layer, [slots, KV heads, capacity, head size] each.
+
+    Memory is taken as it is written to: the operating system gives no page before. So a slot costs what it holds.
+    """
+
+    def __init__(self, shape: CacheShape, slots: int, capacity: int) -> None:
+        """Reserve the address space.
+
+        Args:
+            shape: of one token's keys and values.
+            slots: texts to have room for.
+            capacity: tokens of each.
+
+        Raises:
+            MemoryError: the system gives none.
+
+        """
+        self.shape = shape
+        self.slots = slots
+        self.capacity = capacity
+        self.buffers = [self._zeros(slots, capacity) for _ in range(2 * shape.layers)]
+        """Keys and values of each layer in turn."""
+
+    def grow(self, slots: int, capacity: int, lengths: Sequence[int]) -> None:
+        """Make room for more slots or longer texts.
+
+        Args:
+            slots: texts to have room for, at least as many as now.
+            capacity: tokens of each, at least as many as now.
+            lengths: tokens that each slot holds, and that are kept; [slots now].
+
+        """
+        for index, old in enumerate(self.buffers):
+            new = self._zeros(slots, capacity)
+            for slot, length in enumerate(lengths):
+                new[slot, :, :length] = old[slot, :, :length]
+            self.buffers[index] = new  # one layer's at a time is there twice
+        self.slots, self.capacity = slots, capacity
+
+    def copy(self, source: int, target: int, length: int, start: int = 0) -> None:
+        """Copy the tokens from `start` up to `length` of one slot to the same places of another."""
+        for buffer in self.buffers:
+            buffer[target, :, start:length] = buffer[source, :, start:length]
+
+    def take_out(self, slot: int, length: int) -> list[np.ndarray]:
+        """Return copies of a slot's first tokens, [KV heads, length, head size] for keys and values of each layer."""
+        return [buffer[slot, :, :length].copy() for buffer in self.buffers]
+
+    def put_in(self, slot: int, kept: Sequence[np.ndarray], length: int) -> None:
+        """Write the first tokens of what `take_out` returned into a slot."""
+        for buffer, values in zip(self.buffers, kept, strict=True):
+            buffer[slot, :, :length] = values[:, :length]
+
+    def _zeros(self, slots: int, capacity: int) -> np.ndarray:
+        return np.zeros((slots, self.shape.kv_heads, capacity, self.shape.head_dim), self.shape.dtype)

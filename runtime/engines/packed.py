@@ -1,0 +1,212 @@
+"""A package's second graph in ONNX Runtime: tokens of prompts and answers of many texts in one run.
+
+The graph (`export.graph.decode`) takes the tokens of all rows one after another; attention alone sees rows. With its
+int8 cache, and with a number of tokens that this machine's kernels treat alike, a token's logits do not depend on what
+else is in the run. Which numbers those are is tried out when the graph is loaded.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...configs import EngineError, PackageError
+from ...configs.errors import first_line
+from ..package import Package
+from ..providers.hardware import default_threads
+from ..providers.imports import import_onnxruntime
+from .arena import Arena, CacheShape
+
+DECODE_NAME = "decode.onnx"
+_DTYPES = {"tensor(int8)": np.int8, "tensor(float)": np.float32}
+_TRIAL_TOKENS = 8
+_TRIAL_SIZES = (1, 2, 3, 5, 7)
+
+
+# MLAS cuts a product into stripes of so many rows (`StrideM`), and chooses the kernel for each.
+_STRIPE = 128
+
+
+class Padding(NamedTuple):
+    """How many rows a stripe of a matrix product must have: others are filled up."""
+
+    least: int
+    multiple: int
+
+    def missing(self, count: int) -> int:
+        """Return how many tokens fill up a run."""
+        rest = count % _STRIPE
+        filled = max(rest, self.least) if rest else 0
+        return filled + -filled % self.multiple - rest
+
+
+# Cheapest first. AVX2 has a kernel of its own for one row; AVX-512 one for an odd last row, but none at blocks of 32.
+_PADDINGS = (Padding(1, 1), Padding(2, 1), Padding(2, 2), Padding(4, 4))
+
+
+@dataclass(frozen=True)
+class RowRun:
+    """What one run does to one text."""
+
+    slot: int
+    start: int
+    """Tokens of it in the cache already."""
+    tokens: Sequence[int]
+    logits: int = 1
+    """Of how many tokens, the last ones, logits are wanted."""
+    beyond: bool = False
+    """Whether LongRoPE's long factors hold for this text."""
+
+    @property
+    def stop(self) -> int:
+        """Tokens in the cache after the run."""
+        return self.start + len(self.tokens)
+
+
+class PackedGraph:
+    """`decode.onnx` of a package, loaded on the CPU."""
+
+    def __init__(self, package: Package, *, threads: int | None = None) -> None:
+        """Load it, and find out which numbers of tokens give the same logits for each.
+
+        Raises:
+            PackageError: there is none, or ONNX Runtime here cannot run it.
+
+        """
+        ort = import_onnxruntime()
+        path = package.folder / DECODE_NAME
+        if not path.is_file():
+            raise PackageError(f"{package.name} has no {DECODE_NAME}, which decodes several texts together")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or default_threads()
+        options.log_severity_level = 4  # what it cannot run is said in our own words
+        try:
+            self._inference: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own errors have no common base but this
+            raise PackageError(
+                f"{path.name} needs ONNX Runtime 1.32 or later, and {ort.__version__} is here: {first_line(error)}"
+            ) from error
+        self.name = f"onnxruntime {ort.__version__}"
+        self.vocab_size = package.contract.vocab_size
+        self.switch = package.longrope_switch
+        self._past, self._present = package.contract.past_names(), package.contract.present_names()
+        kinds = {value.name: value.type for value in self._inference.get_inputs()}
+        contract = package.contract
+        self.shape = CacheShape(
+            contract.num_layers, contract.num_kv_heads, contract.head_dim, _DTYPES[kinds[self._past[0]]]
+        )
+        self._bindings: dict[tuple[int, int], Any] = {}
+        self._bound: Arena | None = None
+        self._bound_to = 0
+        self.padding: Padding | None = None
+        """What makes a token's logits the same in every run; None where nothing does."""
+        self.padding = self._settle_padding()
+
+    def run(self, arena: Arena, rows: Sequence[RowRun]) -> list[np.ndarray]:
+        """Run the graph on further tokens of several texts.
+
+        Args:
+            arena: the cache, which the tokens' keys and values are added to.
+            rows: in any order, of different slots, all of them before LongRoPE's switch or all beyond.
+
+        Returns:
+            For each row its logits, float32 [row.logits, vocabulary].
+
+        Raises:
+            EngineError: the run failed; what these texts have in the cache is of no use any more.
+
+        """
+        ordered = sorted(rows, key=lambda row: row.slot)
+        first, count = ordered[0].slot, ordered[-1].slot - ordered[0].slot + 1
+        feeds, wanted = self._feeds(ordered, first, count)
+        binding = self._binding(arena, first, count)
+        for name, value in feeds.items():
+            binding.bind_cpu_input(name, value)
+        logits = np.empty((1, len(feeds["logits_index"]), self.vocab_size), np.float32)
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        try:
+            self._inference.run_with_iobinding(binding)
+        except RuntimeError as error:
+            raise EngineError(
+                f"{self.name} failed while running {len(feeds['input_ids'][0])} tokens of {len(rows)} texts: "
+                f"{first_line(error)}"
+            ) from error
+        return [logits[0, wanted[row.slot] : wanted[row.slot] + row.logits] for row in rows]
+
+    def _feeds(self, rows: Sequence[RowRun], first: int, count: int) -> tuple[dict[str, np.ndarray], dict[int, int]]:
+        """Return the graph's inputs but the cache, and for each slot the place of its first logits."""
+        lengths, starts = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        for row in rows:
+            lengths[row.slot - first], starts[row.slot - first] = len(row.tokens), row.start
+        begins = np.cumsum(lengths) - lengths
+        places = np.arange(lengths.max())
+        # A place without a token repeats the row's last one, or any: nothing of it is read.
+        pad = np.minimum(begins[:, None] + np.minimum(places, np.maximum(lengths[:, None] - 1, 0)), lengths.sum() - 1)
+        unpad = [index * len(places) + np.arange(length) for index, length in enumerate(lengths) if length]
+        tokens = [token for row in rows for token in row.tokens]
+        wanted, index = dict[int, int](), list[int]()
+        for row in rows:
+            wanted[row.slot] = len(index)
+            stop = int(begins[row.slot - first]) + len(row.tokens)
+            index += range(stop - row.logits, stop)
+        more, more_logits = self._missing(len(tokens)), self._missing(max(len(index), 1))
+        total = max(row.stop for row in rows)
+        if rows[0].beyond and self.switch is not None:
+            total = max(total, self.switch + 1)
+        feeds = {
+            # Tokens that fill up go through the linear layers alone: no row of the attention has them.
+            "input_ids": np.asarray([tokens + [0] * more], np.int64),
+            "pad_index": pad.astype(np.int64),
+            "unpad_index": np.concatenate([*unpad, np.zeros(more, np.int64)]),
+            "logits_index": np.asarray((index or [0]) + [0] * more_logits, np.int64),
+            "query_seqlens": lengths.astype(np.int32),
+            "seqlens_k": np.maximum(starts + lengths - 1, 0).astype(np.int32),
+            "total_length": np.asarray([total], np.int64),
+        }
+        return feeds, wanted
+
+    def _missing(self, count: int) -> int:
+        return self.padding.missing(count) if self.padding else 0
+
+    def _binding(self, arena: Arena, first: int, count: int) -> Any:
+        """Return the binding of neighbouring slots, which stays the same from run to run until the arena moves."""
+        if self._bound is not arena or self._bound_to != arena.buffers[0].ctypes.data:
+            self._bindings.clear()
+            self._bound, self._bound_to = arena, arena.buffers[0].ctypes.data
+        if (first, count) not in self._bindings:
+            binding = self._inference.io_binding()
+            shape = (count, arena.shape.kv_heads, arena.capacity, arena.shape.head_dim)
+            offset = first * math.prod(shape[1:]) * np.dtype(arena.shape.dtype).itemsize
+            for past, present, buffer in zip(self._past, self._present, arena.buffers, strict=True):
+                memory = ("cpu", 0, arena.shape.dtype, shape, buffer.ctypes.data + offset)
+                binding.bind_input(past, *memory)
+                binding.bind_output(present, *memory)
+            self._bindings[first, count] = binding
+        return self._bindings[first, count]
+
+    def _settle_padding(self) -> Padding | None:
+        """Return what makes a token's logits the same in every run on this machine.
+
+        Raises:
+            PackageError: the graph does not run here.
+
+        """
+        tokens = [(7 + 13 * i) % self.vocab_size for i in range(_TRIAL_TOKENS)]
+        try:
+            self.padding = Padding(1, _TRIAL_TOKENS)
+            whole = self._trial(tokens, len(tokens))
+            for padding in _PADDINGS:
+                self.padding = padding
+                if all(np.array_equal(self._trial(tokens, size), whole) for size in _TRIAL_SIZES):
+                    return padding
+        except EngineError as error:
+            raise PackageError(f"{DECODE_NAME} does not run: {error}") from error
+        return None
+
+    def _trial(self, tokens: Sequence[int], size: int) -> np.ndarray:
+        """Return the logits of all tokens of a text that is run so many at a time."""
+        arena, pieces = Arena(self.shape, 1, len(tokens)), range(0, len(tokens), size)
+        rows = [RowRun(0, start, tokens[start : start + size], len(tokens[start : start + size])) for start in pieces]
+        return np.concatenate([self.run(arena, [row])[0] for row in rows])

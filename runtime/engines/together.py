@@ -1,0 +1,495 @@
+"""Many texts in one engine: each takes the next step together with all others that wait for one.
+
+A text joins at any step and leaves when it is done. Prompts run in pieces between the steps of answers, no more at a
+time than a budget of seconds allows, so that no answer stands still for long. A new text takes the longest beginning
+that any text in memory shares with it by copy. `PackedGraph` makes sure that none of this changes a single bit of what
+a text gets.
+"""
+
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ...configs import EngineError, ProviderError, UsageError
+from ..decoding.engine import GuidedDraws
+from ..decoding.kvcache import check_memory
+from ..package import Package
+from ..providers.choice import Candidate, ProviderChoice
+from ..providers.hardware import available_memory
+from ..providers.names import canonical
+from .arena import Arena
+from .packed import DECODE_NAME, PackedGraph, RowRun
+from .prefixes import Kept, PrefixStore, common_length
+
+STEP_SECONDS = 0.1
+"""How long one step may take where answers are under way, as far as the pieces of prompts decide it."""
+_LEAST_PIECE, _LONGEST_PIECE = 8, 256
+_LEAST_CAPACITY = 256
+# A beginning that another text is about to run is worth waiting for from this many tokens on.
+_WORTH_WAITING = 32
+_SETTLING = 0.3  # share of the newest measurement in what a token costs
+
+
+class LiveText:
+    """The cache of one live text, as `Generation` uses it; `Together.open` makes it."""
+
+    def __init__(self, owner: "Together", slot: int, prompt: Sequence[int], needed: int) -> None:
+        self._owner = owner
+        self._prompt = tuple(prompt)
+        self._logits = np.empty((0, 0), np.float32)
+        self._failure: EngineError | None = None
+        self.slot = slot
+        self.needed = needed
+        """Tokens that room is accounted for."""
+        self.tokens: list[int] = []
+        """Whose keys and values are cached."""
+        self.pending: Sequence[int] = ()
+        """The tokens to run next."""
+        self.beyond = owner.is_beyond(len(prompt))
+        self.cached = 0
+        """Tokens of the prompt that came from another text."""
+
+    chooses = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether tokens wait for `Together.step`."""
+        return bool(self.pending)
+
+    @property
+    def in_prompt(self) -> bool:
+        """Whether the prompt is not through yet."""
+        return len(self.tokens) < len(self._prompt)
+
+    @property
+    def promised(self) -> Sequence[int]:
+        """The tokens that it will have cached, the prompt's included that are not run yet."""
+        return self._prompt if self.in_prompt else self.tokens
+
+    def shared(self, prompt: Sequence[int]) -> int:
+        """Return how many leading tokens of the prompt need no run."""
+        return self.cached
+
+    def prefill(self, prompt: Sequence[int]) -> Generator[int, None, None]:
+        """Run the prompt: yields the tokens cached, each time until more are; see `KvCache.prefill`."""
+        yield len(self.tokens)
+        while len(self.tokens) < len(prompt):
+            self.pending = prompt[len(self.tokens) :]
+            yield len(self.tokens)
+            self._raise()
+
+    def append(self, token: int) -> None:
+        """Let one more token wait; see `KvCache.append`."""
+        if not self.beyond and self._owner.is_beyond(len(self.tokens) + 1):
+            # Keys under the short factors are of no use any more.
+            self.pending, self.beyond = [*self.tokens, token], True
+            self.tokens = []
+        else:
+            self.pending = [token]
+
+    def logits(self) -> np.ndarray:
+        """Return the logits after the last token, float32 [vocabulary].
+
+        Raises:
+            EngineError: the run failed.
+
+        """
+        while self.pending and not self._failure:
+            self._owner.step()
+        self._raise()
+        return self._logits[-1]
+
+    def choose_token(self) -> int:
+        """Refuse: tokens are chosen by the caller."""
+        raise EngineError("this engine chooses no tokens")
+
+    def take(self, count: int, logits: np.ndarray) -> None:
+        """Note that the first tokens of those that wait were run."""
+        self.tokens += self.pending[:count]
+        self.pending = self.pending[count:]
+        self._logits = logits
+
+    def fail(self, error: EngineError) -> None:
+        """Note that a run failed, and with it what is cached."""
+        self.tokens, self.pending, self._failure = [], (), error
+
+    def close(self) -> None:
+        """End the text; what is cached stays for others while there is room."""
+        self._owner.end(self)
+
+    def _raise(self) -> None:
+        if self._failure:
+            raise self._failure
+
+
+class _Slot:
+    """A place in the arena: a live text's, or what is left of one."""
+
+    def __init__(self) -> None:
+        self.live: LiveText | None = None
+        self.tokens: list[int] = []
+        self.beyond = False
+        self.touched = 0
+        """Tokens that memory was taken for."""
+        self.used = 0
+        """The turn when it was last of use."""
+
+
+class Together:
+    """Texts that are decoded together. For use by one thread."""
+
+    def __init__(
+        self,
+        graph: PackedGraph,
+        slots: int,
+        *,
+        context_length: int,
+        cache_bytes: int,
+        step_seconds: float = STEP_SECONDS,
+    ) -> None:
+        """Begin without texts.
+
+        Args:
+            graph: the loaded graph.
+            slots: texts that can be live at a time.
+            context_length: tokens that a text may have.
+            cache_bytes: bytes that texts may keep after their end, outside of the slots.
+            step_seconds: how long a step may take where answers wait for it.
+
+        """
+        self.graph = graph
+        self.store = PrefixStore(cache_bytes)
+        self._context = context_length
+        self._step_seconds = step_seconds
+        self._slots = [_Slot() for _ in range(slots)]
+        self._arena = Arena(graph.shape, slots, min(context_length, _LEAST_CAPACITY))
+        self._turn = 0
+        self._full = False
+        self._token_seconds = 0.0
+        self._answer_seconds = 0.0
+        self.steps: deque[tuple[int, int]] = deque(maxlen=1000)
+        """(texts, tokens) of the last runs."""
+        self.hit_tokens = self.miss_tokens = 0
+        """Tokens of prompts that were taken from memory, and that were run."""
+
+    @property
+    def live(self) -> list[LiveText]:
+        """The texts that are open."""
+        return [slot.live for slot in self._slots if slot.live]
+
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens of texts that ended, and that memory still has."""
+        return sum(len(slot.tokens) for slot in self._slots if not slot.live) + sum(len(k.tokens) for k in self.store)
+
+    def is_beyond(self, length: int) -> bool:
+        """Whether a text of this length needs LongRoPE's long factors."""
+        return self.graph.switch is not None and length > self.graph.switch
+
+    def open(self, prompt: Sequence[int], needed: int) -> LiveText | None:
+        """Begin a text; None where it has to wait, for a slot, for memory, or for a prompt that shares its beginning.
+
+        Args:
+            prompt: token ids.
+            needed: tokens of prompt and answer.
+
+        Raises:
+            UsageError: it does not fit into the context, or into the memory even alone.
+            EngineError: the memory cannot be reserved.
+
+        """
+        if not prompt:
+            raise UsageError("the prompt holds no tokens")
+        if needed > self._context:
+            raise UsageError(f"{needed} tokens do not fit into the model's context of {self._context}")
+        # Who comes later does not pass one that waits for a slot or for memory.
+        self._full = self._full or all(slot.live for slot in self._slots) or not self._affordable(needed)
+        if self._full:
+            return None
+        beyond = self.is_beyond(len(prompt))
+        source, shared = self._longest(prompt, beyond)
+        if self._promised(prompt, beyond) > shared + _WORTH_WAITING:
+            return None
+        self._grow(needed)
+        self._turn += 1
+        number = self._place(source, shared)
+        slot = self._slots[number]
+        cache = LiveText(self, number, prompt, needed)
+        cache.tokens, cache.cached = list(prompt[:shared]), shared
+        slot.live, slot.tokens, slot.beyond, slot.used = cache, cache.tokens, beyond, self._turn
+        slot.touched = max(slot.touched, shared)
+        self.hit_tokens, self.miss_tokens = self.hit_tokens + shared, self.miss_tokens + len(prompt) - shared
+        return cache
+
+    def step(self) -> None:
+        """Run all texts that wait: one token of each answer, and pieces of prompts within the budget."""
+        self._full = False
+        for beyond in (False, True):  # a run has one set of rotary factors
+            waiting = [text for text in self.live if text.waiting and text.beyond == beyond]
+            if waiting:
+                self._run(waiting)
+
+    def end(self, text: LiveText) -> None:
+        """End a text, and keep what it has in its slot."""
+        slot = self._slots[text.slot]
+        if slot.live is text:
+            self._turn += 1
+            slot.live, slot.tokens, slot.beyond, slot.used = None, text.tokens, text.beyond, self._turn
+
+    def give_up_one(self) -> bool:
+        """Give back the memory of a text that ended; return whether there was one."""
+        if self.store.give_up_one():
+            return True
+        ended = [slot for slot in self._slots if not slot.live and slot.touched]
+        if not ended or self.live:  # pages go back with the whole arena alone
+            return False
+        for slot in ended:
+            slot.tokens, slot.touched = [], 0
+        self._arena = Arena(self.graph.shape, len(self._slots), self._arena.capacity)
+        return True
+
+    def close(self) -> None:
+        """Give all memory back."""
+        self.store.clear()
+        self._slots = [_Slot() for _ in self._slots]
+        self._arena = Arena(self.graph.shape, 1, 1)
+
+    def _run(self, waiting: Sequence[LiveText]) -> None:
+        rows = [self._row(text, count) for text, count in self._pieces(waiting)]
+        texts = {text.slot: text for text in waiting}
+        started = time.perf_counter()
+        try:
+            results = self.graph.run(self._arena, rows)
+        except EngineError as error:
+            for row in rows:
+                texts[row.slot].fail(error)
+                self._slots[row.slot].tokens = []
+            return
+        self._measure(rows, time.perf_counter() - started)
+        for row, logits in zip(rows, results, strict=True):
+            text, slot = texts[row.slot], self._slots[row.slot]
+            text.take(len(row.tokens), logits)
+            slot.tokens, slot.beyond = text.tokens, text.beyond
+            slot.touched = max(slot.touched, row.stop)
+
+    def _pieces(self, waiting: Sequence[LiveText]) -> list[tuple[LiveText, int]]:
+        """Return how many tokens of each text to run: the budget in equal shares, what is left to the first come."""
+        answers = [text for text in waiting if len(text.pending) == 1]
+        prompts = sorted((text for text in waiting if len(text.pending) > 1), key=self._since)
+        pieces = [(text, 1) for text in answers]
+        left = self._budget(len(answers)) if prompts else 0
+        for position, text in reversed(list(enumerate(prompts))):  # the latest first, so that the first gets the rest
+            count = min(len(text.pending), max(1, left // (position + 1)))
+            left -= count
+            pieces.append((text, count))
+        return pieces
+
+    def _since(self, text: LiveText) -> int:
+        return self._slots[text.slot].used
+
+    def _budget(self, answers: int) -> int:
+        """Return how many tokens of prompts a step may have."""
+        if not answers or not self._token_seconds:
+            return _LONGEST_PIECE if not answers else _LEAST_PIECE
+        seconds = self._step_seconds - self._answer_seconds
+        return int(min(max(seconds / self._token_seconds, _LEAST_PIECE), _LONGEST_PIECE))
+
+    def _measure(self, rows: Sequence[RowRun], seconds: float) -> None:
+        tokens, prompts = sum(len(row.tokens) for row in rows), sum(len(row.tokens) > 1 for row in rows)
+        self.steps.append((len(rows), tokens))
+        if not prompts:
+            before = self._answer_seconds or seconds
+            self._answer_seconds = before + _SETTLING * (seconds - before)
+        elif tokens >= 2 * _LEAST_PIECE or not self._token_seconds:
+            cost = seconds / tokens
+            before = self._token_seconds or cost
+            self._token_seconds = before + _SETTLING * (cost - before)
+
+    def _row(self, text: LiveText, count: int) -> RowRun:
+        last = count == len(text.pending)
+        return RowRun(text.slot, len(text.tokens), text.pending[:count], int(last), text.beyond)
+
+    def _longest(self, prompt: Sequence[int], beyond: bool) -> tuple["_Slot | Kept | None", int]:
+        """Return what shares the longest beginning with a prompt, and how many tokens; the last one always runs."""
+        sources = [source for source in (*self._slots, *self.store) if source.tokens and source.beyond == beyond]
+        lengths = [common_length(source.tokens, prompt[:-1]) for source in sources]
+        best = max(range(len(sources)), key=lengths.__getitem__, default=None)
+        return (sources[best], lengths[best]) if best is not None and lengths[best] else (None, 0)
+
+    def _promised(self, prompt: Sequence[int], beyond: bool) -> int:
+        running = (text for text in self.live if text.in_prompt and text.beyond == beyond)
+        return max((common_length(text.promised, prompt[:-1]) for text in running), default=0)
+
+    def _place(self, source: "_Slot | Kept | None", shared: int) -> int:
+        """Return the number of a slot whose first tokens are the shared ones."""
+        if isinstance(source, _Slot) and not source.live and shared == len(source.tokens):
+            return self._slots.index(source)  # it only goes on
+        if isinstance(source, Kept):
+            self.store.use(source)  # before others may have to go
+        target = self._free_slot(source)
+        if isinstance(source, Kept):
+            self._arena.put_in(target, source.arrays, shared)
+        elif source and source is not self._slots[target]:
+            source.used = self._turn
+            self._arena.copy(self._slots.index(source), target, shared)
+        return target
+
+    def _free_slot(self, source: "_Slot | Kept | None") -> int:
+        """Return a slot without a live text: an empty one, else the longest unused, whose text moves to the store."""
+        ended = [slot for slot in self._slots if not slot.live]
+        target = min(ended, key=lambda slot: (bool(slot.tokens), slot is source, slot.used))
+        number = self._slots.index(target)
+        if target.tokens:
+            length = len(target.tokens)
+            size = length * self.graph.shape.bytes_per_token
+            if size <= self.store.limit and size <= available_memory() // 2:
+                self.store.add(Kept(tuple(target.tokens), target.beyond, self._arena.take_out(number, length)))
+        return number
+
+    def _affordable(self, needed: int) -> bool:
+        """Whether there is memory for a text, after texts that ended were given up for it.
+
+        Raises:
+            UsageError: there is not, and no live text will give any back.
+
+        """
+        size = self.graph.shape.bytes_per_token
+        while True:
+            owed = sum(max(0, slot.live.needed - slot.touched) for slot in self._slots if slot.live)
+            free = available_memory() - owed * size
+            if needed * size <= free:
+                return True
+            if not self.give_up_one():
+                if self.live:
+                    return False
+                check_memory(needed, size, free)
+                return True
+
+    def _grow(self, needed: int) -> None:
+        if needed <= self._arena.capacity:
+            return
+        capacity = min(self._context, 1 << (needed - 1).bit_length())
+        try:
+            self._arena.grow(len(self._slots), capacity, [len(slot.tokens) for slot in self._slots])
+        except MemoryError as error:
+            raise EngineError(f"a KV cache of {capacity} tokens cannot be reserved: {error}") from error
+        for slot in self._slots:
+            slot.touched = len(slot.tokens)
+
+
+class PackedEngine:
+    """The packed graph as an `Engine`: every text by itself, with the logits that it gets in any company."""
+
+    continuous = True
+    chooses = False
+    guides = False
+    prefill_chunk = 128
+
+    def __init__(self, graph: PackedGraph, context_length: int) -> None:
+        """Take a loaded graph."""
+        rounding = "" if graph.padding else ", where answers may differ by rounding"
+        self.name = f"{graph.name}, {DECODE_NAME}{rounding}"
+        self.bytes_per_token = graph.shape.bytes_per_token
+        """Bytes of KV cache for one token."""
+        self._context = context_length
+        self._graph: PackedGraph | None = graph
+
+    @property
+    def graph(self) -> PackedGraph:
+        """The loaded graph.
+
+        Raises:
+            EngineError: the engine was closed.
+
+        """
+        if self._graph is None:
+            raise EngineError("the model was closed")
+        return self._graph
+
+    def open(self, capacity: int, guided: GuidedDraws | None = None) -> "PackedSequence":
+        """Start a sequence in a cache of its own; see `Engine.open`."""
+        if guided:
+            raise UsageError(f"{self.name} takes guidance as a mask, not when a sequence is opened")
+        return PackedSequence(self, capacity)
+
+    def together(self, slots: int, cache_bytes: int) -> Together:
+        """Return what decodes several texts together."""
+        return Together(self.graph, slots, context_length=self._context, cache_bytes=cache_bytes)
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        self._graph = None
+
+
+def load_packed_engine(
+    package: Package, provider: str, *, threads: int | None = None
+) -> tuple[PackedEngine, ProviderChoice]:
+    """Load a package's second graph on the CPU.
+
+    Args:
+        package: the package.
+        provider: `auto`, which has to mean the CPU for this package, or `cpu`.
+        threads: threads of one operator; by default the physical cores.
+
+    Raises:
+        UsageError: there is no such provider.
+        ProviderError: another provider was asked for.
+        PackageError: the package has no such graph, or it does not run here.
+
+    """
+    wanted = canonical(provider)
+    if (package.made_for if wanted == "auto" else wanted) != "cpu":
+        raise ProviderError(f"{DECODE_NAME} runs on the CPU, not on {package.made_for if wanted == 'auto' else wanted}")
+    graph = PackedGraph(package, threads=threads)
+    why = "it was asked for" if wanted == "cpu" else "the package was made for it"
+    return PackedEngine(graph, package.context_length), ProviderChoice("cpu", (Candidate("cpu", True, why),))
+
+
+class PackedSequence:
+    """One text in an arena of its own; see `TokenSequence`."""
+
+    waiting = False
+
+    def __init__(self, engine: PackedEngine, capacity: int) -> None:
+        self._engine = engine
+        self._arena: Arena | None = Arena(engine.graph.shape, 1, capacity)
+        self._tokens: list[int] = []
+        self._logits = np.empty((0, 0), np.float32)
+        self._last: RowRun | None = None
+        self.capacity = capacity
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Run the graph on more tokens; see `TokenSequence.append`."""
+        start, graph = len(self._tokens), self._engine.graph
+        if self._arena is None or not 0 < len(tokens) <= self.capacity - start:
+            raise EngineError(f"{len(tokens)} tokens after {start} do not fit into {self.capacity}")
+        beyond = graph.switch is not None and start + len(tokens) > graph.switch
+        self._last = RowRun(0, start, list(tokens), 1, beyond)
+        (self._logits,) = graph.run(self._arena, [self._last])
+        self._tokens += tokens
+
+    def logits(self) -> np.ndarray:
+        """Return the last token's logits; see `TokenSequence.logits`."""
+        return self._logits[-1]
+
+    def run_logits(self) -> np.ndarray:
+        """Return the last run's logits, by running it again: seldom is more than the last token's read."""
+        if self._arena is None or self._last is None:
+            raise EngineError("there was no run")
+        run = replace(self._last, logits=len(self._last.tokens))
+        return self._engine.graph.run(self._arena, [run])[0]
+
+    def choose_token(self) -> int:
+        """Refuse: tokens are chosen by the caller."""
+        raise EngineError(f"{self._engine.name} chooses no tokens")
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first tokens; see `TokenSequence.rewind`."""
+        del self._tokens[length:]
+
+    def close(self) -> None:
+        """Give the cache's memory back."""
+        self._arena = None

@@ -1,0 +1,260 @@
+"""Texts that are decoded together: each has the very logits that it has alone, and takes over what others have run."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from phi3_onnx.configs import EngineError, UsageError
+from phi3_onnx.runtime import Guidance, Model, Response, load
+from phi3_onnx.runtime.batch import Job, answer_all
+from phi3_onnx.runtime.decoding.response import last_response
+from phi3_onnx.runtime.engines import together as module
+from phi3_onnx.runtime.engines.packed import PackedGraph, RowRun
+from phi3_onnx.runtime.engines.prefixes import Kept, PrefixStore, common_length
+from phi3_onnx.runtime.engines.together import Together
+
+Make = Callable[..., Path]
+
+LONGROPE = {"original_max_position_embeddings": 40, "max_position_embeddings": 300}
+MANY = 2**30
+
+
+@pytest.fixture(scope="module", params=["gqa", "window", "longrope"])
+def model(request: pytest.FixtureRequest, tiny_package: Make) -> Iterator[Model]:
+    folder = tiny_package(request.param, "cpu-int4-rtn", **(LONGROPE if request.param == "longrope" else {}))
+    with load(folder, engine="together") as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_package: Make) -> Iterator[Model]:
+    with load(tiny_package("gqa", "cpu-int4-rtn"), engine="together") as loaded:
+        yield loaded
+
+
+def text(count: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(5, 300, count).tolist()
+
+
+def core(model: Model, slots: int = 4, cache_bytes: int = MANY) -> Together:
+    found = model.together(slots, cache_bytes)
+    assert found is not None
+    return found
+
+
+def answer(model: Model, together: Together, *jobs: Job) -> list[Response]:
+    """Answer jobs beside each other; all begin at once."""
+    found: dict[int, Response] = {}
+    under_way = {number: model.joined(together, job.prompt, job.options) for number, job in enumerate(jobs)}
+    while under_way:
+        for number, chunks in list(under_way.items()):
+            for chunk in chunks:
+                if chunk is None:
+                    break
+                if chunk.response:
+                    found[number] = chunk.response
+                    del under_way[number]
+        together.step()
+    return [found[number] for number in range(len(jobs))]
+
+
+def exact(response: Response) -> tuple[Any, ...]:
+    """Everything of an answer that has to be the same, log probabilities to the last bit."""
+    return response.token_ids, response.text, response.finish_reason, response.logprobs
+
+
+def make_jobs(model: Model) -> list[Job]:
+    ways: list[dict[str, Any]] = [
+        {"temperature": 0, "logprobs": 3},
+        {"temperature": 0.9, "seed": 5, "top_p": 0.9, "logprobs": 0},
+        {"temperature": 0, "repetition_penalty": 1.4, "logprobs": 1},
+        {"temperature": 1.0, "seed": 6, "guidance": Guidance("regex", "[a-z]{3,30}"), "logprobs": 2},
+    ]
+    shared = text(25, 7)
+    prompts = [text(3), shared + text(20, 1), text(38, 2), shared + text(90, 3), text(1, 4), shared, text(41, 5)]
+    return [
+        Job(prompt, model.options(max_tokens=5 + 4 * (number % 3), **ways[number % 4]))
+        for number, prompt in enumerate(prompts * 2)
+    ]
+
+
+def test_an_answer_is_the_same_alone_in_a_crowd_and_with_any_cache(model: Model) -> None:
+    jobs = make_jobs(model)
+    expected = [exact(answer(model, core(model), job)[0]) for job in jobs]
+    crowd = core(model)
+    assert [exact(response) for response in answer(model, crowd, *jobs)] == expected
+    assert max(rows for rows, _ in crowd.steps) >= 3  # texts beyond LongRoPE's switch run apart from the others
+    # Again, with what the first round left in slots and in the store, in another order and one at a time.
+    assert [exact(response) for response in answer(model, crowd, *jobs[::-1])] == expected[::-1]
+    assert [exact(answer(model, crowd, job)[0]) for job in jobs] == expected
+    assert crowd.hit_tokens > 0
+    # And through the engine's other door, one cache for each.
+    assert [exact(last_response(model.run(job.prompt, job.options))) for job in jobs] == expected
+    # And in a batch.
+    answers = [result for result in answer_all(model, jobs, batch=3) if isinstance(result, Response)]
+    assert [exact(response) for response in answers] == expected
+
+
+def test_a_text_takes_the_longest_beginning_of_any_by_copy(plain: Model) -> None:
+    together, system = core(plain, slots=3), text(60, 8)
+    options = plain.options(max_tokens=4, temperature=0)
+    first, second = system + text(10, 1), system + text(10, 2)
+    for prompt, cached in ((first, 0), (second, 60), (first, 69), (second, 69), (system + text(5, 3), 60)):
+        (response,) = answer(plain, together, Job(prompt, options))
+        assert response.cached_tokens == cached
+    # A conversation goes on in its own cache, all of the answer but its last token included.
+    (response,) = answer(plain, together, Job(first, options))
+    longer = [*first, *response.token_ids, *text(3, 4)]
+    cached = len(first) + response.completion_tokens - 1
+    (response,) = answer(plain, together, Job(longer, options))
+    assert response.cached_tokens == cached
+
+
+def test_texts_that_begin_alike_run_the_beginning_once(plain: Model) -> None:
+    together, system = core(plain), text(200, 9)
+    options = plain.options(max_tokens=3, temperature=0)
+    answer(plain, together, *(Job([*system, number], options) for number in range(5, 9)))
+    assert together.miss_tokens == 200 + 4
+    assert together.hit_tokens == 3 * 200
+
+
+def test_the_store_gives_up_the_longest_unused_within_its_bound(plain: Model) -> None:
+    size = core(plain).graph.shape.bytes_per_token
+    together = core(plain, slots=1, cache_bytes=100 * size)
+    options = plain.options(max_tokens=1, temperature=0)
+    for seed in (1, 2, 3, 1):  # of 40 tokens each: one in the slot, two in the store
+        answer(plain, together, Job(text(40, seed), options))
+    assert together.store.num_bytes <= 100 * size
+    assert together.hit_tokens == 39
+    answer(plain, together, Job(text(40, 2), options))
+    assert together.hit_tokens == 39  # it had to go for the others
+
+
+def test_prompts_run_in_pieces_between_the_tokens_of_answers(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[dict[int, int]] = []
+    run = PackedGraph.run
+
+    def noted(self: PackedGraph, arena: Any, rows: Sequence[RowRun]) -> list[np.ndarray]:
+        runs.append({row.slot: len(row.tokens) for row in rows})
+        return run(self, arena, rows)
+
+    monkeypatch.setattr(PackedGraph, "run", noted)
+    graph = core(plain).graph
+    together = Together(graph, 2, context_length=plain.context_length, cache_bytes=0, step_seconds=0.0)
+    # It could not end before the other begins to answer: no letter is an end token.
+    guided = plain.options(max_tokens=200, seed=1, temperature=1.0, guidance=Guidance("regex", "[a-z]{300}"))
+    first = plain.joined(together, text(5), guided)
+    for _ in range(3):
+        while next(first) is not None:
+            pass
+        together.step()
+    second = plain.joined(together, text(100, 1), plain.options(max_tokens=2))
+    runs.clear()
+    while not any(chunk and chunk.token_id is not None for chunk in iter(lambda: next(second), None)):
+        while next(first) is not None:
+            pass
+        together.step()
+    # No time at all: the least piece each, and a token of the answer beside every one.
+    assert [run for run in runs if len(run) == 2] == runs
+    assert max(max(run.values()) for run in runs) == 8
+    first.close()
+    second.close()
+    assert together.live == []
+
+
+def test_a_run_that_fails_ends_its_texts_and_no_others(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, options = core(plain), plain.options(max_tokens=3, temperature=0)
+    (expected,) = answer(plain, together, Job(text(20), options))
+
+    def broken(self: PackedGraph, arena: Any, rows: Any) -> list[np.ndarray]:
+        raise EngineError("out of order")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedGraph, "run", broken)
+        for prompt in (text(20), text(30, 1)):
+            chunks = plain.joined(together, prompt, options)
+            assert next(chunks) is None
+            together.step()
+            with pytest.raises(EngineError, match="out of order"):
+                next(chunks)
+    assert together.live == []
+    assert exact(answer(plain, together, Job(text(20), options))[0]) == exact(expected)
+
+
+def test_a_text_waits_for_memory_and_is_refused_where_it_never_comes(
+    plain: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = core(plain)
+    free = 200 * together.graph.shape.bytes_per_token
+    monkeypatch.setattr(module, "available_memory", lambda: free)
+    with pytest.raises(UsageError, match="300 tokens takes"):
+        together.open(text(10), 300)
+    together.step()
+    first = together.open(text(10), 150)
+    assert first is not None
+    assert together.open(text(10, 1), 100) is None  # 50 are left
+    assert together.open(text(10, 2), 20) is None  # it would pass the one that waits
+    together.step()
+    assert together.open(text(10, 2), 20) is not None
+    first.close()
+    together.step()
+    assert together.open(text(10, 1), 100) is not None
+
+
+def test_a_cancelled_text_leaves_its_slot_to_the_next(plain: Model) -> None:
+    together, cancel = core(plain, slots=1), threading.Event()
+    chunks = plain.joined(together, text(300), plain.options(max_tokens=2), cancel=cancel)
+    next(chunks)
+    together.step()
+    waiting = plain.joined(together, text(3, 1), plain.options(max_tokens=2, temperature=0))
+    assert next(waiting) is None
+    cancel.set()
+    last = list(chunks)[-1]
+    assert last is not None
+    assert last.response is not None
+    assert last.response.finish_reason == "cancelled"
+    response = None
+    for chunk in waiting:
+        if chunk is None:
+            together.step()
+        else:
+            response = chunk.response
+    assert response is not None
+    assert response.completion_tokens
+
+
+def test_what_does_not_fit_into_the_context_is_refused(plain: Model) -> None:
+    with pytest.raises(UsageError, match="context"):
+        core(plain).open(text(3), plain.context_length + 1)
+    with pytest.raises(UsageError, match="no tokens"):
+        core(plain).open([], 5)
+
+
+def test_a_score_has_the_log_probabilities_of_the_answer(plain: Model) -> None:
+    prompt = "What is the capital"
+    response = plain.generate(prompt, raw=True, max_tokens=1, temperature=0, logprobs=0)
+    assert response.logprobs is not None
+    entry = response.logprobs[0]
+    longer = prompt + plain.tokenizer.decode([entry.token_id], skip_special=False)
+    assert plain.tokenizer.encode(longer) == [*plain.tokenizer.encode(prompt), entry.token_id]
+    assert plain.score(longer).logprobs[-1] == entry.logprob
+
+
+def test_common_lengths() -> None:
+    assert common_length([], [1]) == 0
+    assert common_length([1, 2, 3], [1, 2, 4, 5]) == 2
+    assert common_length((1, 2), [1, 2, 3]) == 2
+
+
+def test_a_text_larger_than_the_store_is_not_kept() -> None:
+    store = PrefixStore(100)
+    store.add(Kept((1,), False, [np.zeros(60, np.int8)]))
+    store.add(Kept((2,), False, [np.zeros(101, np.int8)]))
+    assert [kept.tokens for kept in store] == [(1,)]
+    store.add(Kept((3,), False, [np.zeros(60, np.int8)]))
+    assert [kept.tokens for kept in store] == [(3,)]
+    assert store.give_up_one()
+    assert not store.give_up_one()
