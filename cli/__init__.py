@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import sys
+from pathlib import Path
 from types import MappingProxyType
 
 import click
@@ -99,12 +100,25 @@ def root(debug: bool, quiet: bool) -> None:
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
 
 
+def _debug() -> bool:
+    return "--debug" in sys.argv or click.BOOL.convert(os.environ.get("PHI3_ONNX_DEBUG") or "0", None, None)
+
+
+def _open_closed() -> None:
+    """Give streams that came closed (`<&-`) something empty, as everything expects them to be there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  # until the end
+
+
 def main() -> None:
     """Run the command line: one line on stderr for each error that has a known cause, and its exit code."""
+    _open_closed()
     try:
         code = root(standalone_mode=False)
+        sys.stdout.flush()
     except Phi3OnnxError as error:
-        if "--debug" in sys.argv or click.BOOL.convert(os.environ.get("PHI3_ONNX_DEBUG") or "0", None, None):
+        if _debug():
             raise
         click.echo(f"phi3-onnx: {error}", err=True)
         code = error.exit_code
@@ -117,4 +131,11 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output went away
         sys.stderr.close()
         code = 141
+    except OSError as error:
+        if _debug():
+            raise
+        click.echo(f"phi3-onnx: {error}", err=True)
+        # What is still to be written would fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..configs.options import OPTIONS, Option
+from .provider_library import provider_library
 from .screen import notice, quiet, warn_of_clashing_wheels
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ _LOADING_OPTIONS = (
         metavar="NAME",
         help="auto, cpu, cuda, dml, or another execution provider of the installed ONNX Runtime.",
     ),
+    provider_library,
     click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: the physical cores]"),
     click.option("--device", type=click.IntRange(0), help="Number of the GPU, where there are several."),
     click.option(
@@ -88,7 +90,7 @@ class Loading:
 
         """
         from ..configs import default_package, find_package
-        from ..runtime.providers.choice import canonical
+        from ..runtime.providers.names import canonical
 
         if package is not None:
             return find_package(package)

@@ -5,12 +5,14 @@ from dataclasses import asdict
 
 import click
 
+from .provider_library import provider_library
 from .screen import size, warn_of_clashing_wheels
 
 
 @click.command()
 @click.argument("packages", nargs=-1, required=True)
 @click.option("--provider", default="auto", show_default=True, help="Where to run: auto, cpu, cuda, dml.")
+@provider_library
 @click.option("--threads", type=click.IntRange(1), help="Threads on the CPU.  [default: physical cores]")
 @click.option("--prompt", type=click.IntRange(1), default=512, show_default=True, help="Tokens to prefill.")
 @click.option("--decode", type=click.IntRange(1), default=48, show_default=True, help="Tokens to run after them.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..configs import UsageError
+from ..configs.files import replacing
 from ..configs.options import OPTIONS
 from .screen import reply
 
@@ -134,10 +135,9 @@ class ChatCommands:
         """Save the conversation: /save FILE."""
         path = _path(name)
         text = json.dumps({"messages": list(self._session.messages)}, indent=1, ensure_ascii=False) + "\n"
-        beside = path.with_name(f".{path.name}.part")
         try:
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(path)
+            with replacing(path) as beside:
+                beside.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UsageError(f"{path} can not be written: {error}") from error
         reply(f"saved {len(self._session.messages)} messages to {path}")

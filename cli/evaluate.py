@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from .provider_library import provider_library
 from .screen import warn_of_clashing_wheels
 from .status import status_line
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 @click.option("--run-code", is_flag=True, help="Let tasks run the programs that the model writes (humaneval, mbpp).")
 @click.option("--apply-chat-template", is_flag=True, help="Put a task's questions through the chat template.")
 @click.option("--provider", default="auto", show_default=True, help="Where packages run: auto, cpu, cuda, dml.")
+@provider_library
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def command(
     package: str,

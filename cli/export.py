@@ -12,7 +12,7 @@ from .screen import notice, size, stage_bars
 
 if TYPE_CHECKING:
     from ..configs import Target
-    from ..export import Checkpoint, Plan
+    from ..export import Checkpoint, ExportPlan
 
 
 @click.command()
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--adapter", metavar="DIR", help="PEFT adapter (LoRA, DoRA) to merge into it: a folder or a hub id.")
 @click.option("--force", is_flag=True, help="Replace the package that is already there.")
 @click.option("--verify/--no-verify", default=True, help="Compare the package with its source.  [default: verify]")
+@click.option("--strict-clients", is_flag=True, help="Fail where another client's tokenizer differs too.")
 @click.option("--dry-run", is_flag=True, help="Check and plan only: graph, sizes, memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the manifest as JSON.")
 @quantization_options
@@ -47,6 +48,7 @@ def make(
     adapter: str | None,
     force: bool,
     verify: bool,
+    strict_clients: bool,
     dry_run: bool,
     as_json: bool,
     **values: Any,
@@ -77,6 +79,8 @@ def make(
     if plan.checkpoint.adapter is not None:
         notice(f"merging {plan.checkpoint.adapter}: {plan.checkpoint.adapter.summary}")
     notice(f"writing {size(plan.package_bytes)} to {plan.output}, in about {size(plan.memory_bytes)} of memory")
+    for names, scheme in plan.smaller_blocks.items():
+        notice(f"{names}: blocks of {scheme.block_size}, which divide its columns")
     if plan.calibration is not None:
         about = plan.calibration.describe()
         notice(f"calibration text: {about['tokens']} tokens of {about['text']}")
@@ -84,7 +88,7 @@ def make(
         _print_plan(plan, as_json)
         return
 
-    folder = run_with_bar(plan, verify=verify)
+    folder = run_with_bar(plan, verify=verify, strict_clients=strict_clients)
     if as_json:
         click.echo(read_manifest(folder).to_json(), nl=False)
         return
@@ -92,7 +96,7 @@ def make(
     click.echo(folder)
 
 
-def run_with_bar(plan: "Plan", *, verify: bool) -> Path:
+def run_with_bar(plan: "ExportPlan", *, verify: bool, strict_clients: bool = False) -> Path:
     """Carry out an export, verify the package and print the table if so asked, and return the package's folder."""
     from ..export import run_export
     from .verify import verify_and_print
@@ -101,7 +105,7 @@ def run_with_bar(plan: "Plan", *, verify: bool) -> Path:
 
         def check(folder: Path, checkpoint: "Checkpoint", target: "Target") -> None:
             bar.stop()  # one live display at a time
-            verify_and_print(folder, checkpoint, target, as_json=False)
+            verify_and_print(folder, checkpoint, target, strict_clients=strict_clients, as_json=False)
 
         return run_export(plan, verify=check if verify else None, progress=bar)
 
@@ -116,7 +120,7 @@ def _short_name(folder: Path) -> str:
         return str(folder)
 
 
-def _print_plan(plan: "Plan", as_json: bool) -> None:
+def _print_plan(plan: "ExportPlan", as_json: bool) -> None:
     table = {
         "source": str(plan.checkpoint.source),
         "adapter": str(plan.checkpoint.adapter) if plan.checkpoint.adapter else None,

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..configs.target import describe_scheme
 from .screen import size
 
 
@@ -51,8 +52,8 @@ def _graph(path: Path) -> dict[str, Any] | None:
     for node in model.graph.node:
         if node.op_type == "MatMulNBits":
             values = {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
-            kind = "asymmetric" if len(node.input) > 3 and node.input[3] else "symmetric"
-            formats[f"int{values.get('bits', 4)} block {values.get('block_size')} {kind}"] += 1
+            symmetric = not (len(node.input) > 3 and node.input[3])
+            formats[describe_scheme(values.get("bits", 4), values.get("block_size", 0), symmetric)] += 1
     logits = next((value for value in model.graph.output if value.name == "logits"), model.graph.output[0])
     return {
         "file": path.name,

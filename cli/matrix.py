@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..configs import OutputError, Phi3OnnxError
+from .provider_library import provider_library
 from .screen import console, warn_of_clashing_wheels
 from .status import status_line
 
@@ -35,6 +36,7 @@ def _names(_context: click.Context, _parameter: click.Parameter, values: tuple[s
     callback=_names,
     help="Providers, with commas.  [default: those that the targets are for, and those that run here]",
 )
+@provider_library
 @click.option("--require", multiple=True, callback=_names, help="Providers for which not to run is a failure.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the packages.  [default: the store]")
 @click.option("--revision", help="Commit, tag or branch of a hub checkpoint.")

@@ -29,7 +29,7 @@ def plot_errors(manifest: Manifest, path: Path) -> None:
             f"nothing in {manifest.model}/{manifest.target.name} is quantized, so there is no error to draw"
         )
     if find_spec("matplotlib") is None:
-        raise MissingExtraError('this needs matplotlib; run: pip install "phi3-onnx[plot]"')
+        raise MissingExtraError("this needs matplotlib", remedy='run: pip install "phi3-onnx[plot]"')
     from matplotlib.figure import Figure
 
     panels = [(key, label) for key, label in _PANELS if values[key]]

@@ -17,6 +17,7 @@ from .quantization_options import quantization_options
 @click.option("--adapter", metavar="DIR", help="PEFT adapter (LoRA, DoRA) to merge into it: a folder or a hub id.")
 @click.option("--force", is_flag=True, help="Replace the package that is already there.")
 @click.option("--verify/--no-verify", default=True, help="Compare the package with its source.  [default: verify]")
+@click.option("--strict-clients", is_flag=True, help="Fail where another client's tokenizer differs too.")
 @click.option("--dry-run", is_flag=True, help="Check and plan only: graph, sizes, memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the manifest as JSON.")
 @quantization_options

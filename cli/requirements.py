@@ -1,8 +1,10 @@
-"""Say what to install when a verb needs an extra that is not there."""
+"""Say what to install when a verb needs an extra that is not there, or a package in another version."""
 
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 
 from ..configs import Phi3OnnxError
+from ..configs.extras import ONNXRUNTIME, WHEELS, with_extras
+from ..configs.releases import GROUPS, check_versions
 
 
 class MissingExtraError(Phi3OnnxError):
@@ -10,39 +12,43 @@ class MissingExtraError(Phi3OnnxError):
 
 
 def require_export() -> None:
-    """Check that the packages of the `export` extra are there.
+    """Check that the packages of the `export` extra are there, in versions that work.
 
     Raises:
-        MissingExtraError: some are not; the message has the command that installs them.
+        MissingExtraError: some are not there; the message has the command that installs them.
+        VersionError: one is there in a version that is known not to work.
 
     """
-    _require(("torch", "transformers", "onnx", "onnxscript", "onnx_ir"), "export,cpu")
+    _require("export")
 
 
 def require_server() -> None:
-    """Check that the packages of the `server` extra are there.
-
-    Raises:
-        MissingExtraError: some are not; the message has the command that installs them.
-
-    """
-    _require(("pydantic", "prometheus_client", "starlette", "uvicorn"), "server")
+    """Check that the packages of the `server` extra are there; see `require_export`."""
+    _require("server")
 
 
 def require_hub() -> None:
-    """Check that the packages of the `hub` extra are there.
-
-    Raises:
-        MissingExtraError: some are not; the message has the command that installs them.
-
-    """
-    _require(("huggingface_hub",), "hub")
+    """Check that the packages of the `hub` extra are there; see `require_export`."""
+    _require("hub")
 
 
-def _require(modules: tuple[str, ...], extras: str) -> None:
-    missing = [name for name in modules if find_spec(name) is None]
+def _require(extra: str) -> None:
+    packages = GROUPS[extra]
+    missing = [name for name in packages if not _installed(name)]
     if missing:
+        wheels = [name for name in WHEELS[ONNXRUNTIME] if _installed(name)]
+        # The hub's verbs run nothing, and `serve` says itself which ONNX Runtime it wants.
+        command = with_extras(wheels, extra) if extra == "export" else f'pip install "phi3-onnx[{extra}]"'
         raise MissingExtraError(
-            f"this needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
-            f'run: pip install "phi3-onnx[{extras}]"'
+            f"this needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
+            remedy=f"run: {command}",
         )
+    check_versions(packages)
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -30,7 +30,8 @@ def warn_of_clashing_wheels(provider: str) -> None:
 
     A provider that was named and is not the CPU's is refused there, with the same words: it gets no notice beside them.
     """
-    from ..runtime.providers.choice import canonical, wheel_warning
+    from ..runtime.providers.names import canonical
+    from ..runtime.providers.wheels import wheel_warning
 
     if not quiet() and canonical(provider) in ("auto", "cpu") and (warning := wheel_warning()):
         notice(f"warning: {warning}")

@@ -92,6 +92,6 @@ def _print_verification(verification: Any) -> None:
     outcome = "passed" if verification["passed"] else "FAILED"
     click.echo(f"verified   {outcome} on {verification['provider']}, {verification['created']}")
     for row in verification["rows"]:
-        mark = {True: "ok", False: "FAILED", None: ""}[row["passed"]]
+        mark = {True: "ok", False: "FAILED", None: "differs" if row.get("warning") else ""}[row["passed"]]
         value = "not finite" if row["value"] is None else f"{row['value']:.4g}"
         click.echo(f"  {row['name']:<18} {value:>10}  {mark}")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .screen import console, warn_of_clashing_wheels
+from .provider_library import provider_library
+from .screen import console, notice, warn_of_clashing_wheels
 from .status import status_line
 
 if TYPE_CHECKING:
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 @click.option("--revision", help="Commit, tag or branch of a hub checkpoint.")
 @click.option("--adapter", metavar="DIR", help="PEFT adapter to merge into the checkpoint.  [default: the package's]")
 @click.option("--provider", default="auto", show_default=True, help="Where the package runs: auto, cpu, cuda, dml.")
+@provider_library
 @click.option("-t", "--target", help="Whose thresholds to judge by.  [default: the package's own]")
 @click.option(
     "--steps", type=click.IntRange(min=1), default=64, show_default=True, help="Greedy tokens of each conversation."
 )
 @click.option("--hashes", is_flag=True, help="Compare the sha256 sums of all files first.")
 @click.option("--record/--no-record", default=True, help="Write the figures into the package.  [default: record]")
+@click.option("--strict-clients", is_flag=True, help="Fail where another client's tokenizer differs too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def command(
     package: str,
@@ -38,6 +41,7 @@ def command(
     steps: int,
     hashes: bool,
     record: bool,
+    strict_clients: bool,
     as_json: bool,
 ) -> None:
     """Prove that a package still is the model it was made of.
@@ -65,6 +69,7 @@ def command(
         as_json=as_json,
         provider=provider,
         steps=steps,
+        strict_clients=strict_clients,
         keep=record and (folder / MANIFEST_NAME).is_file(),
     )
 
@@ -115,6 +120,7 @@ def verify_and_print(
     as_json: bool,
     provider: str = "auto",
     steps: int = 64,
+    strict_clients: bool = False,
     keep: bool = True,
 ) -> None:
     """Verify a package, write the figures into its manifest if `keep`, and print them.
@@ -129,13 +135,23 @@ def verify_and_print(
 
     warn_of_clashing_wheels(provider)
     with status_line("verifying") as notify:
-        verification = verify(folder, checkpoint, target=target, provider=provider, steps=steps, notify=notify)
+        verification = verify(
+            folder,
+            checkpoint,
+            target=target,
+            provider=provider,
+            steps=steps,
+            strict_clients=strict_clients,
+            notify=notify,
+        )
     if keep:
         record(folder, verification)
     if as_json:
         click.echo(json.dumps(verification.to_dict(), indent=1, ensure_ascii=False))
     else:
         _print(verification)
+    for line in verification.warnings:
+        notice(f"warning: {line}")
     opened = open_package(folder)
     verification.check(f"{checkpoint.model}/{target.name}" if target else opened.name)
 
@@ -153,6 +169,7 @@ def _print(verification: "Verification") -> None:
     for row in verification.rows:
         limit = "" if row.threshold is None else f"{row.bound} {row.threshold:g}"
         outcome = {True: "[green]ok[/]", False: "[bold red]FAILED[/]", None: ""}[row.passed]
+        outcome = "[yellow]differs[/]" if row.warning else outcome
         table.add_row(row.name, f"{row.value:.4g}", limit, outcome, escape(row.detail))
     screen = console()
     with screen.capture() as capture:

@@ -5,18 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from ..configs.extras import WHEELS
+
 # ONNX Runtime's wheels by all their names: which of them is installed matters as much as its version.
-_SHOWN = (
-    "phi3-onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-directml",
-    "onnxruntime-genai",
-    "onnxruntime-genai-cuda",
-    "onnxruntime-genai-directml",
-    "torch",
-    "transformers",
-)
+_SHOWN = ("phi3-onnx", *(name for names in WHEELS.values() for name in names), "torch", "transformers")
 
 
 def print_versions(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:

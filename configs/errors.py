@@ -6,6 +6,19 @@ class Phi3OnnxError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        """Make one.
+
+        Args:
+            message: what is wrong.
+            remedy: what to do about it, such as `run: pip install ...`; it ends the line.
+
+        """
+        super().__init__(f"{message}; {remedy}" if remedy else message)
+        self.message = message
+        """The line without the remedy."""
+        self.remedy = remedy
+
 
 class UsageError(Phi3OnnxError):
     """An option or argument that can not be meant so: an unknown target, a name that fits nothing."""
@@ -37,3 +50,9 @@ class ProviderError(Phi3OnnxError):
 
 class EngineError(Phi3OnnxError):
     """The engine failed while it ran a package that it had loaded, such as for want of memory."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that says something, without a final full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(". ") if lines else type(error).__name__

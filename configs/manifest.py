@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from .errors import PackageError, UsageError
-from .target import IoDtype, Provider, Quantization, Target, WeightScheme, published, table_of, target_of
+from .files import read_json
+from .target import (
+    IoDtype,
+    Provider,
+    Quantization,
+    Target,
+    WeightScheme,
+    describe_scheme,
+    published,
+    table_of,
+    target_of,
+)
 from .variant import check_names, folder_name, identified
 
 MANIFEST_NAME = "phi3_onnx.json"
@@ -69,7 +80,7 @@ class TensorSummary:
         """Say how it is stored, such as `int4 block 32 symmetric` or `16 bits`."""
         if self.block_size is None:
             return f"{self.bits} bits"
-        return f"int{self.bits} block {self.block_size} {'symmetric' if self.symmetric else 'asymmetric'}"
+        return describe_scheme(self.bits, self.block_size, bool(self.symmetric))
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,8 @@ class Manifest:
     files: Mapping[str, FileEntry]
     calibration: Mapping[str, Any] | None = None
     """On which text the weights were quantized; None where no data was needed."""
+    norms: Mapping[str, Any] | None = None
+    """Which norms are computed in float32, and what was measured at them; None where the provider needs no such."""
     verification: Mapping[str, Any] | None = None
     """What `phi3-onnx verify` measured last; None where it has not run."""
     adapter: AdapterEntry | None = None
@@ -141,12 +154,9 @@ def read_manifest(folder: Path) -> Manifest:
 
     """
     path = folder / MANIFEST_NAME
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise PackageError(f"{folder} has no {MANIFEST_NAME}: not a package that phi3-onnx made") from error
-    except (OSError, ValueError) as error:
-        raise PackageError(f"{path} can not be read: {error}; export the package again") from error
+    if not path.exists():
+        raise PackageError(f"{folder} has no {MANIFEST_NAME}: not a package that phi3-onnx made")
+    table = read_json(path, remedy="export the package again")
     try:
         if table["format"] > FORMAT:
             raise PackageError(f"{path} has format {table['format']}, this version reads {FORMAT}; upgrade phi3-onnx")
@@ -160,9 +170,65 @@ def read_manifest(folder: Path) -> Manifest:
             table |= _from_first_format(table)
         else:
             table["target"] = check_names(target_of(table["target"]))
-        return Manifest(**table, tensors=tensors, files=files, adapter=adapter and AdapterEntry(**adapter))
-    except (KeyError, TypeError, AttributeError, ValueError, UsageError) as error:
+        adapter = adapter and AdapterEntry(**adapter)
+        manifest = Manifest(**table, tensors=tensors, files=files, adapter=adapter)
+        _check_types(table, tensors, files)
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise PackageError(f"{path} is damaged ({error}); export the package again") from error
+    for name in files:
+        # Whatever reads the files goes by these names: none of them may lead out of the folder.
+        if name in ("", ".", "..") or any(mark in name for mark in ("/", "\\", ":", "\0")):
+            raise PackageError(f"{path} names {name!r:.80}, which is no file of the package; fetch or export it again")
+    return manifest
+
+
+_KINDS: Mapping[str, Any] = {
+    "source": str,
+    "revision": str | None,
+    "model": str,
+    "created": str,
+    "versions": dict,
+    "ops": dict,
+    "num_parameters": int,
+    "bits_per_weight": int | float,
+    "calibration": dict | None,
+    "norms": dict | None,
+    "verification": dict | None,
+    "format": int,
+}
+
+
+def _check_types(
+    table: Mapping[str, Any], tensors: Mapping[str, TensorSummary], files: Mapping[str, FileEntry]
+) -> None:
+    """Check what a manifest holds to the figures that are printed.
+
+    Raises:
+        TypeError: a value is of another kind.
+
+    """
+    for key, kind in _KINDS.items():
+        if key in table and not isinstance(table[key], kind):
+            raise TypeError(f"{key} is {table[key]!r:.80}")
+    if not all(isinstance(value, str) for value in table["versions"].values()):
+        raise TypeError("versions are no texts")
+    if not all(isinstance(value, int) for value in table["ops"].values()):
+        raise TypeError("ops are no counts")
+    for name, tensor in tensors.items():
+        numbers = (*tensor.shape, tensor.bits)
+        if not all(isinstance(value, int) for value in numbers) or not isinstance(tensor.details, dict):
+            raise TypeError(f"the entry of {name!r:.80} makes no sense")
+        if not isinstance(tensor.relative_error, int | float | None):
+            raise TypeError(f"the error of {name!r:.80} is {tensor.relative_error!r:.80}")
+    for name, entry in files.items():
+        if not isinstance(entry.size, int) or not isinstance(entry.sha256, str):
+            raise TypeError(f"the entry of {name!r:.80} makes no sense")
+    verification = table.get("verification")
+    for row in (verification or {}).get("rows", []):
+        if not isinstance(row["name"], str) or not isinstance(row["value"], int | float | None):
+            raise TypeError(f"the verification's row {row!r:.80} makes no sense")
+        if row["passed"] not in (True, False, None):
+            raise TypeError(f"the verification's row {row!r:.80} makes no sense")
 
 
 def _from_first_format(table: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,13 @@ from .errors import SourceError
 SUPPORTED = "phi3 (Phi-3, Phi-3.5, Phi-4-mini) and Llama-like models without biases (llama, mistral)"
 
 
+_LARGEST = 3.4e38
+"""What float32 holds."""
+_MOST = {"num_hidden_layers": 1024, "num_attention_heads": 4096, "num_key_value_heads": 4096, "head_dim": 16384}
+_MOST_OTHERS = 1 << 30
+"""Far beyond any model: what a file states becomes lists of tensors and tables before a weight is read."""
+
+
 @dataclass(frozen=True)
 class LongRope:
     """LongRoPE (arXiv:2402.13753): one set of factors up to `original_max_position` tokens in all, another beyond."""
@@ -152,8 +159,9 @@ def parse_model_config(config: Mapping[str, Any], where: str = "config.json") ->
     check_heads(heads, kv_heads, None if config.get("head_dim") else ("hidden_size", hidden), where)
     head_dim = reader.count("head_dim", hidden // heads)
     max_position = reader.count("max_position_embeddings")
-    rope = _rope_table(config)
-    rotary_dim = int(head_dim * float(rope.get("partial_rotary_factor") or 1.0))
+    rope = _rope_table(config, where)
+    share = number(rope.get("partial_rotary_factor"), "partial_rotary_factor", where, default=1.0, most=1.0)
+    rotary_dim = int(head_dim * share)
     eos = config.get("eos_token_id")
     return ModelConfig(
         vocab_size=reader.count("vocab_size"),
@@ -164,15 +172,21 @@ def parse_model_config(config: Mapping[str, Any], where: str = "config.json") ->
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         max_position=max_position,
-        rope_theta=float(rope.get("rope_theta") or 10000.0),
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-5 if kind == "phi3" else 1e-6)),
+        rope_theta=number(rope.get("rope_theta"), "rope_theta", where, default=10000.0),
+        rms_norm_eps=number(
+            config.get("rms_norm_eps"), "rms_norm_eps", where, default=1e-5 if kind == "phi3" else 1e-6, most=1.0
+        ),
         rotary_dim=rotary_dim,
         longrope=_longrope(config, rope, rotary_dim, max_position, where),
-        sliding_window=_sliding_window(config, kind, max_position),
+        sliding_window=_sliding_window(config, kind, max_position, where),
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-        bos_token_id=config.get("bos_token_id"),
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
-        pad_token_id=config.get("pad_token_id"),
+        bos_token_id=_token(config.get("bos_token_id"), "bos_token_id", where),
+        eos_token_ids=tuple(
+            token
+            for entry in (eos if isinstance(eos, list) else [eos])
+            if (token := _token(entry, "eos_token_id", where)) is not None
+        ),
+        pad_token_id=_token(config.get("pad_token_id"), "pad_token_id", where),
     )
 
 
@@ -208,7 +222,9 @@ def check_count(value: object, key: str, where: str) -> int:
 
     """
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise SourceError(f"{where}: {key} must be a positive whole number, got {value!r}")
+        raise SourceError(f"{where}: {key} must be a positive whole number, got {value!r:.80}")
+    if value > (most := _MOST.get(key, _MOST_OTHERS)):
+        raise SourceError(f"{where}: {key} must be at most {most}, got {value!r:.80}")
     return value
 
 
@@ -222,8 +238,34 @@ class _Reader:
         return check_count(default if value is None else value, key, self.where)
 
 
-def _rope_table(config: Mapping[str, Any]) -> dict[str, Any]:
+def number(value: object, key: str, where: str, *, default: float | None = None, most: float = _LARGEST) -> float:
+    """Return a value of the key of a file if it is a positive, finite number, or the default where it is null.
+
+    Raises:
+        SourceError: it is not, or larger than `most`.
+
+    """
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most:
+        bound = f" up to {most:g}" if most < _LARGEST else ""
+        raise SourceError(f"{where}: {key} must be a positive number{bound}, got {value!r:.80}")
+    return float(value)
+
+
+def _token(value: object, key: str, where: str) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise SourceError(f"{where}: {key} must be a token's number or null, got {value!r:.80}")
+    return value
+
+
+def _rope_table(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Bring the three spellings together: `rope_parameters` (transformers 5), `rope_scaling`, and top-level keys."""
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(config.get(key) or {}, Mapping):
+            raise SourceError(f"{where}: {key} must be a JSON object or null, got {config[key]!r:.80}")
     table = dict(config.get("rope_parameters") or {})
     for key, value in (config.get("rope_scaling") or {}).items():
         table.setdefault(key, value)
@@ -248,19 +290,25 @@ def _longrope(
         if not isinstance(values, list) or len(values) != rotary_dim // 2:
             got = f"{len(values)} values" if isinstance(values, list) else repr(values)
             raise SourceError(f"{where}: rope {key} must be a list of {rotary_dim // 2} numbers, got {got}")
-        factors[key] = tuple(float(value) for value in values)
-    original = int(rope.get("original_max_position_embeddings") or max_position)
-    return LongRope(factors["short_factor"], factors["long_factor"], original, _attention_factor(rope, original))
+        factors[key] = tuple(number(value, f"each {key} of rope", where) for value in values)
+    key = "original_max_position_embeddings"
+    original = check_count(rope.get(key) or max_position, key, where)
+    return LongRope(factors["short_factor"], factors["long_factor"], original, _attention_factor(rope, original, where))
 
 
-def _attention_factor(rope: Mapping[str, Any], original: int) -> float | None:
+def _attention_factor(rope: Mapping[str, Any], original: int, where: str) -> float | None:
     stated = rope.get("attention_factor")
     if stated is None and rope.get("factor") is not None:
-        stated = own_attention_factor(float(rope["factor"]), original)
-    return None if stated is None else float(stated)
+        if original < 2:
+            raise SourceError(f"{where}: original_max_position_embeddings must be 2 or more, got {original}")
+        stated = own_attention_factor(number(rope["factor"], "rope factor", where), original)
+    return None if stated is None else number(stated, "rope attention_factor", where)
 
 
-def _sliding_window(config: Mapping[str, Any], kind: str, max_position: int) -> int | None:
+def _sliding_window(config: Mapping[str, Any], kind: str, max_position: int, where: str) -> int | None:
     window = config.get("sliding_window") if kind in ("phi3", "mistral") else None
     # A window that no context can outgrow is none (Phi-3's 128k models say 262144).
-    return None if window is None or window >= max_position else int(window)
+    if window is None:
+        return None
+    window = check_count(window, "sliding_window", where)
+    return None if window >= max_position else window

@@ -15,6 +15,7 @@ IoDtype = Literal["float32", "float16"]
 Provider = Literal["cpu", "cuda", "dml"]
 Method = Literal["rtn", "imatrix", "awq", "gptq", "awq+gptq"]
 Attention = Literal["packed", "separate"]
+Embedding = Literal["quantized", "gather"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 
@@ -40,7 +41,12 @@ class WeightScheme:
             raise UsageError(f"block size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {self.block_size}")
 
     def __str__(self) -> str:
-        return f"int{self.bits} block {self.block_size} {'symmetric' if self.symmetric else 'asymmetric'}"
+        return describe_scheme(self.bits, self.block_size, self.symmetric)
+
+
+def describe_scheme(bits: int, block_size: int, symmetric: bool) -> str:
+    """Say how a weight matrix is quantized, such as `int4 block 32 symmetric`."""
+    return f"int{bits} block {block_size} {'symmetric' if symmetric else 'asymmetric'}"
 
 
 @dataclass(frozen=True)
@@ -97,9 +103,19 @@ class Target:
     aliases: tuple[str, ...] = ()
     opset: int = 21
     attention: Attention = "packed"
-    """`packed`: fused QKV and rotary inside GroupQueryAttention; `separate`: q/k/v and RotaryEmbedding nodes."""
+    """`packed`: fused QKV and rotary inside GroupQueryAttention; `separate`: q, k and v are matrices of their own, with
+    RotaryEmbedding nodes."""
     position_ids: bool = False
-    """Whether the graph takes `position_ids` (DirectML needs it)."""
+    """Whether the graph takes `position_ids` (DirectML needs it). LongRoPE's factors then follow the largest of them,
+    not the attention mask's width, which is the cache's whole capacity where a runtime captures the graph."""
+    embedding: Embedding = "quantized"
+    """`quantized`: GatherBlockQuantized, and a tied head shares its matrix; `gather`: a plain table in `io_dtype`, for
+    providers without that operator. A tied head then has a quantized matrix beside it."""
+    whole_blocks: bool = False
+    """Whether the provider's MatMulNBits wants K to be a multiple of the block: others get smaller blocks."""
+    norm_limit: float | None = None
+    """Mean square of a row up to which the provider's float16 norms are right; those that may see more are computed in
+    float32. None: any."""
     last_token_logits: bool = False
     """Whether the head runs on the last token only (logits of shape [batch, 1, vocab])."""
     quantization: Quantization | None = None

@@ -10,9 +10,9 @@ from typing import Any
 import jinja2
 
 from ..configs import Manifest, UsageError
+from ..configs.extras import extra_for
 
 _TEMPLATE = "model_card.md.jinja"
-_EXTRAS = {"cpu": "cpu", "cuda": "cuda", "dml": "directml"}
 _PROVIDERS = {"cpu": "CPU, mobile", "cuda": "CUDA", "dml": "DirectML"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FIGURES = ("mean_kl", "top1_agreement", "perplexity_ratio", "greedy_agreement")
@@ -82,7 +82,7 @@ def model_card(
         licence_link=licence_link,
         version=version("phi3-onnx"),
         packages=packages,
-        extra=_EXTRAS[packages[0]["provider_name"]],
+        extra=extra_for(packages[0]["provider_name"]),
         elsewhere=any(package["elsewhere"] for package in packages),
     )
 

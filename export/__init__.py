@@ -4,17 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .exporter import DEFAULT_SOURCE, ExportOptions, Plan, export, plan_export, run_export
+    from .exporter import DEFAULT_SOURCE, ExportOptions, ExportPlan, export, plan_export, run_export
     from .sources.checkpoint import Checkpoint
     from .sources.open import open_checkpoint
-    from .weights.calibration import CalibrationOptions
+    from .weights.calibration_data import CalibrationOptions
 
 __all__ = [
     "DEFAULT_SOURCE",
     "CalibrationOptions",
     "Checkpoint",
     "ExportOptions",
-    "Plan",
+    "ExportPlan",
     "export",
     "open_checkpoint",
     "plan_export",
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CalibrationOptions": "weights.calibration",
+    "CalibrationOptions": "weights.calibration_data",
     "Checkpoint": "sources.checkpoint",
     "open_checkpoint": "sources.open",
 }

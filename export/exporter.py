@@ -4,7 +4,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +18,7 @@ from ..configs import (
     TensorSummary,
     UsageError,
     VerificationError,
+    WeightScheme,
     find_target,
     identified,
     store_folder,
@@ -28,8 +29,8 @@ from .package.destination import amount, building, check_destination
 from .package.genai_config import end_tokens, genai_config
 from .sources.checkpoint import Checkpoint
 from .sources.open import open_checkpoint
-from .weights.budget import fit_budget
-from .weights.calibration import (
+from .weights.blocks import fit_blocks
+from .weights.calibration_data import (
     Calibration,
     CalibrationOptions,
     calibrated_layers,
@@ -39,7 +40,9 @@ from .weights.calibration import (
 )
 from .weights.data_file import DATA_NAME, DataFile
 from .weights.fill import Progress, Tally, filling, fills_by_processes, summaries, worker_processes, write_quantized
+from .weights.fit_budget import fit_budget
 from .weights.layout import COS_TABLE, SIN_TABLE, Layout, plan_layout
+from .weights.norms import WideNorms, wide_norms
 from .weights.rope import rope_tables
 
 if TYPE_CHECKING:
@@ -56,11 +59,14 @@ those of a process and its own torch."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """What an export will do, known before a weight is read."""
 
     checkpoint: Checkpoint
     target: Target
+    """What was asked for, which the manifest holds."""
+    fitted: Target
+    """The target with blocks that divide K of this model's matrices, where its provider wants that."""
     output: Path
     layout: Layout
     package_bytes: int
@@ -68,13 +74,23 @@ class Plan:
     """Peak memory the export is expected to need."""
     calibration: Calibration | None = None
     """For calibrated methods and budgets: the token sequences."""
+    smaller_blocks: Mapping[str, WeightScheme] = field(default_factory=dict)
+    """Matrices whose block had to be smaller than the target's, to divide K: name or pattern -> scheme."""
 
     @cached_property
     def graph(self) -> "Graph":
-        """The graph, traced when it is first asked for: an export does that while the weights are written."""
-        from .graph.build import build_graph
+        """The graph, traced when it is first asked for: an export does that while the weights are written.
 
-        return build_graph(self.checkpoint.config, self.target)
+        Raises:
+            LintError: the target's provider would not run it as it is.
+
+        """
+        from .graph.build import build_graph
+        from .lint.check import check_graph
+
+        graph = build_graph(self.checkpoint.config, self.fitted)
+        check_graph(graph.model, self.target.provider)
+        return graph
 
     @property
     def calibrated(self) -> bool:
@@ -106,7 +122,7 @@ def plan_export(
     *,
     progress: Progress | None = None,
     **options: Unpack[ExportOptions],
-) -> Plan:
+) -> ExportPlan:
     """Check everything that can be checked beforehand.
 
     Args:
@@ -138,7 +154,8 @@ def plan_export(
         prepared = prepare_calibration(checkpoint, options.get("calibration") or CalibrationOptions(), quantization)
         if budget is not None:
             chosen = fit_budget(checkpoint, chosen, budget, prepared, progress)
-    layout = plan_layout(checkpoint.config, chosen)
+    fitted, smaller = fit_blocks(checkpoint.config, chosen)
+    layout = plan_layout(checkpoint.config, fitted)
     assets = sum(len(content) for content in checkpoint.assets().values())
     package_bytes = layout.num_bytes + assets + (1 << 20)
     folder = check_destination(named or store_folder(checkpoint.model, chosen.name), package_bytes, force=force)
@@ -149,7 +166,7 @@ def plan_export(
         memory += (os.cpu_count() or 1) * _MEMORY_PER_THREAD
     if prepared is not None:
         memory += calibration_bytes(checkpoint.config)
-    return Plan(checkpoint, chosen, folder, layout, package_bytes, memory, prepared)
+    return ExportPlan(checkpoint, chosen, fitted, folder, layout, package_bytes, memory, prepared, smaller)
 
 
 def export(
@@ -175,6 +192,7 @@ def export(
     Raises:
         SourceError: the checkpoint is missing, damaged or not supported.
         OutputError: the package can not be written there.
+        LintError: the target's provider would refuse the graph, or compute it wrongly.
         VerificationError: `verify` found a difference; the package is kept beside `output` as `<output>.failed`.
 
     """
@@ -183,7 +201,7 @@ def export(
     )
 
 
-def run_export(plan: Plan, *, verify: Verify | None = None, progress: Progress | None = None) -> Path:
+def run_export(plan: ExportPlan, *, verify: Verify | None = None, progress: Progress | None = None) -> Path:
     """Carry out a plan and return the package's folder. Raises what `export` raises."""
     report = progress or (lambda _stage, _done, _total: None)
     with building(plan.output) as folder:
@@ -204,13 +222,19 @@ def run_export(plan: Plan, *, verify: Verify | None = None, progress: Progress |
     return plan.output
 
 
-def _write(plan: Plan, folder: Path, progress: Progress) -> None:
+def _write(plan: ExportPlan, folder: Path, progress: Progress) -> None:
     import onnx_ir as ir
+
+    from .lint.check import check_graph
 
     checkpoint = plan.checkpoint
     data = DataFile(folder / DATA_NAME, plan.layout)
     data.create()
-    tensors = _fill(plan, data, progress)
+    tensors, mean_squares = _fill(plan, data, progress)
+    norms = wide_norms(checkpoint.config, plan.target, mean_squares)
+    if norms is not None:
+        plan.graph.widen_norms(norms.weights)
+        check_graph(plan.graph.model, plan.target.provider)
     plan.graph.bind(plan.layout, folder)
     (folder / "model.onnx").write_bytes(ir.serde.serialize_model(plan.graph.model).SerializeToString())
     if plan.target.decodes_together and plan.target.quantization is not None:
@@ -227,16 +251,22 @@ def _write(plan: Plan, folder: Path, progress: Progress) -> None:
     _write_json(folder / "generation_config.json", generation)
     _write_json(folder / "genai_config.json", genai_config(checkpoint.config, plan.target, generation))
     progress("hashing", 0, plan.layout.num_bytes)
-    manifest = _manifest(plan, folder, tensors)
+    manifest = _manifest(plan, folder, tensors, norms)
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _fill(plan: Plan, data: DataFile, progress: Progress) -> dict[str, TensorSummary]:
-    """Write every initializer, tracing the graph meanwhile; return how each weight matrix was stored."""
-    checkpoint, target, tally = plan.checkpoint, plan.target, Tally(data, progress)
+def _fill(plan: ExportPlan, data: DataFile, progress: Progress) -> tuple[dict[str, TensorSummary], dict[str, float]]:
+    """Write every initializer, tracing the graph meanwhile.
+
+    Returns:
+        How each weight matrix was stored, and for calibrated targets the largest mean square that each norm saw.
+
+    """
+    checkpoint, target, tally = plan.checkpoint, plan.fitted, Tally(data, progress)
     names = checkpoint.config.tensor_shapes()
     alone = [name for name in names if not (plan.calibrated and name.startswith("model.layers."))]
     reports: dict[str, Mapping[str, Any]] = {}
+    mean_squares: dict[str, float] = {}
     with filling(data, checkpoint, target, alone, tally) as under_way:
         _ = plan.graph
         for name, table in zip((COS_TABLE, SIN_TABLE), rope_tables(checkpoint.config), strict=True):
@@ -252,15 +282,20 @@ def _fill(plan: Plan, data: DataFile, progress: Progress) -> dict[str, TensorSum
             for name, norm in layer.norms.items():
                 tally.add({prefix + name: data.write(prefix + name, norm)})
             reports |= {prefix + name: report for name, report in layer.reports.items()}
+            # The last norm sees the last layer's output: each layer's takes the place of the one before it.
+            for name, value in layer.mean_squares.items():
+                mean_squares["model.norm.weight" if name == "output" else prefix + name] = value
     tally.check()
-    return summaries(checkpoint.config, target, errors, reports)
+    return summaries(checkpoint.config, target, errors, reports), mean_squares
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _manifest(plan: Plan, folder: Path, tensors: Mapping[str, TensorSummary]) -> Manifest:
+def _manifest(
+    plan: ExportPlan, folder: Path, tensors: Mapping[str, TensorSummary], norms: WideNorms | None
+) -> Manifest:
     checkpoint = plan.checkpoint
     files = {path.name: FileEntry(path.stat().st_size, file_sha256(path)) for path in sorted(folder.iterdir())}
     parameters = checkpoint.config.num_parameters
@@ -278,6 +313,7 @@ def _manifest(plan: Plan, folder: Path, tensors: Mapping[str, TensorSummary]) ->
         tensors=tensors,
         files=files,
         calibration=plan.calibration.describe() if plan.calibration else None,
+        norms=norms.describe() if norms else None,
     )
 
 

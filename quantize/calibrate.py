@@ -11,7 +11,7 @@ import math
 import mmap
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ..configs import ModelConfig, WeightScheme
-from .decoder_layer import LINEARS, DecoderLayers
+from ..configs.files import replacing
+from .decoder_layer import LINEARS, NORMS, DecoderLayers
 from .packed import QuantizedWeight
 from .precision import fast_layers, fast_products
 
@@ -53,6 +54,9 @@ class QuantizedLayer:
     """float32 [hidden size]; changed where a scale was folded into them."""
     reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What was done to each matrix and what it cost, as JSON values."""
+    mean_squares: Mapping[str, float] = field(default_factory=dict)
+    """The largest mean square of a row that each norm saw, by the names of their weights; and under `output` that of
+    the layer's outputs, which the next norm sees."""
 
 
 class LayerQuantizer(Protocol):
@@ -123,12 +127,21 @@ def _one_layer(
     weights = {name: torch.from_numpy(read(prefix + name, None)) for name in layers.weight_names}
     layers.set_weights(weights)
     seen = {name: _Gatherer() for name in LINEARS}
+    largest: dict[str, float] = dict.fromkeys((*NORMS, "output"), 0.0)
+
+    def see(name: str, inputs: Tensor) -> None:
+        if name in seen:
+            seen[name].add(inputs)
+        else:
+            largest[name] = max(largest[name], _mean_square(inputs))
+
     operators = None
     with fast_layers(), fast_products():
         for batch in states.batches():
             hidden = torch.from_numpy(np.array(states.current[batch]))
             operators = operators or layers.operators(hidden.shape[1])
-            layers.run(hidden, operators, lambda name, inputs: seen[name].add(inputs))
+            output = layers.run(hidden, operators, see, (*LINEARS, *NORMS))
+            largest["output"] = max(largest["output"], _mean_square(output))
     states.release()
     quantized = quantize(prefix, weights, {name: gatherer.result() for name, gatherer in seen.items()})
     seen.clear()
@@ -140,7 +153,13 @@ def _one_layer(
         for batch in states.batches():
             hidden = torch.from_numpy(np.array(states.current[batch]))
             states.following[batch] = layers.run(hidden, operators).numpy()
-    return quantized
+    squares = {f"{name}.weight" if name in NORMS else name: value for name, value in largest.items()}
+    return replace(quantized, mean_squares=squares)
+
+
+def _mean_square(rows: Tensor) -> float:
+    """Return the largest mean square of a row."""
+    return float(rows.float().square().mean(-1).max())
 
 
 class _Gatherer:
@@ -225,9 +244,8 @@ class _States:
         self.layers_done = layers_done
         if isinstance(self.current, np.memmap):
             self.current.flush()
-            partial = self._progress.with_suffix(".partial")
-            partial.write_text(json.dumps({"layers_done": layers_done}), encoding="utf-8")
-            partial.replace(self._progress)
+            with replacing(self._progress) as beside:
+                beside.write_text(json.dumps({"layers_done": layers_done}), encoding="utf-8")
 
 
 def embed_samples(config: ModelConfig, read: Read, samples: np.ndarray, out: np.ndarray) -> None:
@@ -255,11 +273,10 @@ def save_layer(path: Path, layer: QuantizedLayer) -> None:
         arrays |= {f"packed:{name}": weight.packed, f"scales:{name}": weight.scales}
         if weight.zero_points is not None:
             arrays[f"zeros:{name}"] = weight.zero_points
-    about = json.dumps({"schemes": schemes, "reports": {key: dict(value) for key, value in layer.reports.items()}})
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    reports = {key: dict(value) for key, value in layer.reports.items()}
+    about = json.dumps({"schemes": schemes, "reports": reports, "mean_squares": dict(layer.mean_squares)})
+    with replacing(path) as beside, beside.open("wb") as file:
         np.savez(file, about=np.frombuffer(about.encode(), np.uint8), **arrays)  # pyright: ignore[reportArgumentType]
-    partial.replace(path)
 
 
 def load_layer(path: Path) -> QuantizedLayer:
@@ -277,4 +294,4 @@ def load_layer(path: Path) -> QuantizedLayer:
             for name, (bits, block_size, symmetric, rows, columns) in about["schemes"].items()
         }
         norms = {key.removeprefix("norm:"): arrays[key] for key in arrays.files if key.startswith("norm:")}
-    return QuantizedLayer(matrices, norms, about["reports"])
+    return QuantizedLayer(matrices, norms, about["reports"], about.get("mean_squares", {}))

@@ -1,6 +1,6 @@
 """Run one decoder layer of a Phi-3 model from its weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from .phi3 import DecoderLayer, Operators
 
 LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 """The linear layers, in the order in which a forward pass meets them."""
+
+NORMS: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
 
 
 class DecoderLayers:
@@ -40,14 +42,20 @@ class DecoderLayers:
         self._layer.load_state_dict(dict(weights), assign=True)
 
     @torch.no_grad()
-    def run(self, states: Tensor, operators: Operators, see: Callable[[str, Tensor], None] | None = None) -> Tensor:
+    def run(
+        self,
+        states: Tensor,
+        operators: Operators,
+        see: Callable[[str, Tensor], None] | None = None,
+        names: Sequence[str] = LINEARS,
+    ) -> Tensor:
         """Return the layer's output for hidden states [batch, tokens, hidden size].
 
-        `see` is called with the name of each linear layer (one of `LINEARS`) and its input [batch * tokens, K].
+        `see` is called with each of the modules' `names` and its input [batch * tokens, K].
         """
         hooks = []
         if see is not None:
-            for name in LINEARS:
+            for name in names:
 
                 def hook(_: Any, inputs: tuple[Tensor, ...], name: str = name) -> None:
                     see(name, inputs[0].reshape(-1, inputs[0].shape[-1]))

@@ -196,7 +196,7 @@ class ChatSession:
         if self.on_overflow == "slide":
             room = options.max_tokens or min(_LEAST_ROOM, self._context // 4)
             if len(prompt) + room > self._context:
-                return self._slid(turns, prompt, room)
+                return self._drop_oldest(turns, prompt, room)
         elif self.on_overflow == "error":
             room = options.max_tokens or DEFAULT_MAX_TOKENS
             if len(prompt) + room > self._context:
@@ -208,7 +208,7 @@ class ChatSession:
             )
         return turns, prompt
 
-    def _slid(self, turns: list[Message], prompt: list[int], room: int) -> tuple[list[Message], list[int]]:
+    def _drop_oldest(self, turns: list[Message], prompt: list[int], room: int) -> tuple[list[Message], list[int]]:
         before = len(turns)
         while len(prompt) + room > self._context * _SLIDE_TO and (later := _next_user(turns)):
             turns = turns[later:]

@@ -1,6 +1,5 @@
 """What a package says of itself: our own, Microsoft's published folders, and those of the GenAI model builder."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..configs import Manifest, PackageError, find_package, read_manifest
+from ..configs.files import read_json
 from ..configs.manifest import MANIFEST_NAME, check_files
 from ..configs.options import SAMPLING, Sampling
-from .files import read_json
 
 # GenAI's own rule for these model types, which foreign packages without a config.json leave us to know.
 _GENAI_SWITCHES = {"phi3": 4096, "phimoe": 4096, "phi3small": 8192}
@@ -50,8 +49,11 @@ def read_contract(package: Path) -> Contract:
 
     """
     path = package / "genai_config.json"
+    if not path.is_file():
+        raise PackageError(f"{package} has no genai_config.json: not a package")
+    table = read_json(path)
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+        model = table["model"]
         decoder = model["decoder"]
         eos = model.get("eos_token_id", [])
         contract = Contract(
@@ -66,10 +68,6 @@ def read_contract(package: Path) -> Contract:
             eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
         )
         _ = contract.past_names() + contract.present_names()  # both can miss their entries
-    except FileNotFoundError as error:
-        raise PackageError(f"{package} has no genai_config.json: not a package") from error
-    except (OSError, ValueError) as error:
-        raise PackageError(f"{path} can not be read: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise PackageError(
             f"{path} does not describe a decoder with a KV cache: {error} is missing or wrong"
@@ -80,8 +78,8 @@ def read_contract(package: Path) -> Contract:
 def longrope_switch(package: Path) -> int | None:
     """Return the tokens up to which a LongRoPE package uses its short factors, from its `config.json`; else None."""
     try:
-        config = json.loads((package / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(package / "config.json")
+    except PackageError:
         return None
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if (rope.get("rope_type") or rope.get("type")) not in ("longrope", "su"):
@@ -176,7 +174,7 @@ def open_package(name: str | Path) -> Package:
     missing = _missing(folder, (contract.filename, "tokenizer.json"))
     if missing:
         raise PackageError(f"{folder} has no {' and no '.join(missing)}; export or download the package again")
-    loaded = {file: read_json(folder / file) for file in ("genai_config.json", "generation_config.json")}
+    loaded = {file: read_json(folder / file, optional=True) for file in ("genai_config.json", "generation_config.json")}
     return Package(folder, manifest, loaded["genai_config.json"], loaded["generation_config.json"], contract)
 
 

@@ -90,7 +90,7 @@ class TextGenerationPipeline:
         drawn = self._sampling(do_sample, sampling)
         if num_return_sequences < 1 or (num_return_sequences > 1 and drawn.greedy):
             raise UsageError(f"num_return_sequences={num_return_sequences} needs sampling (do_sample=True)")
-        limit = max_new_tokens or int(self._stated("max_new_tokens") or _DEFAULT_NEW_TOKENS)
+        limit = max_new_tokens or int(self._model_setting("max_new_tokens") or _DEFAULT_NEW_TOKENS)
         many = not isinstance(text_inputs, str) and not _is_chat(text_inputs)
         results = []
         for given in text_inputs if many else [text_inputs]:
@@ -121,16 +121,16 @@ class TextGenerationPipeline:
         return before
 
     def _sampling(self, do_sample: bool | None, named: SamplingOptions) -> Sampling:
-        draws = _first(do_sample, self._stated("do_sample"), True)
+        draws = _first(do_sample, self._model_setting("do_sample"), True)
         values: dict[str, Any] = {"temperature": _DEFAULT_TEMPERATURE}
-        values |= {name: stated for name in SAMPLING if (stated := self._stated(name)) is not None}
+        values |= {name: stated for name in SAMPLING if (stated := self._model_setting(name)) is not None}
         values |= {name: value for name, value in named.items() if value is not None}
         if not draws:
             values = {name: value for name, value in values.items() if not (name in SAMPLING and SAMPLING[name].draws)}
             values["temperature"] = 0.0
         return Sampling(**values)
 
-    def _stated(self, name: str) -> Any:
+    def _model_setting(self, name: str) -> Any:
         return self.model.package.generation.get(name)
 
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...configs import ProviderError, Target, UsageError, find_target, targets
-from ...runtime.providers.choice import KNOWN, canonical, import_onnxruntime, resolve_ort_providers
+from ...runtime.providers.choice import resolve_ort_providers
+from ...runtime.providers.imports import import_onnxruntime
+from ...runtime.providers.names import KNOWN, canonical
 from ..parity.verify import STEPS
 
 
 @dataclass(frozen=True)
-class Plan:
+class MatrixPlan:
     """What to put into the matrix."""
 
     targets: tuple[Target, ...]
@@ -34,7 +36,7 @@ def plan_matrix(
     force: bool = False,
     steps: int = STEPS,
     speed: bool = True,
-) -> Plan:
+) -> MatrixPlan:
     """Choose targets and providers: by default every target, and every provider that one is for or that runs here.
 
     Raises:
@@ -50,7 +52,7 @@ def plan_matrix(
         wanted = {*(target.provider for target in chosen), *here}
         names = [name for name in KNOWN if name in wanted]
     names = list(dict.fromkeys([*names, *needed]))
-    return Plan(tuple(chosen), tuple(names), needed, output, force, steps, speed)
+    return MatrixPlan(tuple(chosen), tuple(names), needed, output, force, steps, speed)
 
 
 def _provider(name: str) -> str:

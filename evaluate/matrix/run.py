@@ -27,20 +27,20 @@ from ...configs import (
 from ...configs.manifest import MANIFEST_NAME, check_files
 from ...export.sources.checkpoint import Checkpoint
 from ...runtime import load
-from ...runtime.providers.choice import ort_name
 from ...runtime.providers.hardware import default_threads
+from ...runtime.providers.names import ort_name
 from ..bench import Speed, measure_speed
 from ..notify import Notify
 from ..parity.attention import compare_attention
+from ..parity.finding import Finding
 from ..parity.shared_reference import SharedReference
 from ..parity.stored import StoredWeights
-from ..parity.tokens import Finding
 from ..parity.verification import Row, record
-from ..parity.verify import Ground, Trial, prepare, versions
+from ..parity.verify import TestMaterial, VerificationRun, prepare, versions
 from ..parity.weights import compare_weights
 from .cells import Cell, Matrix, Outcome, PackageReport, package_failure
 from .cross_check import Sample, cross_checks
-from .plan import Plan, unavailable
+from .plan import MatrixPlan, unavailable
 
 Progress = Callable[[str, int, int], None]
 
@@ -50,7 +50,7 @@ _PROMPT, _DECODED, _REPEAT = 256, 32, 3
 """Tokens whose time is taken, and how often."""
 
 
-def run_matrix(checkpoint: Checkpoint, plan: Plan, *, notify: Notify, progress: Progress | None = None) -> Matrix:
+def run_matrix(checkpoint: Checkpoint, plan: MatrixPlan, *, notify: Notify, progress: Progress | None = None) -> Matrix:
     """Export what is missing, verify every package on every provider, and hold packages against each other.
 
     What goes wrong with a package or a provider is that cell's outcome; only the checkpoint itself can raise.
@@ -66,15 +66,17 @@ def run_matrix(checkpoint: Checkpoint, plan: Plan, *, notify: Notify, progress: 
 
     """
     started = time.perf_counter()
-    ground = prepare(checkpoint, plan.steps, notify)
+    material = prepare(checkpoint, plan.steps, notify)
     packages = tuple(_package(checkpoint, target, plan, notify, progress) for target in plan.targets)
     reference = SharedReference(checkpoint)
     if any(package.folder for package in packages):
-        reference.run(ground.sequences, notify=notify)
+        reference.run(material.sequences, notify=notify)
     runs = [
-        _try(package, provider, ground, reference, plan, notify) for package in packages for provider in plan.providers
+        _try(package, provider, material, reference, plan, notify)
+        for package in packages
+        for provider in plan.providers
     ]
-    reference.run([ids for run in runs if run.trial for ids in run.trial.sequences], notify=notify)
+    reference.run([ids for run in runs if run.measured for ids in run.measured.sequences], notify=notify)
     cells = tuple(_cell(run, reference) for run in runs)
     _record(packages, runs, cells)
     return Matrix(
@@ -94,7 +96,7 @@ def run_matrix(checkpoint: Checkpoint, plan: Plan, *, notify: Notify, progress: 
 
 
 def _package(
-    checkpoint: Checkpoint, target: Target, plan: Plan, notify: Notify, progress: Progress | None
+    checkpoint: Checkpoint, target: Target, plan: MatrixPlan, notify: Notify, progress: Progress | None
 ) -> PackageReport:
     folder = plan.output / target.name if plan.output else store_folder(checkpoint.model, target.name)
     exported = False
@@ -163,7 +165,7 @@ class _Run:
     outcome: Outcome | None
     """None: to be judged."""
     reason: str | None = None
-    trial: Trial | None = None
+    measured: VerificationRun | None = None
     sample: Sample | None = None
     speed: Speed | None = None
     speed_note: str | None = None
@@ -173,7 +175,12 @@ class _Run:
 
 
 def _try(
-    package: PackageReport, provider: str, ground: Ground, reference: SharedReference, plan: Plan, notify: Notify
+    package: PackageReport,
+    provider: str,
+    material: TestMaterial,
+    reference: SharedReference,
+    plan: MatrixPlan,
+    notify: Notify,
 ) -> _Run:
     target = package.made_as
     outcome: Outcome = "fail" if provider in plan.required else "not run"
@@ -187,15 +194,15 @@ def _try(
     label = f"{target.name} on {provider}"
     started = time.perf_counter()
     try:
-        trial = Trial(package.folder, ground, target, provider, lambda text: notify(f"{label}: {text}"))
-        trial.compare(reference)
-        sample = Sample(target, provider, trial.provider, _logits(trial, ground.passages[-1].ids))
-        trial.close()
+        measured = VerificationRun(package.folder, material, target, provider, lambda text: notify(f"{label}: {text}"))
+        measured.compare(reference)
+        sample = Sample(target, provider, measured.provider, _logits(measured, material.passages[-1].ids))
+        measured.close()
     except (PackageError, ProviderError) as error:
         # Another provider than the one a package is for need not be able to run it, except the CPU's.
         meant = provider in (target.provider, "cpu")
         return _Run(package, provider, "fail" if meant else outcome, str(error))
-    run = _Run(package, provider, None, None, trial, sample, seconds=time.perf_counter() - started)
+    run = _Run(package, provider, None, None, measured, sample, seconds=time.perf_counter() - started)
     return _timed(run, notify, label) if plan.speed else replace(run, speed_note="not asked for")
 
 
@@ -212,16 +219,16 @@ def _timed(run: _Run, notify: Notify, label: str) -> _Run:
         return replace(run, speed_note=str(error), problem=str(error) if own else None)
 
 
-def _logits(trial: Trial, ids: np.ndarray) -> np.ndarray:
+def _logits(measured: VerificationRun, ids: np.ndarray) -> np.ndarray:
     ids = ids[:_SAMPLE]
-    return np.concatenate([rows for _, rows in trial.session.logits(ids, chunk=len(ids))])
+    return np.concatenate([rows for _, rows in measured.session.logits(ids, chunk=len(ids))])
 
 
 def _cell(run: _Run, reference: SharedReference) -> Cell:
     target, package = run.package.target, run.package
-    if run.outcome is not None or run.trial is None:
+    if run.outcome is not None or run.measured is None:
         return Cell(target, run.provider, run.outcome or "fail", run.reason)
-    verification = run.trial.conclude(reference, run.seconds)
+    verification = run.measured.conclude(reference, run.seconds)
     problems = [f"{row.name} {row.value:.4g}, must be {row.bound} {row.threshold:g}" for row in verification.failures]
     if run.problem is not None:
         problems.append(run.problem)
@@ -231,7 +238,7 @@ def _cell(run: _Run, reference: SharedReference) -> Cell:
         target,
         run.provider,
         "fail" if problems else "pass",
-        "; ".join(problems) or _where(run.trial.provider, run.provider, package.made_as),
+        "; ".join(problems) or _where(run.measured.provider, run.provider, package.made_as),
         verification,
         run.speed,
         run.speed_note,

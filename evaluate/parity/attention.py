@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs import ModelConfig, PackageError
-from .tokens import Finding
+from .finding import Finding
 
 _NORMS = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...runtime.decoding.sampling import log_softmax
+
 _ELEMENTS_AT_ONCE = 1 << 20
 """Logits turned into float64 together: 8 MB for each array in work."""
 
@@ -70,7 +72,7 @@ class Likelihood:
         step = max(1, _ELEMENTS_AT_ONCE // logits.shape[1])
         for start in range(0, len(following), step):
             tokens = following[start : start + step]
-            self.add_log_probabilities(log_softmax(logits[start : start + len(tokens)].astype(np.float64)), tokens)
+            self.add_log_probabilities(log_softmax(logits[start : start + len(tokens)]), tokens)
 
     def add_log_probabilities(self, log_probabilities: np.ndarray, following: np.ndarray) -> None:
         """Take in what `add` makes of logits: float64 [positions, vocabulary]."""
@@ -145,13 +147,6 @@ class Comparison:
             reference=self._reference.result(),
             package=self._package.result(),
         )
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the natural logarithms of the softmax over the last axis, in the dtype of `logits`."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
 
 
 def _exp(exponent: float) -> float:

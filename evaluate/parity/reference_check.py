@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...configs.errors import first_line
 from ...export.sources.checkpoint import Checkpoint
-from ...runtime.providers.choice import first_line
 from .reference import Reference
 from .verification import Row
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...configs import Manifest, PackageError, WeightScheme
+from ...export.weights.layout import PROJECTIONS, part_name
 from ...quantize.packed import QuantizedWeight, packed_shapes
 
 
@@ -37,11 +38,10 @@ class StoredWeights:
             PackageError: the package has no such tensor, or its data file is too short.
 
         """
-        if name in self._tensors:
-            return self._raw(name, rows).astype(np.float32, copy=False)
         base, summary = name.removesuffix(".weight"), self._manifest.tensors.get(name)
+        # Looked at first: an embedding may lie there plain beside the quantized matrix of the head that it is tied to.
         if summary is None or summary.block_size is None or summary.symmetric is None:
-            raise PackageError(f"{self._folder} has no tensor {name}; export the package again")
+            return self._raw(name, rows).astype(np.float32, copy=False)
         scheme = WeightScheme(8 if summary.bits == 8 else 4, summary.block_size, summary.symmetric)
         packed, scales = self._raw(f"{base}.qweight", rows), self._raw(f"{base}.scales", rows).astype(np.float32)
         zeros = None if scheme.symmetric else self._raw(f"{base}.zero_points", rows)
@@ -56,6 +56,20 @@ class StoredWeights:
         ).dequantize()
 
     def _raw(self, name: str, rows: slice) -> np.ndarray:
+        """Return rows of an initializer as it is stored; one that the graph has in parts is put together."""
+        parts = [part_name(name, part) for part in PROJECTIONS]
+        if name in self._tensors or parts[0] not in self._tensors:
+            return self._piece(name, rows)
+        found, first = [], 0
+        for part in parts:
+            count = self._tensors[part].dims[0] if part in self._tensors else 0
+            start, stop, _ = rows.indices(first + count)
+            if max(start, first) < stop:
+                found.append(self._piece(part, slice(max(start, first) - first, stop - first)))
+            first += count
+        return np.concatenate(found)
+
+    def _piece(self, name: str, rows: slice) -> np.ndarray:
         from onnx import helper, numpy_helper
         from onnx.external_data_helper import ExternalDataInfo
 

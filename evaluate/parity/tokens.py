@@ -3,39 +3,24 @@
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...configs import PackageError, ProviderError, SourceError
+from ...configs.errors import first_line
+from ...configs.files import read_json
 from ...export.package.genai_config import end_tokens
 from ...export.sources.checkpoint import Checkpoint
-from ...runtime.files import read_json
 from ...runtime.package import Package
-from ...runtime.providers.choice import first_line, import_genai
+from ...runtime.providers.imports import import_genai
 from ...runtime.text.template import read_template
 from ...runtime.text.tokenizer import Tokenizer
 from .corpus import Chat
+from .finding import Finding
 
 Encode = Callable[[str], list[int]]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What came of a series of comparisons."""
-
-    compared: int
-    differences: tuple[str, ...]
-    """A line for each comparison that failed."""
-    notes: tuple[str, ...] = ()
-    """What was compared, or why something was not."""
-
-    @property
-    def share(self) -> float:
-        """Share of the comparisons that found both sides equal, 0 to 1."""
-        return 1 - len(self.differences) / self.compared if self.compared else 1.0
 
 
 def hugging_face_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -62,7 +47,7 @@ def hugging_face_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def compare_token_ids(tokenizer: Any, package: Package, texts: Sequence[str]) -> Finding:
-    """Compare vocabulary and token ids with Hugging Face's, as our runtime gives them and as ONNX Runtime GenAI does.
+    """Compare vocabulary and token ids with Hugging Face's, as our runtime gives them.
 
     Args:
         tokenizer: what `hugging_face_tokenizer` returned.
@@ -74,12 +59,9 @@ def compare_token_ids(tokenizer: Any, package: Package, texts: Sequence[str]) ->
     differences: list[str] = []
     notes: list[str] = []
     compared = 0
-    for make, special in ((_our_encoder, False), (_our_encoder, True), (_genai_encoder, False)):
+    for special in (False, True):
         try:
-            name, encode = make(package.folder, special)
-        except ProviderError:
-            notes.append("onnxruntime-genai is not installed, so its tokenizer was not compared")
-            continue
+            name, encode = _our_encoder(package.folder, special)
         except PackageError as error:
             differences.append(str(error))
             compared += 1
@@ -91,10 +73,32 @@ def compare_token_ids(tokenizer: Any, package: Package, texts: Sequence[str]) ->
     return Finding(compared + 2, (*vocabulary, *differences), tuple(notes))
 
 
+def compare_client_tokens(tokenizer: Any, package: Package, texts: Sequence[str]) -> Finding:
+    """Compare token ids with Hugging Face's as ONNX Runtime GenAI's own tokenizer gives them, which our runtime leaves.
+
+    Args:
+        tokenizer: what `hugging_face_tokenizer` returned.
+        package: the package.
+        texts: what to encode, as it stands.
+
+    Returns:
+        What was found; nothing is compared where ONNX Runtime GenAI is not installed.
+
+    """
+    try:
+        name, encode = _genai_encoder(package.folder)
+    except ProviderError:
+        return Finding(0, (), ("onnxruntime-genai is not installed, so its tokenizer was not compared",))
+    except PackageError as error:
+        return Finding(1, (str(error),))
+    expected = [_ids(tokenizer, text, False) for text in texts]
+    return Finding(len(texts), tuple(_differences(name, encode, texts, expected)), (f"{name}: {len(texts)} texts",))
+
+
 def _vocabulary_differences(tokenizer: Any, folder: Path) -> Iterator[str]:
     """Say where pieces and merges differ: one that no text of ours needs would go unnoticed otherwise."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    ours = read_json(folder / "tokenizer.json").get("model", {})
+    ours = read_json(folder / "tokenizer.json", optional=True).get("model", {})
     theirs = json.loads(backend.to_str())["model"] if backend is not None else {}
     if theirs.get("type", "BPE") != ours.get("type", "BPE"):
         return  # the same tokens written another way; the texts have to show it
@@ -127,7 +131,7 @@ def _our_encoder(folder: Path, special: bool) -> tuple[str, Encode]:
     return name, lambda text: tokenizer.encode(text, special=special)
 
 
-def _genai_encoder(folder: Path, _special: bool) -> tuple[str, Encode]:
+def _genai_encoder(folder: Path) -> tuple[str, Encode]:
     genai = import_genai()
     name = f"onnxruntime-genai {genai.__version__}"
     try:

@@ -1,18 +1,22 @@
 """What a verification found: rows with thresholds, for the screen, the manifest and an exit code."""
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ...configs import OutputError, VerificationError, read_manifest
+from ...configs.files import replacing
 from ...configs.manifest import MANIFEST_NAME
 from .metrics import Metrics
 
 EXACT = ("token_ids", "chat_template", "end_tokens")
 """Rows that are shares of comparisons which must all come out equal."""
+
+
+CLIENTS = ("genai_token_ids",)
+"""Rows of other clients: they are measured, and judged only where that is asked for (`--strict-clients`)."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Row:
         if self.threshold is None:
             return None
         return self.value <= self.threshold if self.bound == "at most" else self.value >= self.threshold
+
+    @property
+    def warning(self) -> bool:
+        """Whether another client differs, which is nobody's failure here."""
+        return self.name in CLIENTS and self.passed is None and self.value < 1
 
 
 @dataclass(frozen=True)
@@ -72,10 +81,16 @@ class Verification:
         """The rows that are out of their thresholds."""
         return tuple(row for row in self.rows if row.passed is False)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A line for each client that reads text otherwise than Hugging Face does."""
+        return tuple(f"another client differs: {row.name}: {row.detail}" for row in self.rows if row.warning)
+
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values, with `passed` and each row's; figures that are not finite become None."""
         table = asdict(self)
-        table["rows"] = [{**asdict(row), "passed": row.passed} for row in self.rows]
+        warning = {"warning": True}
+        table["rows"] = [{**asdict(row), "passed": row.passed, **(warning if row.warning else {})} for row in self.rows]
         table["metrics"] = metrics_dict(self.metrics)
         return finite({"passed": self.passed, **table})
 
@@ -97,7 +112,8 @@ class Verification:
 
 def _problem(row: Row) -> str:
     problem = f"{row.name} is {row.value:.4g}, must be {row.bound} {row.threshold:g}"
-    return f"{problem} ({row.detail})" if row.name in (*EXACT, "reference_error", "greedy_agreement") else problem
+    explained = (*EXACT, *CLIENTS, "reference_error", "greedy_agreement")
+    return f"{problem} ({row.detail})" if row.name in explained else problem
 
 
 def metrics_dict(metrics: Metrics) -> dict[str, Any]:
@@ -129,10 +145,8 @@ def record(package: Path, verification: Verification) -> None:
 
     """
     text = replace(read_manifest(package), verification=verification.to_dict()).to_json()
-    temporary = package / f".{MANIFEST_NAME}-{os.getpid()}"
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(package / MANIFEST_NAME)
+        with replacing(package / MANIFEST_NAME) as beside:
+            beside.write_text(text, encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(f"{package / MANIFEST_NAME} can not be written: {error.strerror or error}") from error

@@ -19,17 +19,18 @@ from ...configs import PackageError, Target, Thresholds
 from ...export.sources.checkpoint import Checkpoint
 from ...runtime.engines.session import LogitsSession, open_session
 from ...runtime.package import Package, open_package
-from ...runtime.providers.choice import installed_wheels
+from ...runtime.providers.wheels import installed_wheels
 from ..notify import Notify, silent
 from . import corpus
 from .compare import compare_passage
 from .corpus import Passage, plan_passages
+from .finding import Finding
 from .greedy import Agreement, Answer, judge
 from .metrics import Comparison, Metrics
 from .shared_reference import SharedReference
 from .tokens import (
-    Finding,
     compare_chat_template,
+    compare_client_tokens,
     compare_end_tokens,
     compare_token_ids,
     hugging_face_tokenizer,
@@ -44,7 +45,7 @@ CONVERSATIONS = 5
 
 
 @dataclass(frozen=True)
-class Ground:
+class TestMaterial:
     """What every package of a checkpoint is measured on."""
 
     checkpoint: Checkpoint
@@ -66,7 +67,7 @@ class Ground:
         return [passage.ids for passage in self.passages]
 
 
-def prepare(checkpoint: Checkpoint, steps: int = STEPS, notify: Notify = silent) -> Ground:
+def prepare(checkpoint: Checkpoint, steps: int = STEPS, notify: Notify = silent) -> TestMaterial:
     """Choose what packages of a checkpoint are measured on, and check the reference that measures them.
 
     Raises:
@@ -82,32 +83,39 @@ def prepare(checkpoint: Checkpoint, steps: int = STEPS, notify: Notify = silent)
     found = check_reference(checkpoint, [passage.ids for passage in passages])
     rows = (found,) if isinstance(found, Row) else ()
     skipped += [found] if isinstance(found, str) else []
-    return Ground(checkpoint, tokenizer, tuple(passages), tuple(skipped), tuple(prompts), steps, rows)
+    return TestMaterial(checkpoint, tokenizer, tuple(passages), tuple(skipped), tuple(prompts), steps, rows)
 
 
-class Trial:
+class VerificationRun:
     """One package on one provider, taken through its verification step by step.
 
     The steps are apart so that the reference can run the answers of many packages in one pass.
     """
 
     def __init__(
-        self, package: Path, ground: Ground, target: Target | None, provider: str, notify: Notify = silent
+        self,
+        package: Path,
+        material: TestMaterial,
+        target: Target | None,
+        provider: str,
+        notify: Notify = silent,
+        *,
+        strict_clients: bool = False,
     ) -> None:
         """Load the package, compare how it reads text, and have it answer the conversations; see `verify`."""
-        self._ground = ground
+        self._material = material
         self._notify = notify
         opened = open_package(package)
         self._target = target or _manifest_target(opened)
         notify("comparing token ids")
-        self._reading = _reading_rows(opened, ground.checkpoint, ground.tokenizer)
+        self._reading = _reading_rows(opened, material.checkpoint, material.tokenizer, strict_clients)
         notify("loading the package")
-        self._session: LogitsSession | None = _open(opened, ground.checkpoint, provider)
+        self._session: LogitsSession | None = _open(opened, material.checkpoint, provider)
         self.provider = self._session.provider
         """The execution provider that the package runs on, by ONNX Runtime's name."""
         self.placement = self._session.placement
         """Where the graph's nodes landed; None on the CPU."""
-        self.answers = _answers(self._session, ground.prompts, ground.steps, notify)
+        self.answers = _answers(self._session, material.prompts, material.steps, notify)
         self._metrics: Metrics | None = None
 
     @property
@@ -118,13 +126,13 @@ class Trial:
     @property
     def session(self) -> LogitsSession:
         """The loaded package, until `close`."""
-        assert self._session is not None, "the trial was closed"
+        assert self._session is not None, "the package was closed"
         return self._session
 
     def compare(self, reference: SharedReference) -> None:
-        """Hold the package's logits over the text against the reference's, which has run `Ground.sequences`."""
+        """Hold the package's logits over the text against the reference's, which has run `TestMaterial.sequences`."""
         comparison = Comparison()
-        passages = self._ground.passages
+        passages = self._material.passages
         for number, passage in enumerate(passages, start=1):
             self._notify(f"package: passage {number} of {len(passages)}, {len(passage.ids)} tokens")
             compare_passage(comparison, self.session, passage, reference.rows(passage.ids))
@@ -137,14 +145,14 @@ class Trial:
     def conclude(self, reference: SharedReference, seconds: float) -> Verification:
         """Judge the answers by the reference, which has run `sequences`, and return all that was found."""
         assert self._metrics is not None, "compare comes first"
-        ground, checkpoint = self._ground, self._ground.checkpoint
+        material, checkpoint = self._material, self._material.checkpoint
         thresholds = self._target.thresholds if self._target else Thresholds()
         rows = [reference.rows(ids) for ids in self.sequences]
-        agreement = judge(self.answers, rows, lambda token: ground.tokenizer.decode([token]))
+        agreement = judge(self.answers, rows, lambda token: material.tokenizer.decode([token]))
         return Verification(
             rows=(
                 *self._reading,
-                *ground.rows,
+                *material.rows,
                 *_metric_rows(self._metrics, thresholds),
                 _greedy_row(agreement, thresholds),
             ),
@@ -152,8 +160,8 @@ class Trial:
             provider=self.provider,
             reference=checkpoint.origin,
             metrics=self._metrics,
-            passages=tuple(f"{len(passage.ids)} tokens: {passage.purpose}" for passage in ground.passages),
-            skipped=ground.skipped,
+            passages=tuple(f"{len(passage.ids)} tokens: {passage.purpose}" for passage in material.passages),
+            skipped=material.skipped,
             versions=versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 1),
@@ -168,6 +176,7 @@ def verify(
     target: Target | None = None,
     provider: str = "cpu",
     steps: int = STEPS,
+    strict_clients: bool = False,
     notify: Notify = silent,
 ) -> Verification:
     """Measure how close a package is to the checkpoint it was made from.
@@ -179,6 +188,7 @@ def verify(
             manifest is measured and judged by its tokens alone.
         provider: where the package runs: `cpu`, `cuda`, `dml`, or `auto` for what it was made for, if that runs here.
         steps: greedy tokens of each conversation.
+        strict_clients: judge other clients' tokenizers too, which this runtime does not use.
         notify: called with lines of progress.
 
     Raises:
@@ -188,12 +198,12 @@ def verify(
 
     """
     started = time.perf_counter()
-    ground = prepare(checkpoint, steps, notify)
-    trial = Trial(package, ground, target, provider, notify)
+    material = prepare(checkpoint, steps, notify)
+    run = VerificationRun(package, material, target, provider, notify, strict_clients=strict_clients)
     reference = SharedReference(checkpoint)
-    reference.run([*ground.sequences, *trial.sequences], notify=notify)
-    trial.compare(reference)
-    return trial.conclude(reference, time.perf_counter() - started)
+    reference.run([*material.sequences, *run.sequences], notify=notify)
+    run.compare(reference)
+    return run.conclude(reference, time.perf_counter() - started)
 
 
 def checked(package: Path, checkpoint: Checkpoint, target: Target, *, notify: Notify = silent) -> None:
@@ -229,7 +239,7 @@ def _open(package: Package, checkpoint: Checkpoint, provider: str) -> LogitsSess
     return open_session(package.folder, provider, made_for=package.made_for, longrope=switch)[0]
 
 
-def _reading_rows(package: Package, checkpoint: Checkpoint, tokenizer: Any) -> list[Row]:
+def _reading_rows(package: Package, checkpoint: Checkpoint, tokenizer: Any, strict_clients: bool) -> list[Row]:
     chats = corpus.chats()
     texts = list(corpus.snippets())
     if tokenizer.chat_template is not None:
@@ -239,7 +249,12 @@ def _reading_rows(package: Package, checkpoint: Checkpoint, tokenizer: Any) -> l
         "chat_template": compare_chat_template(tokenizer, package, chats),
         "end_tokens": compare_end_tokens(checkpoint, package),
     }
-    return [Row(name, finding.share, 1.0, "at least", _described(finding)) for name, finding in findings.items()]
+    rows = [Row(name, finding.share, 1.0, "at least", _described(finding)) for name, finding in findings.items()]
+    client = compare_client_tokens(tokenizer, package, texts)
+    if client.compared:
+        threshold = 1.0 if strict_clients else None
+        rows.append(Row("genai_token_ids", client.share, threshold, "at least", _described(client)))
+    return rows
 
 
 def _described(finding: Finding) -> str:

@@ -18,8 +18,8 @@ import numpy as np
 from ...configs import Manifest
 from ...export.sources.checkpoint import Checkpoint
 from ..notify import Notify
+from .finding import Finding
 from .stored import StoredWeights
-from .tokens import Finding
 
 _CHUNK_VALUES = 4 << 20
 """Weights compared at a time: 16 MB for each array in work."""

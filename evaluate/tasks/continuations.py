@@ -7,7 +7,7 @@ import numpy as np
 
 from ...configs import UsageError
 from ...runtime import Model
-from ..parity.metrics import log_softmax
+from ...runtime.decoding.sampling import log_softmax
 
 _KEPT_ROWS = 64
 """Logits kept after each context, for other continuations that begin alike; 8 MB at Phi-3's vocabulary."""
@@ -57,7 +57,7 @@ class ContinuationScorer:
         total, greedy = 0.0, True
         for position, row in enumerate(self._logits(tokens[:-1], first), start=first):
             following = tokens[position + 1]
-            total += float(log_softmax(row.astype(np.float64))[following])
+            total += float(log_softmax(row)[following])
             greedy = greedy and int(row.argmax()) == following
             if position < first + _KEPT_ROWS and position not in self._rows:
                 self._rows[position] = row.copy()  # a row of a run keeps all of its run's rows in memory

@@ -55,7 +55,7 @@ def run_tasks(
 
     """
     if find_spec("lm_eval") is None:
-        raise UsageError('tasks need lm_eval, which is not installed; run: pip install "phi3-onnx[eval]"')
+        raise UsageError("tasks need lm_eval, which is not installed", remedy='run: pip install "phi3-onnx[eval]"')
     from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
     from lm_eval.utils import make_table  # pyright: ignore[reportMissingImports]

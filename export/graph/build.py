@@ -1,6 +1,7 @@
 """From a model's shape to the complete graph of a target."""
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ...configs import ModelConfig, Target
 from ..weights.data_file import DATA_NAME
 from ..weights.layout import Layout
 from .passes import (
+    ROWS_OF,
     PassError,
     Rewrite,
     fold_weight_transposes,
@@ -23,8 +25,10 @@ from .passes import (
     replace_sequence_splits,
     run_passes,
     slice_last_token,
+    split_projections,
     tidy,
     weights_folded,
+    widen_norms,
 )
 from .passes.edit import static_shape, stored_dtype
 from .trace import trace
@@ -56,22 +60,35 @@ class Graph:
 
         """
         values = self.unbound()
-        if odd := values.keys() ^ layout.stored.keys():
+        places: dict[str, tuple[str, int]] = {
+            name: value.meta.get(ROWS_OF, (name, 0)) for name, value in values.items()
+        }
+        if odd := {stored for stored, _ in places.values()} ^ layout.stored.keys():
             raise PassError(f"graph and data file differ in {len(odd)} initializers, such as {min(odd)}")
-        for name, entry in layout.stored.items():
-            value = values[name]
-            dtype = ir.DataType.from_numpy(entry.dtype)
-            if (static_shape(value), stored_dtype(value)) != (entry.shape, dtype):
+        bound = dict.fromkeys(layout.stored, 0)
+        for name, value in values.items():
+            stored, first = places[name]
+            entry, shape = layout.stored[stored], static_shape(value)
+            dtype, rows = ir.DataType.from_numpy(entry.dtype), shape[0]
+            if (shape[1:], stored_dtype(value)) != (entry.shape[1:], dtype) or first + rows > entry.shape[0]:
                 raise PassError(f"graph and data file differ in {name}: {value.shape} {value.dtype}, {entry}")
+            bound[stored] += rows
             value.const_value = ir.ExternalTensor(
                 DATA_NAME,
-                entry.offset,
-                entry.num_bytes,
+                entry.offset + first * entry.row_bytes,
+                rows * entry.row_bytes,
                 dtype,
-                shape=ir.Shape(entry.shape),
+                shape=ir.Shape(shape),
                 name=name,
                 base_dir=folder,
             )
+        for name, rows in bound.items():
+            if rows != layout.stored[name].shape[0]:
+                raise PassError(f"graph and data file differ in {name}: {rows} rows, {layout.stored[name]}")
+
+    def widen_norms(self, weights: Container[str]) -> None:
+        """Compute the norms of these weights in float32."""
+        run_passes(self.model, [Rewrite(lambda model: widen_norms(model, weights), name="widen_norms")])
 
 
 def build_graph(config: ModelConfig, target: Target) -> Graph:
@@ -95,10 +112,14 @@ def build_graph(config: ModelConfig, target: Target) -> Graph:
     if (quantization := target.quantization) is not None:
 
         def quantize(model: ir.Model) -> int:
-            return quantize_weights(model, quantization.scheme_for, quantization.accuracy_level)
+            embedding = target.embedding == "quantized"
+            scheme_for, level = quantization.scheme_for, quantization.accuracy_level
+            return quantize_weights(model, scheme_for, level, target.provider, embedding=embedding)
 
         conditions = {"needs": [weights_folded, interface_named], "leaves": [no_linear_layers]}
         passes.append(Rewrite(quantize, name="quantize_weights", **conditions))
+    if target.attention == "separate":
+        passes.append(Rewrite(split_projections, needs=[interface_named]))
     passes.append(Rewrite(tidy, name="tidy again"))
     run_passes(model, passes)
     model.ir_version = _IR_VERSION

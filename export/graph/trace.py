@@ -30,6 +30,7 @@ class _FusedOperators:
         attention_mask: Tensor,
         past: Sequence[tuple[Tensor, Tensor]],
         positions: Tensor | None,
+        by_position: bool,
     ) -> None:
         """Compute what all layers share.
 
@@ -40,6 +41,7 @@ class _FusedOperators:
             past: Each layer's keys and values, [batch, key/value heads, past tokens, head size].
             positions: The new tokens' [batch, tokens], for rotary nodes apart from the attention; None where
                 GroupQueryAttention counts and rotates by itself.
+            by_position: Whether LongRoPE's factors follow the largest position, and not the mask's width.
 
         """
         self._config = config
@@ -58,8 +60,10 @@ class _FusedOperators:
         if switches_factors(config):
             assert config.longrope is not None
             original = config.longrope.original_max_position
-            # The long factors' rows lie after the short ones'.
-            first = (self._total > original).to(torch.int64) * original
+            # The mask has the width of the cache's capacity where a runtime captures the graph; positions are right
+            # there too. The long factors' rows lie after the short ones'.
+            longest = positions.max() + 1 if by_position and positions is not None else self._total
+            first = (longest > original).to(torch.int64) * original
             if positions is not None:
                 self._positions = positions + first
             else:
@@ -145,13 +149,14 @@ class _Traced(nn.Module):
         past: list[tuple[Tensor, Tensor]],
         position_ids: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
+        by_position = position_ids is not None
         if not self._separate:
             position_ids = None
         elif position_ids is None:
             total, length = attention_mask.shape[1], input_ids.shape[1]
             counted = attention_mask.cumsum(1) - 1
             position_ids = counted.narrow(1, total - length, length).clamp(min=0)
-        operators = _FusedOperators(self._config, (self.cos, self.sin), attention_mask, past, position_ids)
+        operators = _FusedOperators(self._config, (self.cos, self.sin), attention_mask, past, position_ids, by_position)
         return (self.phi3(input_ids, operators), *operators.present)
 
 

@@ -1,6 +1,5 @@
 """A local Hugging Face folder: config.json, one or many safetensors files, and the tokenizer beside them."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from ...configs import ModelConfig, parse_model_config
 from ...configs.errors import SourceError
+from ...configs.files import read_json
 from .adapter.config import ADAPTER_CONFIG
 from .checkpoint import Checkpoint
 from .fusion import Parts, check_parts, fused_parts, read_rows, split_parts
@@ -67,28 +67,10 @@ def open_folder(
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object that a file of a checkpoint holds.
-
-    Raises:
-        SourceError: the file can not be read, or holds anything else.
-
-    """
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SourceError(f"{path} can not be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise SourceError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(table, dict):
-        raise SourceError(f"{path} must hold a JSON object, got {type(table).__name__}")
-    return table
-
-
 def _read_config(folder: Path, source: str) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         if (folder / ADAPTER_CONFIG).is_file():
-            model = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "MODEL"
+            model = read_json(folder / ADAPTER_CONFIG, SourceError).get("base_model_name_or_path") or "MODEL"
             raise SourceError(
                 f"{source} holds an adapter (PEFT) without its model; to export both together: "
                 f"phi3-onnx export {shlex.quote(str(model))} --adapter {shlex.quote(source)}"
@@ -96,7 +78,7 @@ def _read_config(folder: Path, source: str) -> dict[str, Any]:
         if ggufs := sorted(folder.glob("*.gguf")):
             raise SourceError(f"{folder} has no config.json; to export its GGUF file, name that: {ggufs[0]}")
         raise SourceError(f"{folder} is not a checkpoint: it has no config.json")
-    table = read_json(folder / "config.json")
+    table = read_json(folder / "config.json", SourceError)
     if (quantization := table.get("quantization_config")) is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise SourceError(
@@ -125,7 +107,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():  # transformers prefers it to an index, too
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map")
+        weight_map = read_json(folder / INDEX, SourceError).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise SourceError(f"{folder / INDEX} is damaged: it has no weight_map of tensor names to file names")
         names = sorted(set(weight_map.values()))
@@ -176,7 +158,7 @@ def _check_tensors(folder: Path, config: ModelConfig, parts: Parts, files: Mappi
 
 def _read_generation_config(folder: Path, config: ModelConfig) -> dict[str, object]:
     path = folder / "generation_config.json"
-    table: dict[str, object] = dict(read_json(path)) if path.is_file() else {}
+    table: dict[str, object] = dict(read_json(path, SourceError)) if path.is_file() else {}
     ends = table.get("eos_token_id")
     if ends is None:
         ends = list(config.eos_token_ids)

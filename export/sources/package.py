@@ -1,6 +1,5 @@
 """An unquantized package as a checkpoint: its data file holds the weights row by row, as a checkpoint does."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,15 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo
 
 from ...configs import Manifest, PackageError, SourceError, parse_model_config, read_manifest
+from ...configs.files import read_json
 from ...configs.manifest import check_files
 from .checkpoint import Checkpoint
 from .tensor_bytes import CHUNK_VALUES, read_bytes, require_finite
 from .tokenizer_files import read_tokenizer_files
 
 _DTYPES: Mapping[int, Any] = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.FLOAT16: np.float16}
+
+_REMEDY = "export the package again"
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,10 @@ class PackageCheckpoint(Checkpoint):
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Open a package; see `open_package_checkpoint`."""
         self.source, self.revision, self.model = str(folder), manifest.revision, manifest.model
-        self.config = parse_model_config(_read_json(folder / "config.json"), str(folder / "config.json"))
-        self.generation_config = _read_json(folder / "generation_config.json")
+        self.config = parse_model_config(
+            read_json(folder / "config.json", SourceError, remedy=_REMEDY), str(folder / "config.json")
+        )
+        self.generation_config = read_json(folder / "generation_config.json", SourceError, remedy=_REMEDY)
         self._assets = read_tokenizer_files(folder)
         self._data, self._places = folder / "model.onnx.data", _places(folder)
         for name, shape in self.config.tensor_shapes().items():
@@ -87,10 +91,3 @@ def _places(folder: Path) -> dict[str, _Place]:
             info = ExternalDataInfo(tensor)
             places[tensor.name] = _Place(_DTYPES[tensor.data_type], tuple(tensor.dims), int(info.offset or 0))
     return places
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path} can not be read: {error}; export the package again") from error

@@ -20,6 +20,8 @@ from .tensor_bytes import CHUNK_VALUES, read_bytes, require_finite
 
 MAX_HEADER = 100_000_000
 """The format's own limit on the header, in bytes."""
+_MOST_TENSORS, _LONGEST_NAME = 100_000, 1024
+"""Of one file; those of the largest models have some thousand tensors, with names of a hundred characters."""
 
 _FLOATS: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<i2"}
 """The last as the bits that numpy has no type for."""
@@ -105,11 +107,17 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     read_bytes(path, 8, text)
     try:
         table = json.loads(text.tobytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{path} is not a safetensors file: its header is not JSON ({error})") from error
     if not isinstance(table, dict):
         raise SourceError(f"{path} is not a safetensors file: its header is not a JSON object")
     table.pop("__metadata__", None)
+    if len(table) > _MOST_TENSORS:
+        raise SourceError(f"{path} holds {len(table)} tensors, more than the limit of {_MOST_TENSORS}")
+    if longest := next((name for name in table if len(name) > _LONGEST_NAME), None):
+        raise SourceError(
+            f"{path}: the name {longest[:40]}... has {len(longest)} characters, the limit is {_LONGEST_NAME}"
+        )
     tensors = {name: _parse_entry(path, name, entry, 8 + header_size) for name, entry in table.items()}
     _check_layout(path, tensors, 8 + header_size, size)
     return tensors

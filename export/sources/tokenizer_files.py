@@ -84,7 +84,7 @@ def check_tokenizer(files: Mapping[str, bytes], vocab_size: int, where: str) -> 
         vocabulary = tokenizer["model"]["vocab"]
         ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
         top = max([int(i) for i in [*ids, *(token["id"] for token in tokenizer.get("added_tokens") or [])]], default=-1)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise SourceError(f"{where}: {TOKENIZER} is not a tokenizer's ({type(error).__name__}: {error})") from error
     if top >= vocab_size:
         raise SourceError(
@@ -110,7 +110,7 @@ def _template(config: Mapping[str, Any], files: Mapping[str, bytes], folder: Pat
 def _object(data: bytes, path: Path) -> dict[str, Any]:
     try:
         table = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(table, dict):
         raise SourceError(f"{path} must hold a JSON object, got {type(table).__name__}")

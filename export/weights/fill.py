@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...configs import ModelConfig, OutputError, Target, TensorSummary
-from ...quantize.packed import QuantizedWeight
+from ...quantize.packed import QuantizedWeight, pack_codes
 from ...quantize.rtn import quantize_rtn
 from ..sources.checkpoint import Checkpoint
 from .data_file import DataFile
+from .layout import EMBEDDING
 from .lifeline import end_with
 
 _log = logging.getLogger(__name__)
@@ -201,16 +202,18 @@ def _work(piece: _Piece) -> _Done:
     """Read, cast or round, and write one piece."""
     job: _Job = _worker.job
     rows = job.checkpoint.read(piece.tensor, piece.rows)
-    stored = job.data.layout.quantized.get(piece.tensor)
-    first = piece.rows.start
+    layout, first = job.data.layout, piece.rows.start
+    written: dict[str, int] = {}
+    if piece.tensor in layout.stored:
+        written[piece.tensor] = job.data.write(piece.tensor, rows, first)
+    stored = layout.quantized.get(piece.tensor)
     if stored is None:
-        return _Done(piece.tensor, {piece.tensor: job.data.write(piece.tensor, rows, first)})
+        return _Done(piece.tensor, written)
     weight = quantize_rtn(rows, stored.scheme, job.target.io_dtype, threads=1)
     assert weight.squared_error is not None
     flat = rows.reshape(-1)
-    return _Done(
-        piece.tensor, write_quantized(job.data, piece.tensor, weight, first), weight.squared_error, float(flat @ flat)
-    )
+    written |= write_quantized(job.data, piece.tensor, weight, first)
+    return _Done(piece.tensor, written, weight.squared_error, float(flat @ flat))
 
 
 def write_quantized(data: DataFile, tensor: str, weight: QuantizedWeight, first_row: int = 0) -> dict[str, int]:
@@ -220,8 +223,9 @@ def write_quantized(data: DataFile, tensor: str, weight: QuantizedWeight, first_
         stored.packed: data.write(stored.packed, weight.packed, first_row),
         stored.scales: data.write(stored.scales, weight.scales, first_row),
     }
-    if stored.zero_points and weight.zero_points is not None:
-        written[stored.zero_points] = data.write(stored.zero_points, weight.zero_points, first_row)
+    if name := stored.lookup_zero_points:
+        zeros = weight.zero_points if weight.zero_points is not None else pack_codes(weight.zeros(), weight.scheme.bits)
+        written[name] = data.write(name, zeros, first_row)
     return written
 
 
@@ -248,7 +252,8 @@ def summaries(
     for tensor, shape in config.tensor_shapes().items():
         if len(shape) != 2:
             continue
-        if target.quantization is None:
+        plain_table = target.embedding == "gather" and tensor == EMBEDDING and not config.tie_embeddings
+        if target.quantization is None or plain_table:
             bits = 16 if target.io_dtype == "float16" else 32
             found[tensor] = TensorSummary(shape, bits, None, None)
         else:

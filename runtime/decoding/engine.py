@@ -8,6 +8,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from ...configs import UsageError
+from .bounds import check_bounds
 from .sampling import Sampling
 
 GuidanceKind = Literal["json_schema", "regex", "lark_grammar"]
@@ -24,13 +25,9 @@ class Guidance:
     def __post_init__(self) -> None:
         if self.kind not in get_args(GuidanceKind):
             raise UsageError(f"guidance must be one of {', '.join(get_args(GuidanceKind))}, got {self.kind!r}")
-        if self.kind == "json_schema":
-            try:
-                schema = json.loads(self.text)
-            except ValueError as error:
-                raise UsageError(f"the JSON schema is not valid JSON: {error}") from error
-            if not isinstance(schema, dict):
-                raise UsageError(f"the JSON schema must be a JSON object, got {self.text!r:.80}")
+        check_bounds(self.kind, self.text)
+        if self.kind == "json_schema" and not isinstance(json.loads(self.text), dict):
+            raise UsageError(f"the JSON schema must be a JSON object, got {self.text!r:.80}")
 
 
 @dataclass(frozen=True)

@@ -121,8 +121,8 @@ def _most_likely(logits: np.ndarray, count: int) -> np.ndarray:
     return candidates[np.argsort(-logits[candidates], kind="stable")]
 
 
-def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return the log softmax of logits, float64 of the same shape, over the last axis."""
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the natural logarithms of the softmax over the last axis, float64 of the same shape."""
     scores = logits.astype(np.float64)
     scores -= scores.max(axis=-1, keepdims=True)
     return scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
@@ -130,6 +130,6 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
 
 def token_logprobs(logits: np.ndarray, token: int, top: int) -> TokenLogprobs:
     """Return a token's log probability and the `top` most likely ones', from float32 logits [vocabulary]."""
-    logprobs = log_probabilities(logits)
+    logprobs = log_softmax(logits)
     best = _most_likely(logits, top)[:top] if top else ()
     return TokenLogprobs(token, float(logprobs[token]), tuple((int(t), float(logprobs[t])) for t in best))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...configs import UsageError
 from .kvcache import KvCache
-from .sampling import log_probabilities
+from .sampling import log_softmax
 
 
 @dataclass(frozen=True)
@@ -70,5 +70,5 @@ def _one_by_one(cache: KvCache, tokens: Sequence[int]) -> Score:
 
 
 def _after(rows: np.ndarray, following: Sequence[int]) -> list[float]:
-    logprobs = log_probabilities(rows[: len(following)])
+    logprobs = log_softmax(rows[: len(following)])
     return [float(logprobs[i, token]) for i, token in enumerate(following)]

@@ -10,23 +10,31 @@ from typing import Any
 import numpy as np
 
 from ...configs import EngineError, PackageError, ProviderError, UsageError
+from ...configs.errors import first_line
 from ...configs.options import SAMPLING
 from ..decoding.engine import GuidedDraws
 from ..decoding.guide import tight_schema
 from ..package import Package
-from ..providers.choice import ProviderChoice, canonical, choose, first_line, import_genai, resolve_ort_providers
+from ..providers import plugins
+from ..providers.choice import ProviderChoice, choose, resolve_ort_providers
 from ..providers.hardware import default_threads
+from ..providers.imports import import_genai, load_libraries
+from ..providers.known_faults import refuse_known_faults
+from ..providers.names import canonical, ort_name
 from ..providers.placement import Placement, cached_placement, check_placement, keep_placement
 from .session import LogitsSession
 
 # Where GenAI says which GPU to take: src/cuda/session_options.cpp, src/dml/session_options.cpp.
 _DEVICE_OPTIONS = {"cuda": "device_id", "dml": "device_index"}
+_CAPTURE = "enable_cuda_graph"
 _DEVICE_TYPES = {"cuda": "CUDA", "dml": "DirectML"}
 # Measured on 2 CPU cores: 128 tokens at a time prefill as fast as 512 and as a whole prompt, 32 take up to 1.5 times
 # as long. A GPU needs more to be busy.
 _CPU_CHUNK, _GPU_CHUNK = 128, 512
 # "Continuous decoding" is GenAI's word for appending tokens to a sequence that has some; not every device can.
 _RESTARTING_DEVICES = ("DirectML",)
+# llguidance's words in GenAI's errors: where a grammar is compiled, and where its parser meets a limit at a token.
+_GUIDANCE_WORDS = ("grammar", "Parser Error", "Lexer Error", "lexer", "committing tokens", "computing mask")
 
 
 def load_engine(
@@ -52,6 +60,14 @@ def load_engine(
     placements: dict[str, Placement | None] = {}
 
     def attempt(name: str) -> GenAiEngine:
+        try:
+            refuse_known_faults(package.folder / package.contract.filename, name)
+            _refuse_capture(package, name)
+        except ProviderError as error:
+            if provider != "auto":
+                raise
+            raise RuntimeError(str(error)) from error  # what `choose` takes for a reason to try the next
+        load_libraries(name)
         placements[name] = None if name == "cpu" else _placement(package, name, threads, device)
         check_placement(placements[name])
         try:
@@ -81,6 +97,30 @@ def _placement(package: Package, provider: str, threads: int | None, device: int
     if found:
         keep_placement(graph, found)
     return found
+
+
+def _refuse_capture(package: Package, provider: str) -> None:
+    """Refuse CUDA graphs for a package whose rotary factors depend on the length (LongRoPE).
+
+    The graph chooses them by the width of its attention mask, and GenAI gives a mask of the whole capacity while it
+    captures: long factors for a short text, without a word.
+
+    Raises:
+        ProviderError: the package's genai_config.json asks for them.
+
+    """
+    if provider != "cuda" or package.manifest is None:  # other makers' graphs may choose otherwise
+        return
+    switch = package.longrope_switch
+    if switch is None or package.context_length <= switch:
+        return
+    entries = package.genai["model"]["decoder"].get("session_options", {}).get("provider_options", [])
+    options = [value for entry in entries for name, value in entry.items() if name.lower() == "cuda"]
+    if any(str(option.get(_CAPTURE, "0")).lower() not in ("0", "false") for option in options):
+        raise ProviderError(
+            f"{package.folder} has {_CAPTURE} in its genai_config.json, and rotary factors that change after "
+            f"{switch} tokens, which CUDA graphs would mix up; remove {_CAPTURE} there"
+        )
 
 
 def _load_error(package: Package, og: Any, error: BaseException) -> PackageError:
@@ -192,10 +232,7 @@ class GenAiSequence:
             with engine.turn(f"reserving a KV cache of {capacity} tokens"):
                 self._generator: Any = engine.generator(capacity, guided)
         except EngineError as error:
-            if guided and "grammar" in str(error):
-                problem = first_line(error.__cause__ or error)
-                raise UsageError(f"the {guided.guidance.kind} is not understood: {problem}") from error
-            raise
+            raise _of_guidance(guided, error) or error from error.__cause__
 
     def append(self, tokens: Sequence[int]) -> None:
         """Run the model on more tokens; see `TokenSequence.append`."""
@@ -245,11 +282,14 @@ class GenAiSequence:
         """Let GenAI's own search choose; see `TokenSequence.choose_token`."""
         self._go_on()
         best = int(self.logits().argmax()) if self._padded and not self._guided else None
-        with self._engine.turn(f"choosing a token after {len(self._tokens)}"):
-            if best is not None:
-                self._leave_only(best)
-            self._generator.generate_next_token()
-            token = int(self._generator.get_next_tokens()[0])
+        try:
+            with self._engine.turn(f"choosing a token after {len(self._tokens)}"):
+                if best is not None:
+                    self._leave_only(best)
+                self._generator.generate_next_token()
+                token = int(self._generator.get_next_tokens()[0])
+        except EngineError as error:
+            raise _of_guidance(self._guided, error) or error from error.__cause__
         self._tokens.append(token)
         self._unrun = self._guided is None and token in (*self._engine.end_tokens, self._engine.pad_token)
         return token
@@ -278,13 +318,23 @@ class GenAiSequence:
         self._generator = None
 
 
+def _of_guidance(guided: GuidedDraws | None, error: EngineError) -> UsageError | None:
+    """Return what guidance did wrong where that is what GenAI failed at, and not the engine itself."""
+    problem = first_line(error.__cause__ or error)
+    if guided is None or not any(word in problem for word in _GUIDANCE_WORDS):
+        return None
+    return UsageError(f"the {guided.guidance.kind} is not understood, or too complex: {problem}")
+
+
 def _config(og: Any, package: Package, provider: str, threads: int | None, device: int | None) -> Any:
     config = og.Config(str(package.folder))
     # A package's own options for its provider (such as CUDA graphs) stay, unless another provider is wanted.
     if provider != package.made_for:
         config.clear_providers()
         if provider != "cpu":  # the CPU needs no naming, and 0.13 knows no such name
-            config.append_provider(provider)
+            # GenAI has short names of its own for the providers it was built for, and the full ones of plug-ins.
+            name = ort_name(provider)
+            config.append_provider(name if name in plugins.providers() else provider)
     if device is not None and provider in _DEVICE_OPTIONS:
         config.set_provider_option(provider, _DEVICE_OPTIONS[provider], str(device))
     # GenAI's default is half as fast on the CPU as one thread a physical core.

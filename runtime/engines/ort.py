@@ -5,7 +5,9 @@ import numpy as np
 from ...configs import EngineError, PackageError
 from ..decoding.engine import GuidedDraws
 from ..package import Package
-from ..providers.choice import ProviderChoice, canonical, import_onnxruntime, ort_name
+from ..providers.choice import ProviderChoice
+from ..providers.imports import import_onnxruntime
+from ..providers.names import canonical, ort_name
 from .session import CACHE_DEVICES, LogitsSession, open_session
 from .slots import SlotPool, SlotSequence
 

@@ -10,8 +10,12 @@ import numpy as np
 
 from ...configs import PackageError, ProviderError, UsageError
 from ..package import longrope_switch, read_contract
-from ..providers.choice import ProviderChoice, canonical, choose, import_onnxruntime, remedy, resolve_ort_providers
+from ..providers import plugins
+from ..providers.choice import ProviderChoice, choose, remedy, resolve_ort_providers
 from ..providers.hardware import default_threads
+from ..providers.imports import import_onnxruntime, load_libraries
+from ..providers.known_faults import refuse_known_faults
+from ..providers.names import canonical
 from ..providers.placement import ask_for_placement, check_placement, read_placement
 
 _CPU = "CPUExecutionProvider"
@@ -261,7 +265,9 @@ def _open(path: Path, providers: Sequence[str], threads: int | None, device: int
     wanted, available = providers[0], ort.get_available_providers()
     if wanted not in available:
         found = f"onnxruntime {ort.__version__} has {', '.join(available)}"
-        raise ProviderError(f"{wanted} can not run here: {found}; {remedy(canonical(wanted))}")
+        raise ProviderError(f"{wanted} can not run here: {found}", remedy=remedy(canonical(wanted)))
+    refuse_known_faults(path, canonical(wanted))
+    load_libraries(wanted)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or default_threads()
     if os.environ.get("NO_COLOR"):
@@ -273,12 +279,18 @@ def _open(path: Path, providers: Sequence[str], threads: int | None, device: int
         options.enable_mem_pattern = False
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     try:
-        gpu = {"device_id": str(device)} if device is not None and wanted in _NUMBERED else {}
-        session = ort.InferenceSession(str(path), options, providers=[(wanted, gpu), *providers[1:]])
+        if wanted in plugins.providers():
+            plugins.add_to(options, ort, wanted, device)
+            session = ort.InferenceSession(str(path), options)
+        else:
+            gpu = {"device_id": str(device)} if device is not None and wanted in _NUMBERED else {}
+            session = ort.InferenceSession(str(path), options, providers=[(wanted, gpu), *providers[1:]])
+    except ProviderError:
+        raise
     except Exception as error:  # onnxruntime's own errors have no common base but this
         reason = " ".join(str(error).split())
         raise PackageError(f"{path} can not be loaded by onnxruntime {ort.__version__}: {reason}") from error
     # A provider whose libraries are missing is left out with no more than a line in the log.
     if session.get_providers()[0] != wanted:
-        raise ProviderError(f"{wanted} did not start; {remedy(canonical(wanted))}")
+        raise ProviderError(f"{wanted} did not start", remedy=remedy(canonical(wanted)))
     return session

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from ...configs import EngineError, UsageError
+from ...configs.errors import first_line
 from ..decoding.engine import GuidedDraws
-from ..providers.choice import first_line, import_onnxruntime
+from ..providers.imports import import_onnxruntime
 from .session import CACHE_DEVICES, LogitsSession
 
 

@@ -1,49 +1,19 @@
-"""Execution providers: their names, which of them can run here, and what to do about those that can not."""
+"""Which provider runs a package, why it and no other, and what to do about one that cannot."""
 
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
-from ...configs import ProviderError, UsageError
-
-if TYPE_CHECKING:
-    from .placement import Placement
+from ...configs import ProviderError
+from ...configs.errors import first_line
+from ...configs.extras import cuda_of, extra_for, least_driver
+from . import plugins
+from .imports import import_onnxruntime
+from .names import ORT_NAMES, canonical, ort_name, without_suffix
+from .placement import Placement
+from .wheels import Wheel, change_to, check_wheels, installed_wheels, missing_here
 
 _T = TypeVar("_T")
-
-KNOWN = ("cpu", "cuda", "dml")
-"""The providers that targets are made for, and this project's names of them."""
-_ORT_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "dml": "DmlExecutionProvider"}
-_EXTRAS = {"cpu": "cpu", "cuda": "cuda", "dml": "directml"}
-_SUFFIX = "executionprovider"
-_OR_ANOTHER = "(or [cuda], or [directml])"
-
-# Every wheel that installs a module called `onnxruntime` or `onnxruntime_genai`. Two with the same module name
-# overwrite each other's files without a word (onnxruntime#26996).
-_WHEELS: dict[str, tuple[str, ...]] = {
-    "onnxruntime": (
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "onnxruntime-directml",
-        "onnxruntime-openvino",
-        "onnxruntime-qnn",
-        "onnxruntime-windowsml",
-        "onnxruntime-migraphx",
-        "onnxruntime-rocm",
-        "onnxruntime-training",
-    ),
-    "onnxruntime_genai": (
-        "onnxruntime-genai",
-        "onnxruntime-genai-cuda",
-        "onnxruntime-genai-directml",
-        "onnxruntime-genai-winml",
-        "onnxruntime-genai-rocm",
-    ),
-}
-TELEMETRY_VARIABLE = "PHI3_ONNX_TELEMETRY"
 
 
 @dataclass(frozen=True)
@@ -64,48 +34,12 @@ class ProviderChoice:
 
     provider: str
     candidates: tuple[Candidate, ...]
-    placement: "Placement | None" = None
+    placement: Placement | None = None
     """Where the nodes of the graph landed; None on the CPU, and where it is not known."""
 
     def __str__(self) -> str:
         placed = [str(self.placement)] if self.placement and self.placement.elsewhere else []
         return "; ".join([*map(str, self.candidates), *placed])
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """An installed wheel of ONNX Runtime or of its GenAI library."""
-
-    name: str
-    version: str
-    module: str
-    """The module it installs: `onnxruntime` or `onnxruntime_genai`."""
-
-
-def canonical(name: str) -> str:
-    """Return this project's name of a provider: `cpu`, `cuda`, `dml`, `auto`, or ONNX Runtime's own without its suffix.
-
-    Raises:
-        UsageError: ONNX Runtime knows no such provider.
-
-    """
-    short = name.lower().removesuffix(_SUFFIX)
-    if short in (*KNOWN, "auto"):
-        return short
-    if short == "directml":
-        return "dml"
-    known = _every_ort_provider()
-    for ort_name in known:
-        if ort_name.lower().removesuffix(_SUFFIX) == short:
-            return ort_name[: -len(_SUFFIX)]
-    others = sorted(ort_name[: -len(_SUFFIX)] for ort_name in known if ort_name not in _ORT_NAMES.values())
-    raise UsageError(f"unknown provider {name!r}; known: auto, {', '.join(KNOWN)}; and by name {', '.join(others)}")
-
-
-def ort_name(provider: str) -> str:
-    """Return ONNX Runtime's name of a provider, such as `CUDAExecutionProvider` for `cuda`."""
-    provider = canonical(provider)
-    return _ORT_NAMES.get(provider, f"{provider}ExecutionProvider")
 
 
 def resolve_ort_providers(name: str) -> list[str]:
@@ -122,12 +56,12 @@ def resolve_ort_providers(name: str) -> list[str]:
     ort = import_onnxruntime()
     provider, available = canonical(name), ort.get_available_providers()
     if provider == "auto":
-        provider = next(p for p in ("cuda", "dml", "cpu") if p == "cpu" or _ORT_NAMES[p] in available)
+        provider = next(p for p in ("cuda", "dml", "cpu") if p == "cpu" or ORT_NAMES[p] in available)
     wanted = ort_name(provider)
     if wanted not in available:
         check_wheels(provider)  # more than the absence: the wheel may be there, overwritten
         found = f"onnxruntime {ort.__version__} has {', '.join(available)}"
-        raise ProviderError(f"provider {provider} can not run here: {found}; {remedy(provider)}")
+        raise ProviderError(f"provider {provider} can not run here: {found}", remedy=remedy(provider))
     return list(dict.fromkeys([wanted, "CPUExecutionProvider"]))
 
 
@@ -156,7 +90,7 @@ def choose(wanted: str, made_for: str | None, attempt: Callable[[str], _T]) -> t
             return attempt(wanted), ProviderChoice(wanted, (Candidate(wanted, True, "it was asked for"),))
         except RuntimeError as error:
             raise ProviderError(
-                f"provider {wanted} can not run here: {_why(wanted, error)}; {remedy(wanted)}"
+                f"provider {wanted} can not run here: {_why(wanted, error)}", remedy=remedy(wanted)
             ) from error
     tried: list[Candidate] = []
     for provider in _order(made_for):
@@ -167,12 +101,15 @@ def choose(wanted: str, made_for: str | None, attempt: Callable[[str], _T]) -> t
             continue
         reason = "the package was made for it" if provider == made_for else "it runs the package"
         return result, ProviderChoice(provider, (*tried, Candidate(provider, True, reason)))
-    raise ProviderError(f"no provider can run this package: {'; '.join(map(str, tried))}; see: phi3-onnx doctor")
+    raise ProviderError(
+        f"no provider can run this package: {'; '.join(map(str, tried))}", remedy="see: phi3-onnx doctor"
+    )
 
 
 def _why(provider: str, error: BaseException) -> str:
     found = installed_wheels()
-    if provider in KNOWN and not _wheels_of(provider) & {wheel.name for wheel in found}:
+    extra = extra_for(provider)
+    if extra and found and not extra.wheels & {wheel.name for wheel in found}:
         names = " and ".join(f"{wheel.name} {wheel.version}" for wheel in found)
         return f"the installed {names} are built without it"
     return first_line(error)
@@ -186,166 +123,29 @@ def _order(made_for: str | None) -> list[str]:
 
 def remedy(provider: str) -> str:
     """Return what makes a provider run here, as the end of an error message: most often one pip command."""
-    if provider not in _EXTRAS:
-        return f"install the ONNX Runtime build that has {provider}, or take another --provider"
-    if where := _missing_here(provider):
+    if any(without_suffix(name) == provider for name in plugins.providers()):
+        return "look at the notes of its library, or take another --provider"
+    extra = extra_for(provider)
+    if extra is None:
+        return (
+            f"install the ONNX Runtime build that has {provider}, or name its plug-in (--provider-library "
+            f"{provider.lower()}=PATH), or take another --provider"
+        )
+    if where := missing_here(provider):
         return where
     installed = installed_wheels()
-    if installed and {wheel.name for wheel in installed} == _wheels_of(provider):
-        return _driver_advice(provider)
-    return f"run: {_install_command(_EXTRAS[provider], installed)}"
+    if installed and {wheel.name for wheel in installed} == extra.wheels:
+        return _driver_advice(provider, installed)
+    return change_to(extra, installed)
 
 
-def _missing_here(provider: str) -> str | None:
-    if provider == "dml" and sys.platform != "win32":
-        return "DirectML exists on Windows only; take --provider cuda or cpu"
-    if provider == "cuda" and sys.platform == "darwin":
-        return "CUDA exists on Linux and Windows only; take --provider cpu"
-    return None
-
-
-def _install_command(extra: str, installed: Sequence[Wheel]) -> str:
-    install = f'pip install "phi3-onnx[{extra}]"'
-    # All of them go, not just the wrong ones: a wheel that was overwritten, or whose neighbour is removed, is broken.
-    names = " ".join(wheel.name for wheel in installed)
-    return f"pip uninstall -y {names} && {install}" if names else install
-
-
-def install_any(installed: Sequence[Wheel]) -> str:
-    """Return the commands that leave one ONNX Runtime, the CPU's or another, in place of those that are installed."""
-    return f"{_install_command('cpu', installed)} {_OR_ANOTHER}"
-
-
-def _wheels_of(provider: str) -> set[str]:
-    suffix = {"cpu": ("", ""), "cuda": ("-gpu", "-cuda"), "dml": ("-directml", "-directml")}[provider]
-    return {f"onnxruntime{suffix[0]}", f"onnxruntime-genai{suffix[1]}"}
-
-
-def _driver_advice(provider: str) -> str:
+def _driver_advice(provider: str, installed: Sequence[Wheel]) -> str:
     if provider == "cuda":
+        found = next(cuda for wheel in installed if (cuda := cuda_of(wheel.name, wheel.version)))
         return (
-            "the CUDA build is installed, so look at the driver (nvidia-smi) and the libraries "
-            '(run: pip install "onnxruntime-gpu[cuda,cudnn]")'
+            f"the CUDA build is installed, so look at the driver (nvidia-smi; CUDA {found} needs {least_driver(found)} "
+            "or later) and at the libraries (phi3-onnx doctor)"
         )
     if provider == "dml":
         return "the DirectML build is installed, so look at the GPU's driver (run: dxdiag)"
     return "run: phi3-onnx doctor"
-
-
-def installed_wheels() -> list[Wheel]:
-    """Return every installed wheel of ONNX Runtime and of its GenAI library."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found: list[Wheel] = []
-    for module, names in _WHEELS.items():
-        for name in names:
-            try:
-                found.append(Wheel(name, version(name), module))
-            except PackageNotFoundError:
-                continue
-    return found
-
-
-def clashing_wheels(installed: Sequence[Wheel] | None = None) -> list[tuple[Wheel, ...]]:
-    """Return each group of installed wheels that overwrite each other's module; empty where all is well."""
-    wheels = installed_wheels() if installed is None else installed
-    groups = [tuple(wheel for wheel in wheels if wheel.module == module) for module in _WHEELS]
-    return [group for group in groups if len(group) > 1]
-
-
-def check_wheels(provider: str = "auto") -> None:
-    """Refuse an environment in which ONNX Runtime wheels overwrite each other.
-
-    Args:
-        provider: the one that was asked for, which the commands are to give.
-
-    Raises:
-        ProviderError: two such wheels are installed; the message has the commands that mend it.
-
-    """
-    wheels = installed_wheels()
-    if clash := describe_clash(wheels):
-        raise ProviderError(f"{clash}; {_install_for(provider, wheels)}")
-
-
-def wheel_warning() -> str | None:
-    """Return what is wrong where ONNX Runtime wheels overwrite each other and the CPU runs all the same, else None."""
-    wheels = installed_wheels()
-    if clash := describe_clash(wheels):
-        return f"{clash}, so the GPU's provider may be missing; run: {install_any(wheels)}"
-    return None
-
-
-def describe_clash(installed: Sequence[Wheel]) -> str | None:
-    """Return which of the installed wheels overwrite each other's module, in a line; None where none do."""
-    groups = [
-        f"{' and '.join(f'{wheel.name} {wheel.version}' for wheel in group)} overwrite each other's module "
-        f"{group[0].module}"
-        for group in clashing_wheels(installed)
-    ]
-    return ", ".join(groups) or None
-
-
-def _install_for(provider: str, installed: Sequence[Wheel]) -> str:
-    if provider in ("cuda", "dml"):
-        return _missing_here(provider) or f"run: {_install_command(_EXTRAS[provider], installed)}"
-    return f"run: {install_any(installed)}"
-
-
-def import_onnxruntime() -> Any:
-    """Return the module `onnxruntime`, its telemetry off.
-
-    Raises:
-        ProviderError: it is not installed, or broken.
-
-    """
-    return _import("onnxruntime")
-
-
-def import_genai(provider: str = "auto") -> Any:
-    """Return the module `onnxruntime_genai`, its telemetry off.
-
-    Args:
-        provider: the one that was asked for, which the error's command is to give.
-
-    Raises:
-        ProviderError: it is not installed, or broken.
-
-    """
-    return _import("onnxruntime_genai", provider)
-
-
-def _import(name: str, provider: str = "auto") -> ModuleType:
-    # Read by the native libraries when they are first loaded. Telemetry is on in GenAI unless this says otherwise.
-    if os.environ.get(TELEMETRY_VARIABLE, "0") in ("", "0"):
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        module = __import__(name)
-    except ImportError as error:
-        missing = not any(wheel.module == name for wheel in installed_wheels())
-        problem = "is not installed" if missing else f"does not load: {first_line(error)}"
-        raise _import_error(name, problem, provider) from error
-    if not hasattr(module, "InferenceSession") and not hasattr(module, "Model"):
-        # What is left of a module when one of two wheels that shared it is uninstalled.
-        raise _import_error(name, "is damaged, its files are gone", provider)
-    if os.environ.get("ORT_DISABLE_TELEMETRY") == "1" and hasattr(module, "disable_telemetry_events"):
-        module.disable_telemetry_events()
-    return module
-
-
-def _import_error(name: str, problem: str, provider: str) -> ProviderError:
-    wheels = installed_wheels()
-    clash = describe_clash(wheels)
-    return ProviderError(f"{name} {problem}{f' ({clash})' if clash else ''}; {_install_for(provider, wheels)}")
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that says something, without a final full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(". ") if lines else type(error).__name__
-
-
-def _every_ort_provider() -> list[str]:
-    # Those that any ONNX Runtime has a name for, and those that this one has beyond them (plugins).
-    ort = import_onnxruntime()
-    return list(dict.fromkeys([*ort.get_all_providers(), *ort.get_available_providers()]))

@@ -1,34 +1,31 @@
 """Look at everything that running a package needs, and say for each thing that is wrong what mends it."""
 
+import ctypes
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from ...configs import Phi3OnnxError, list_packages
+from ...configs.extras import cuda_library, cuda_of, extra, least_driver
+from ...configs.releases import RANGES, release, version_problem
 from ...configs.store import cache_folder, home
-from .choice import (
-    KNOWN,
-    TELEMETRY_VARIABLE,
-    Wheel,
-    describe_clash,
-    import_genai,
-    import_onnxruntime,
-    install_any,
-    installed_wheels,
-    remedy,
-)
+from . import plugins
+from .choice import remedy
 from .devices import Device, list_devices
 from .hardware import available_memory, default_threads, physical_cores
+from .imports import TELEMETRY_VARIABLE, import_genai, import_onnxruntime
+from .names import KNOWN
 from .trial import ProviderTrial, try_provider
+from .wheels import Wheel, change_to, describe_clash, install_any, installed_wheels
 
-# What each extra is for, by one package of it that nothing else brings.
-_EXTRAS = {"export": "torch", "server": "uvicorn"}
+# One package of an extra that nothing else brings.
+_TOKENS = {"export": "torch", "server": "uvicorn"}
 _PACKAGES = (
     "phi3-onnx",
     "numpy",
@@ -116,7 +113,8 @@ def examine() -> Report:
     wheels, devices = installed_wheels(), list_devices()
     trials = [try_provider(provider) for provider in _candidates()]
     store, cache = _folder(home() / "packages"), _folder(cache_folder())
-    problems = [*wheel_problems(wheels), *_import_problems(), *provider_problems(trials, devices)]
+    problems = [*wheel_problems(wheels), *version_problems(RANGES), *cuda_problems(wheels, devices)]
+    problems += [*_import_problems(), *library_problems(), *provider_problems(trials, devices)]
     if store.free_bytes < _LITTLE_DISK:
         free = f"{store.free_bytes / 1e9:.1f} GB"
         problems.append(
@@ -155,6 +153,69 @@ def wheel_problems(wheels: Sequence[Wheel]) -> list[Problem]:
     return problems
 
 
+def version_problems(names: Iterable[str]) -> list[Problem]:
+    """Return the packages, of these, that are installed in a version that is known not to work."""
+    found = [problem for name in names if (problem := version_problem(name))]
+    return [Problem("warning", what, fix) for what, fix in found]
+
+
+def cuda_problems(
+    wheels: Sequence[Wheel], devices: Sequence[Device], has: Callable[[str], bool] | None = None
+) -> list[Problem]:
+    """Return what keeps the CUDA wheels from running: two versions of CUDA, an older driver, a library that is missing.
+
+    Args:
+        wheels: those that are installed.
+        devices: those that are there.
+        has: whether a library of CUDA can be loaded; by default it is tried.
+
+    """
+    linked = {wheel: cuda for wheel in wheels if (cuda := cuda_of(wheel.name, wheel.version))}
+    if not linked:
+        return []
+    drivers = [release(device.driver)[0] for device in devices if device.kind == "nvidia" and device.driver]
+    old = bool(drivers) and min(drivers) < least_driver(13)
+    fitting = change_to(extra("cuda12" if old else "cuda"), wheels)
+    if len(set(linked.values())) > 1:
+        ordered = sorted(linked.items(), key=str)
+        what = " and ".join(f"{wheel.name} {wheel.version} needs {cuda_library(cuda)}" for wheel, cuda in ordered)
+        return [Problem("warning", f"{what}: no CUDA has both", fitting)]
+    (cuda,) = set(linked.values())
+    if drivers and min(drivers) < least_driver(cuda):
+        what = f"the NVIDIA driver {min(drivers)} is too old for CUDA {cuda}, which needs {least_driver(cuda)} or later"
+        remedy = "update the driver" if min(drivers) < least_driver(12) else f"update the driver, or {fitting}"
+        return [Problem("warning", what, remedy)]
+    if drivers and not (has or _loads)(cuda_library(cuda)):
+        names = " and ".join(f"{wheel.name} {wheel.version}" for wheel in linked)
+        runtime = next(wheel for wheel in wheels if wheel.name == "onnxruntime-gpu")
+        remedy = f'run: pip install "{runtime.name}[cuda,cudnn]=={runtime.version}"'
+        return [Problem("warning", f"{cuda_library(cuda)} is missing, which {names} need", remedy)]
+    return []
+
+
+def _loads(library: str) -> bool:
+    """Return whether a library of CUDA is on the system's path, or in the environment as NVIDIA's wheels put it."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        folders = [Path(path) / "nvidia" for path in sys.path]
+        return any(next(folder.rglob(library), None) for folder in folders if folder.is_dir())
+    return True
+
+
+def library_problems() -> list[Problem]:
+    """Return the plug-in libraries that were named and have nothing to run on here."""
+    found = []
+    try:
+        for library in plugins.libraries():
+            if plugins.is_registered(library):
+                plugins.provider_of(library)
+    except Phi3OnnxError as error:
+        what, _, fix = str(error).partition("; ")
+        found.append(Problem("warning", what, fix))
+    return found
+
+
 def provider_problems(trials: Sequence[ProviderTrial], devices: Sequence[Device]) -> list[Problem]:
     """Return what is wrong with the providers: the CPU's does not run, or that of a GPU that is there."""
     problems = []
@@ -178,9 +239,8 @@ def _import_problems() -> list[Problem]:
         try:
             load()
         except Phi3OnnxError as error:
-            what, _, mend = str(error).partition("; ")
-            if "not installed" not in what:  # `wheel_problems` says that
-                problems.append(Problem("error", what, mend))
+            if "not installed" not in error.message:  # `wheel_problems` says that
+                problems.append(Problem("error", error.message, error.remedy))
     return problems
 
 
@@ -216,4 +276,4 @@ def _variables() -> dict[str, str]:
 
 def missing_extras() -> list[str]:
     """Return the extras whose packages are not installed: what else could be done here."""
-    return [extra for extra, package in _EXTRAS.items() if _version(package) is None]
+    return [extra for extra, package in _TOKENS.items() if _version(package) is None]

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...configs import Phi3OnnxError
+from ...configs.files import read_json, replacing
 from ...configs.store import cache_folder
-from .choice import import_onnxruntime
+from .imports import import_onnxruntime
 
 _LOG = logging.getLogger(__name__)
 # ONNX Runtime 1.24 and later; earlier ones pass the entry over.
@@ -81,17 +83,16 @@ def keep_placement(graph: Path, placement: Placement) -> None:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         table = {**_cached(), _key(graph, placement.wanted): dict(placement.nodes)}
-        temporary = folder / f".{_CACHE}"
-        temporary.write_text(json.dumps(table), encoding="utf-8")
-        temporary.replace(folder / _CACHE)
+        with replacing(folder / _CACHE) as beside:
+            beside.write_text(json.dumps(table), encoding="utf-8")
     except OSError as error:
         _LOG.debug("placement: %s", error)
 
 
 def _cached() -> dict[str, dict[str, int]]:
     try:
-        return json.loads((cache_folder() / _CACHE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(cache_folder() / _CACHE, optional=True)
+    except Phi3OnnxError:
         return {}
 
 

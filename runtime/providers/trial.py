@@ -15,7 +15,10 @@ from importlib.resources import files
 import numpy as np
 
 from ...configs import Phi3OnnxError
-from .choice import first_line, import_onnxruntime, ort_name
+from ...configs.errors import first_line
+from . import plugins
+from .imports import import_onnxruntime, load_libraries
+from .names import ort_name
 
 _SECONDS = 120
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
@@ -54,11 +57,16 @@ def run_trial(provider: str) -> ProviderTrial:
         wanted = ort_name(provider)
         if wanted not in ort.get_available_providers():
             return ProviderTrial(provider, False, f"the installed onnxruntime {ort.__version__} is built without it")
+        load_libraries(provider)
         options = ort.SessionOptions()
         options.log_severity_level = 4  # the reason is returned, not printed
         if provider != "cpu":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        session = ort.InferenceSession(matmul_model(), options, providers=[wanted])
+        if wanted in plugins.providers():
+            plugins.add_to(options, ort, wanted, None)
+            session = ort.InferenceSession(matmul_model(), options)
+        else:
+            session = ort.InferenceSession(matmul_model(), options, providers=[wanted])
         if session.get_providers()[0] != wanted:
             return ProviderTrial(provider, False, "it did not start; its libraries or its driver are missing")
         (result,) = session.run(None, {"a": np.asarray([[1, 2], [3, 4]], dtype=np.float32)})

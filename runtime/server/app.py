@@ -20,6 +20,7 @@ from starlette.routing import Route
 from ...configs import UsageError
 from .errors import ApiError, api_error, unavailable
 from .guard import Counted, Guard
+from .limits import GuidanceTrials
 from .messages import Accepted, Finished, Job, Prompt, Ready, Refused
 from .metrics import Metrics
 from .process import Answers, EngineProcess
@@ -94,6 +95,7 @@ class Server:
         self._settings = settings
         self._started = time.time()
         self._pace = 1.0  # seconds that a request takes, a moving average
+        self._trials = GuidanceTrials()
         self.metrics = Metrics()
         watch = self.metrics.watch
         watch("phi3_onnx_requests_running", "Requests that the engine works on.", lambda: self._running)
@@ -152,7 +154,9 @@ class Server:
                 400, f"{self._name(info)} has no chat template; use /v1/completions", code="no_chat_template"
             )
         options = body.options()
-        options["guidance"] = guidance(body, info.native_tools)
+        options["guidance"] = form = guidance(body, info.native_tools)
+        if form is not None:
+            await self._trials.check(form)
         prompt = conversation(body, info.native_tools)
         reply = ChatReply(body, self._name(info))
         return await self._answer(request, (prompt,), body.n, options, body.stream, reply)

@@ -24,13 +24,11 @@ from .channel import EngineEnd
 from .messages import (
     Accepted,
     Cancel,
-    Conversation,
     Finished,
     FromEngine,
     Job,
     LoadFailed,
     Piece,
-    Prompt,
     Ready,
     RefusalKind,
     Refused,
@@ -38,6 +36,7 @@ from .messages import (
     ToEngine,
     TokenText,
 )
+from .prompts import ContextError, Prompts, Tokens
 from .texts import LogprobTexts
 
 _LOG = logging.getLogger(__name__)
@@ -122,7 +121,7 @@ class _Task:
     """A job under way: its prompts as tokens, and where its answers stand."""
 
     job: Job
-    prompts: tuple[tuple[int, ...], ...]
+    prompts: Tokens
     options: Options
     left: int
     """Answers that are not through."""
@@ -149,26 +148,30 @@ class Scheduler:
         self._pool = CachePool(model, parallel)
         self._together = model.together(parallel, available_memory() // _CACHE_SHARE)
         self._failure: EngineError | None = None
+        self._prompts = Prompts(model)
         self.failures = 0
         """How often the engine failed since the last answer."""
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self._tasks
+        return not self._tasks and not self._prompts.pending
 
     def take(self, message: ToEngine) -> bool:
         """Take a message of the web process; return whether to go on."""
         if isinstance(message, Shutdown):
             return False
         if isinstance(message, Cancel):
+            self._prompts.drop(message.id)
             self._end(message.id)
-        else:
-            self._guard(message.id, lambda: self._accept(message))
+        elif not self._prompts.start(message):
+            self._guard(message.id, lambda: self._accept(message, self._prompts.encode(message)))
         return True
 
     def step(self) -> None:
         """Let each job that has its turn make one step; all together, where the engine can."""
+        for job, tokens in self._prompts.finished(wait=not self._tasks):
+            self._guard(job.id, lambda job=job, tokens=tokens: self._accept(job, tokens.result()))
         tasks = list(self._tasks.values())
         for task in tasks if self._together else tasks[: self._parallel]:
             for steps in list(task.steps):
@@ -199,7 +202,7 @@ class Scheduler:
             kind, reason = "engine", str(error)
             while self._pool.give_up_one():
                 pass
-        except _ContextError as error:
+        except ContextError as error:
             kind, reason = "context", str(error)
         except Phi3OnnxError as error:
             reason = str(error)
@@ -209,14 +212,13 @@ class Scheduler:
         self._end(job)
         self._send(Refused(job, kind, reason))
 
-    def _accept(self, job: Job) -> None:
+    def _accept(self, job: Job, prompts: Tokens) -> None:
         options = self._model.options(**job.options)
-        prompts = tuple(self._encode(prompt) for prompt in job.prompts)
         for prompt in prompts:
             try:
                 self._model.room(prompt, options)
             except UsageError as error:
-                raise _ContextError(str(error)) from error
+                raise ContextError(str(error)) from error
         if guided := self._model.opened_under(options):  # whether it is understood shows when a sequence is opened
             self._model.engine.open(8, guided).close()
         elif options.guidance:
@@ -228,22 +230,6 @@ class Scheduler:
         else:
             task.steps.append(self._in_turn(task))
         self._send(Accepted(job.id, sum(map(len, prompts))))
-
-    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
-        tokenizer = self._model.tokenizer
-        if isinstance(prompt, Conversation):
-            if self._model.template is None:
-                raise UsageError(f"{self._model.package.name} has no chat template; use /v1/completions")
-            tokens = tokenizer.encode(self._model.template.render(prompt.messages, tools=prompt.tools), special=False)
-        elif isinstance(prompt, str):
-            tokens = tokenizer.encode(prompt)
-        else:
-            tokens = list(prompt)
-            if unknown := [token for token in tokens if not 0 <= token < tokenizer.vocab_size]:
-                raise UsageError(f"token ids must be 0 to {tokenizer.vocab_size - 1}, got {unknown[0]}")
-        if not tokens:
-            raise UsageError("the prompt holds no tokens")
-        return tuple(tokens)
 
     def _part(self, task: _Task, number: int) -> tuple[tuple[int, ...], Options]:
         """Return prompt and options of one of a job's answers."""
@@ -277,7 +263,7 @@ class Scheduler:
         try:
             self._reserve(cache, needed, options)
             reporter = self._reporter(task, number, prompt)
-            for chunk in self._model.generation(cache, prompt, options).steps():
+            for chunk in self._model.generation(prompt, options, cache).steps():
                 if chunk:
                     reporter.report(chunk)
                 yield
@@ -302,10 +288,6 @@ class Scheduler:
         if self._model.provider != "cpu":  # what a GPU has free, only its own library knows
             return True
         return needed * self._model.kv_bytes_per_token <= available_memory() or self._pool.cached_tokens > 0
-
-
-class _ContextError(UsageError):
-    """Prompt and answer are longer than the model's context."""
 
 
 class _Reporter:

@@ -1,13 +1,14 @@
 """Chat templates, rendered by Jinja itself in its sandbox, as `apply_chat_template` of transformers does."""
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ...configs import PackageError, UsageError
-from ..files import read_text
+from ...configs.files import read_text
 
 Message = Mapping[str, Any]
 """`role` and `content`, and whatever else the model's template reads."""
@@ -29,6 +30,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._where = where
         self._compiled: Any = None
+        self._lock = threading.Lock()
 
     def render(
         self,
@@ -57,22 +59,29 @@ class ChatTemplate:
             raise UsageError("a conversation must hold at least one message")
         # Templates test whether a key is there, so one whose value is None has to go.
         plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        values = {
+            "messages": plain,
+            "tools": [dict(tool) for tool in tools] if tools is not None else None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            **self._special_tokens,
+            **variables,
+        }
         try:
-            if self._compiled is None:
-                self._compiled = _environment().from_string(self.source)
-            return self._compiled.render(
-                messages=plain,
-                tools=[dict(tool) for tool in tools] if tools is not None else None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **{**self._special_tokens, **variables},
-            )
+            with self._lock:  # what a rendering takes is counted in the environment
+                if self._compiled is None:
+                    self._compiled = _environment().from_string(self.source)
+                return self._compiled.environment.render_limited(self._compiled, values)
         except _RefusedError as error:
             raise UsageError(f"{self._where} refuses this conversation: {error}") from error
         except TemplateSyntaxError as error:
             raise PackageError(f"{self._where} is not valid Jinja (line {error.lineno}): {error.message}") from error
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise PackageError(f"{self._where} fails on this conversation: {error}") from error
+        except TemplateError as error:
+            raise PackageError(f"{self._where} fails on this conversation: {_line(error)}") from error
+        except Exception as error:  # it is a program, of a file: it can raise what Python can
+            reason = _line(error) if isinstance(error, TypeError | ValueError | KeyError) else ""
+            problem = reason or f"{type(error).__name__} {_line(error)}".strip()
+            raise PackageError(f"{self._where} fails on this conversation: {problem}") from error
 
 
 def read_template(folder: Path, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> ChatTemplate | None:
@@ -103,6 +112,10 @@ def read_template(folder: Path, config: Mapping[str, Any], special_tokens: Mappi
     return ChatTemplate(source, special_tokens) if isinstance(source, str) else None
 
 
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300]
+
+
 class _RefusedError(Exception):
     """A template called `raise_exception`."""
 
@@ -110,7 +123,8 @@ class _RefusedError(Exception):
 def _environment() -> Any:
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from .sandbox import LimitedEnvironment
 
     class GenerationTag(Extension):
         # {% generation %} marks the assistant's words for training; here it only shows what is inside. A call block,
@@ -125,10 +139,9 @@ def _environment() -> Any:
         def _inside(self, caller: Any) -> str:
             return caller()
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
+    environment = LimitedEnvironment(
+        {"tojson": _tojson}, trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
-    environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment

@@ -1,11 +1,12 @@
 """Text to token ids and back, on the `tokenizers` library, with the ids that Hugging Face's tokenizers give."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ...configs import PackageError
-from ..files import read_json
+from ...configs import PackageError, UsageError
+from ...configs.files import read_json
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -35,8 +36,8 @@ class Tokenizer:
             raise PackageError(f"{path} can not be read as a tokenizer: {error}") from error
         self._backend.no_truncation()
         self._backend.no_padding()
-        self.config = read_json(folder / "tokenizer_config.json")
-        self.special_tokens = _special_tokens(self.config, read_json(folder / "special_tokens_map.json"))
+        self.config = read_json(folder / "tokenizer_config.json", optional=True)
+        self.special_tokens = _special_tokens(self.config, read_json(folder / "special_tokens_map.json", optional=True))
         """The special tokens that have a name (`bos_token`, `eos_token` ...), which chat templates may use."""
         _add_tokens(self._backend, self.config, self.special_tokens)
 
@@ -49,6 +50,11 @@ class Tokenizer:
         """Return it as the text of a `tokenizer.json`, tokens of the config included."""
         return self._backend.to_str()
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters that one token stands for at most; those of a byte-level vocabulary are bytes."""
+        return max((len(token) for token in self._backend.get_vocab()), default=1)
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the token ids of a text.
 
@@ -57,8 +63,19 @@ class Tokenizer:
             special: whether to add what the tokenizer puts around a text, such as a beginning-of-text token. A
                 rendered chat has it already.
 
+        Raises:
+            UsageError: it holds half a character (a lone surrogate).
+
         """
-        return self._backend.encode(text, add_special_tokens=special).ids
+        try:
+            return self._backend.encode(text, add_special_tokens=special).ids
+        except TypeError as error:  # of a str with half a character in it: bytes that are no UTF-8 come so too
+            at = next((i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
+            if at is None:
+                raise
+            raise UsageError(
+                f"the text is not valid Unicode (U+{ord(text[at]):04X} at character {at}); fix it"
+            ) from error
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text of token ids, as a rule without its special tokens."""

@@ -24,8 +24,8 @@ from typing import Any
 
 import httpx
 import numpy as np
-from phi3_onnx.runtime.providers.choice import import_genai
 from phi3_onnx.runtime.providers.hardware import default_threads
+from phi3_onnx.runtime.providers.imports import import_genai
 
 Address = tuple[str, int]
 # ONNX Runtime's threads spin for a while after a run: the other side's must be asleep.

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from phi3_onnx.configs import read_manifest
 from phi3_onnx.evaluate.parity import corpus
@@ -34,11 +35,12 @@ def test_verify_prints_a_table_and_records_it(run: Run, package: Path) -> None:
     ran = run("verify", package, "--steps", 4)
     assert ran.code == 0, ran
     rows = [line.split() for line in ran.out.splitlines()]
-    assert [row[0] for row in rows[1:11]] == [
+    assert [row[0] for row in rows[1:12]] == [
         "token_ids",
         "chat_template",
         "end_tokens",
         "reference_error",
+        "genai_token_ids",
         "max_abs_diff",
         "mean_kl",
         "p99_kl",
@@ -46,9 +48,44 @@ def test_verify_prints_a_table_and_records_it(run: Run, package: Path) -> None:
         "perplexity_ratio",
         "greedy_agreement",
     ]
-    assert all("ok" in row for row in rows[1:11])
+    assert all("ok" in row for row in rows[1:12] if row[0] != "genai_token_ids")
     assert "on CPUExecutionProvider, against " in ran.out
     assert read_manifest(package).verified is True
+
+
+class OtherGenAi:
+    """ONNX Runtime GenAI with a tokenizer that reads one text as no other does, as its own does Fraktur."""
+
+    __version__ = "0.0"
+
+    def __init__(self, package: Path) -> None:
+        from phi3_onnx.runtime.text.tokenizer import Tokenizer
+
+        self._tokenizer = Tokenizer(package)
+
+    def Tokenizer(self, _folder: str) -> "OtherGenAi":  # noqa: N802  # GenAI's own name
+        return self
+
+    def encode(self, text: str) -> np.ndarray:
+        ids = self._tokenizer.encode(text, special=False)
+        return np.array(ids[:-1] if text == corpus.snippets()[1] else ids)
+
+
+def test_another_clients_tokenizer_is_a_warning_and_a_failure_only_where_asked(
+    run: Run, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phi3_onnx.evaluate.parity.tokens.import_genai", lambda: OtherGenAi(package))
+    ran = run("verify", package, "--steps", 4)
+    assert ran.code == 0, ran
+    assert "warning: another client differs: genai_token_ids: 1 of " in ran.err
+    assert "onnxruntime-genai 0.0 gives" in ran.err
+    assert read_manifest(package).verified is True
+    shown = run("show", package).out
+    assert any(line.split()[0] == "genai_token_ids" and line.split()[-1] == "differs" for line in shown.splitlines())
+    strict = run("verify", package, "--steps", 4, "--strict-clients")
+    assert strict.code == 1
+    assert "genai_token_ids is 0.9792, must be at least 1 (1 of 48 differ" in strict.err
+    assert read_manifest(package).verified is False
 
 
 def test_a_failed_row_is_one_line_on_stderr_and_exit_code_1(run: Run, package: Path) -> None:

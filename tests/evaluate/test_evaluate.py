@@ -11,8 +11,8 @@ from phi3_onnx.evaluate import evaluate as module
 from phi3_onnx.evaluate.evaluate import evaluate
 from phi3_onnx.evaluate.parity.compare import PackageRows
 from phi3_onnx.evaluate.parity.corpus import Passage, text
-from phi3_onnx.evaluate.parity.metrics import log_softmax
 from phi3_onnx.export import open_checkpoint
+from phi3_onnx.runtime.decoding.sampling import log_softmax
 from phi3_onnx.runtime.engines.session import LogitsSession
 from phi3_onnx.runtime.text.tokenizer import Tokenizer
 

@@ -111,6 +111,28 @@ def test_directmls_graph_equals_transformers(
     assert np.abs(found - expected).max() < FLOAT32_TOLERANCE
 
 
+@pytest.mark.parametrize("width", [6, 5000])
+def test_directmls_longrope_follows_positions_and_not_the_masks_width(tiny: Tiny, tmp_path: Path, width: int) -> None:
+    """Where GenAI captures a graph, mask and cache have the width of the whole capacity from the first token on."""
+    import onnxruntime
+    from phi3_onnx.configs import find_target
+    from phi3_onnx.export import export
+
+    target = replace(find_target("cpu-fp32"), attention="separate", position_ids=True)
+    package = export(tiny("longrope"), target, tmp_path / "package")
+    session = onnxruntime.InferenceSession(package / "model.onnx", providers=["CPUExecutionProvider"])
+    ids = random_ids(6)
+    mask = np.zeros((1, width), np.int64)
+    mask[:, :6] = 1
+    shapes = {value.name: value.shape for value in session.get_inputs() if value.name.startswith("past")}
+    past = {
+        name: np.zeros((1, shape[1], width if width > 6 else 0, shape[3]), np.float32) for name, shape in shapes.items()
+    }
+    feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": np.arange(6)[None], **past}
+    found = session.run(["logits"], feeds)[0]
+    assert np.abs(found - reference_logits(tiny("longrope"), ids)).max() < FLOAT32_TOLERANCE
+
+
 @pytest.mark.parametrize("length", [4095, 4096, 4097, 4160])
 def test_longrope_switches_where_transformers_does(tiny: Tiny, tiny_package: TinyPackage, length: int) -> None:
     ids = random_ids(length)

@@ -12,36 +12,47 @@ from .edit import CONTRIB, constant, new_initializer, new_node, nodes_of, replac
 from .linear import linear_weight
 
 
-def quantize_weights(model: ir.Model, scheme_for: Callable[[str], WeightScheme], accuracy_level: int) -> int:
-    """Replace every linear layer and the embedding; return how many weights that were.
+def quantize_weights(
+    model: ir.Model,
+    scheme_for: Callable[[str], WeightScheme],
+    accuracy_level: int,
+    provider: str,
+    *,
+    embedding: bool = True,
+) -> int:
+    """Replace every linear layer and, if `embedding` says so, the embedding; return how many weights that were.
 
-    A tied embedding and the head share one packed tensor. The graph must have gone through
-    `fold_weight_transposes` and have its final names.
+    The provider decides whether a symmetric embedding has zero points (`QuantizedTensor.lookup_zero_points`). A tied
+    embedding and the head share one packed tensor; where the embedding stays as it is, the head has one beside it. The
+    graph must have gone through `fold_weight_transposes` and have its final names.
     """
     done: dict[str, QuantizedTensor] = {}
+
+    def stored(weight: ir.Value, name: str) -> QuantizedTensor:
+        if name not in done:
+            done[name] = quantized_tensor(name, scheme_for(name), provider)
+            _store(model, weight, done[name])
+        return done[name]
+
     for node in list(model.graph):
         weight = linear_weight(node)
         if weight is not None and weight.name:
-            _quantize_linear(model, node, weight, scheme_for(weight.name), accuracy_level, done)
-    for node in nodes_of(model, "Gather"):
+            _quantize_linear(model, node, stored(weight, weight.name), _matrix_shape(weight), accuracy_level)
+    for node in nodes_of(model, "Gather") if embedding else ():
         weight = node.inputs[0]
         if weight is not None and weight.is_initializer() and weight.name:
-            _quantize_embedding(model, node, weight, scheme_for(weight.name), done)
+            _quantize_embedding(model, node, stored(weight, weight.name), _matrix_shape(weight))
     for name in done:
-        model.graph.initializers.pop(name)
+        if not model.graph.initializers[name].uses():
+            model.graph.initializers.pop(name)
     return len(done)
 
 
 def _quantize_linear(
-    model: ir.Model,
-    node: ir.Node,
-    weight: ir.Value,
-    scheme: WeightScheme,
-    accuracy_level: int,
-    done: dict[str, QuantizedTensor],
+    model: ir.Model, node: ir.Node, stored: QuantizedTensor, shape: tuple[int, int], accuracy_level: int
 ) -> None:
-    rows, columns = _matrix_shape(weight)
-    stored = _store(model, weight, scheme, done)
+    rows, columns = shape
+    scheme = stored.scheme
     inits = model.graph.initializers
     inputs = [node.inputs[0], inits[stored.packed], inits[stored.scales]]
     if stored.zero_points:
@@ -55,11 +66,9 @@ def _quantize_linear(
     new.name = name
 
 
-def _quantize_embedding(
-    model: ir.Model, node: ir.Node, weight: ir.Value, scheme: WeightScheme, done: dict[str, QuantizedTensor]
-) -> None:
-    rows, columns = _matrix_shape(weight)
-    stored = done.get(weight.name or "") or _store(model, weight, scheme, done)
+def _quantize_embedding(model: ir.Model, node: ir.Node, stored: QuantizedTensor, shape: tuple[int, int]) -> None:
+    rows, columns = shape
+    scheme = stored.scheme
     inits = model.graph.initializers
     scope = (node.name or "").removesuffix("/Gather")
     nodes: list[ir.Node] = []
@@ -74,8 +83,8 @@ def _quantize_embedding(
     flat.outputs[0].type, flat.outputs[0].shape = packed.type, ir.Shape([rows, blocks * blob])
     nodes.append(flat)
     inputs = [flat.outputs[0], node.inputs[1], inits[stored.scales]]
-    if stored.zero_points:
-        inputs.append(inits[stored.zero_points])
+    if stored.lookup_zero_points:
+        inputs.append(inits[stored.lookup_zero_points])
     attributes = {"bits": scheme.bits, "block_size": scheme.block_size, "gather_axis": 0, "quantize_axis": 1}
     gather = new_node(model, "GatherBlockQuantized", inputs, attributes, domain=CONTRIB)
     gather.name = f"{scope}/GatherBlockQuantized"
@@ -96,19 +105,14 @@ def _quantize_embedding(
     replace_node(model, node, nodes, [result])
 
 
-def _store(
-    model: ir.Model, weight: ir.Value, scheme: WeightScheme, done: dict[str, QuantizedTensor]
-) -> QuantizedTensor:
+def _store(model: ir.Model, weight: ir.Value, stored: QuantizedTensor) -> None:
     """Add the initializers of a quantized weight to the graph."""
-    assert weight.name
-    shapes = packed_shapes(*_matrix_shape(weight), scheme)
-    stored = quantized_tensor(weight.name, scheme)
+    rows, columns = _matrix_shape(weight)
+    shapes = packed_shapes(rows, columns, stored.scheme)
     new_initializer(model, stored.packed, ir.DataType.UINT8, shapes.packed)
     new_initializer(model, stored.scales, stored_dtype(weight), shapes.scales)
-    if stored.zero_points and shapes.zero_points:
-        new_initializer(model, stored.zero_points, ir.DataType.UINT8, shapes.zero_points)
-    done[weight.name] = stored
-    return stored
+    if stored.lookup_zero_points and (zeros := stored.zero_points_shape(rows, columns)):
+        new_initializer(model, stored.lookup_zero_points, ir.DataType.UINT8, zeros)
 
 
 def _matrix_shape(weight: ir.Value) -> tuple[int, int]:

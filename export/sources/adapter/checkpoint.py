@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ....configs.errors import SourceError
+from ....configs.files import read_json
 from ....configs.manifest import AdapterEntry, file_sha256
 from ..checkpoint import Checkpoint
-from ..folder import read_json
 from ..naming import folder_name, is_hub_id, short_name
 from ..safetensors_file import SafetensorsFile
 from ..tensor_bytes import CHUNK_VALUES, require_finite
@@ -161,7 +161,7 @@ def open_adapter(
 
 def _read_settings(folder: Path, named: str) -> AdapterConfig:
     if (folder / ADAPTER_CONFIG).is_file():
-        return parse_adapter_config(read_json(folder / ADAPTER_CONFIG), f"{named}/{ADAPTER_CONFIG}")
+        return parse_adapter_config(read_json(folder / ADAPTER_CONFIG, SourceError), f"{named}/{ADAPTER_CONFIG}")
     if folder.is_file():
         raise SourceError(f"{named} is a file; an adapter is a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
     if not folder.is_dir():

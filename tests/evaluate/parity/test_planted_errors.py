@@ -23,7 +23,7 @@ Plant = Callable[[Path], None]
 
 def run(checkpoint: Path, package: Path, tmp_path: Path, plant: Plant | None) -> Matrix:
     """Return the matrix of one package, with something planted in a copy of it as though the export had made it so."""
-    target = read_manifest(package).target
+    target = read_manifest(package).target.name
     copy = tmp_path / target
     shutil.copytree(package, copy)
     if plant:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from phi3_onnx.configs import UsageError, find_target
-from phi3_onnx.evaluate.parity.metrics import log_softmax
 from phi3_onnx.evaluate.tasks.continuations import Continuation, ContinuationScorer
 from phi3_onnx.export import export
 from phi3_onnx.runtime import Model, TokenSequence, load
+from phi3_onnx.runtime.decoding.sampling import log_softmax
 from phi3_onnx.runtime.engines.session import LogitsSession
 
 Make = Callable[..., Path]

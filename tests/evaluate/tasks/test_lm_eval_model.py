@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from phi3_onnx.cli import main
 from phi3_onnx.configs import UsageError
-from phi3_onnx.evaluate.parity.metrics import log_softmax
 from phi3_onnx.evaluate.tasks.benchmarks import benchmarks
+from phi3_onnx.runtime.decoding.sampling import log_softmax
 from phi3_onnx.runtime.engines.session import LogitsSession
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra [eval] is not installed")

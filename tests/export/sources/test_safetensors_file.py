@@ -129,6 +129,18 @@ def test_a_damaged_file_is_refused_when_it_is_opened(tmp_path: Path, header: Any
         SafetensorsFile(write_raw(tmp_path / "x.safetensors", header, data))
 
 
+def test_a_header_of_a_million_tensors_or_an_endless_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    with pytest.raises(SourceError, match="holds 100001 tensors, more than the limit"):
+        SafetensorsFile(write_raw(path, {str(i): entry for i in range(100_001)}, b""))
+    with pytest.raises(SourceError, match="has 1000000 characters, the limit is 1024") as raised:
+        SafetensorsFile(write_raw(path, {"x" * 1_000_000: entry}, b""))
+    assert len(str(raised.value)) < 300
+    with pytest.raises(SourceError, match="not JSON"):
+        SafetensorsFile(write_raw(path, b"[" * 200_000, b""))
+
+
 def test_what_is_not_a_safetensors_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     with pytest.raises(SourceError, match="can not be read: No such file"):

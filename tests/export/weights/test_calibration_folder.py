@@ -10,7 +10,7 @@ import pytest
 from phi3_onnx.configs import find_target
 from phi3_onnx.configs.store import cache_folder
 from phi3_onnx.export import open_checkpoint
-from phi3_onnx.export.weights.calibration import CalibrationOptions, calibrated_layers, prepare_calibration
+from phi3_onnx.export.weights.calibration_data import CalibrationOptions, calibrated_layers, prepare_calibration
 from phi3_onnx.quantize.calibrate import QuantizedLayer
 
 Layers = dict[int, QuantizedLayer]

@@ -10,6 +10,7 @@ from phi3_onnx.configs import ModelConfig, WeightScheme, find_target, targets
 from phi3_onnx.export import open_checkpoint
 from phi3_onnx.export.graph.build import build_graph
 from phi3_onnx.export.graph.passes import PassError
+from phi3_onnx.export.lint.check import find_problems
 from phi3_onnx.export.weights.layout import plan_layout
 
 
@@ -24,6 +25,7 @@ def test_graph_and_layout_agree(target: str, kind: str, tiny: Callable[..., Path
     graph = build_graph(model, find_target(target))
     graph.bind(plan_layout(model, find_target(target)), tmp_path)
     assert not graph.unbound()
+    assert find_problems(graph.model, find_target(target).provider) == []
 
 
 def test_a_graph_of_other_weights_is_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:

@@ -222,6 +222,12 @@ class TestGuidance:
         texts = {plain.generate(CHAT, temperature=2.0, seed=i, guidance=guidance).text for i in range(4)}
         assert texts <= {"yes", "no"}
 
+    def test_what_it_gives_up_midway_is_no_failure_of_the_engine(self, plain, monkeypatch):
+        monkeypatch.setattr("phi3_onnx.runtime.decoding.engine.check_bounds", lambda *_: None)
+        schema = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1500)}}
+        with pytest.raises(UsageError, match=r"json_schema is not understood, or too complex: .* items"):
+            plain.generate(CHAT, max_tokens=8, guidance=Guidance("json_schema", json.dumps(schema)))
+
     def test_what_is_not_understood_is_refused(self, plain):
         with pytest.raises(UsageError, match="the regex is not understood"):
             plain.generate(CHAT, guidance=Guidance("regex", "(["))

@@ -5,19 +5,12 @@ from types import ModuleType
 
 import pytest
 from phi3_onnx.configs import ProviderError, UsageError
-from phi3_onnx.runtime.providers import choice as providers
-from phi3_onnx.runtime.providers.choice import (
-    Wheel,
-    canonical,
-    check_wheels,
-    choose,
-    clashing_wheels,
-    import_genai,
-    ort_name,
-    remedy,
-    resolve_ort_providers,
-    wheel_warning,
-)
+from phi3_onnx.runtime.providers import choice, imports
+from phi3_onnx.runtime.providers import wheels as wheel_table
+from phi3_onnx.runtime.providers.choice import choose, remedy, resolve_ort_providers
+from phi3_onnx.runtime.providers.imports import import_genai
+from phi3_onnx.runtime.providers.names import canonical, ort_name
+from phi3_onnx.runtime.providers.wheels import Wheel, check_wheels, clashing_wheels, wheel_warning
 
 CPU = [Wheel("onnxruntime", "1.32.0", "onnxruntime"), Wheel("onnxruntime-genai", "0.18.0", "onnxruntime_genai")]
 CUDA = [
@@ -33,7 +26,8 @@ DIRECTML = [
 @pytest.fixture
 def installed(monkeypatch):
     def install(*wheels, platform="linux"):
-        monkeypatch.setattr(providers, "installed_wheels", lambda: list(wheels))
+        for module in (choice, imports, wheel_table):
+            monkeypatch.setattr(module, "installed_wheels", lambda: list(wheels))
         monkeypatch.setattr(sys, "platform", platform)
 
     return install
@@ -234,10 +228,10 @@ class TestOnnxRuntime:
 
 @pytest.mark.parametrize(("asked", "expected"), [("", "1"), ("0", "1"), ("1", "None")])
 def test_telemetry_is_off_unless_asked_for(asked, expected):
-    code = "import os; from phi3_onnx.runtime.providers.choice import import_genai; import_genai();"
+    code = "import os; from phi3_onnx.runtime.providers.imports import import_genai; import_genai();"
     code += "print(os.environ.get('ORT_DISABLE_TELEMETRY'))"
     environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
-    environment[providers.TELEMETRY_VARIABLE] = asked
+    environment[imports.TELEMETRY_VARIABLE] = asked
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == expected
 

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from nvml import Nvml
 from phi3_onnx.configs import UsageError
+from phi3_onnx.configs.extras import cuda_library
 from phi3_onnx.runtime.providers import devices, doctor
-from phi3_onnx.runtime.providers.choice import ProviderChoice, Wheel
+from phi3_onnx.runtime.providers.choice import ProviderChoice
 from phi3_onnx.runtime.providers.devices import Device, cuda_device, read_video_controllers
-from phi3_onnx.runtime.providers.doctor import provider_problems, wheel_problems
+from phi3_onnx.runtime.providers.doctor import cuda_problems, provider_problems, version_problems, wheel_problems
 from phi3_onnx.runtime.providers.trial import ProviderTrial
+from phi3_onnx.runtime.providers.wheels import Wheel
 from scripted import scripted_model, write_scripted_package
 
 ORT = Wheel("onnxruntime", "1.32.0", "onnxruntime")
@@ -128,3 +130,62 @@ def test_little_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     report = doctor.examine()
     assert report.healthy
     assert [problem.remedy for problem in report.problems] == ["free some, or set PHI3_ONNX_HOME"]
+
+
+class TestCuda:
+    """What the doctor says of the CUDA wheels, their driver and their libraries."""
+
+    GPU_12, GPU_13 = (
+        Wheel("onnxruntime-gpu", "1.26.0", "onnxruntime"),
+        Wheel("onnxruntime-gpu", "1.31.1", "onnxruntime"),
+    )
+    GENAI_12 = Wheel("onnxruntime-genai-cuda", "0.14.1", "onnxruntime_genai")
+    GENAI_13 = Wheel("onnxruntime-genai-cuda", "0.18.0", "onnxruntime_genai")
+
+    def card(self, driver: str) -> Device:
+        return Device("nvidia", 0, "NVIDIA H100", driver)
+
+    def test_a_pair_that_fits(self) -> None:
+        assert cuda_problems([self.GPU_13, self.GENAI_13], [self.card("580.65")], lambda _: True) == []
+        assert cuda_problems([self.GPU_12, self.GENAI_12], [self.card("535.1")], lambda _: True) == []
+        assert cuda_problems([ORT, GENAI], [self.card("535.1")], lambda _: False) == []
+
+    @pytest.mark.parametrize(("driver", "extra"), [("580.65", "cuda"), ("550.54", "cuda12")])
+    def test_a_pair_that_does_not(self, driver: str, extra: str) -> None:
+        (problem,) = cuda_problems([self.GPU_12, self.GENAI_13], [self.card(driver)], lambda _: True)
+        assert problem.what == (
+            f"onnxruntime-genai-cuda 0.18.0 needs {cuda_library(13)} and onnxruntime-gpu 1.26.0 needs "
+            f"{cuda_library(12)}: no CUDA has both"
+        )
+        uninstall = "pip uninstall -y onnxruntime-gpu onnxruntime-genai-cuda"
+        assert problem.remedy == f'run: {uninstall} && pip install "phi3-onnx[{extra}]"'
+
+    def test_an_old_driver(self) -> None:
+        (problem,) = cuda_problems([self.GPU_13, self.GENAI_13], [self.card("550.54")], lambda _: True)
+        assert problem.what == "the NVIDIA driver 550 is too old for CUDA 13, which needs 580 or later"
+        assert problem.remedy.startswith("update the driver, or run: ") and "[cuda12]" in problem.remedy
+        (problem,) = cuda_problems([self.GPU_13, self.GENAI_13], [self.card("470.1")], lambda _: True)
+        assert problem.remedy == "update the driver"
+
+    def test_a_library_that_is_missing_is_named(self) -> None:
+        (problem,) = cuda_problems([self.GPU_13, self.GENAI_13], [self.card("580.65")], lambda _: False)
+        assert problem.what.startswith(f"{cuda_library(13)} is missing, which onnxruntime-gpu 1.31.1 and ")
+        assert problem.remedy == 'run: pip install "onnxruntime-gpu[cuda,cudnn]==1.31.1"'
+
+    def test_libraries_are_looked_for_where_nvidias_wheels_put_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.syspath_prepend(str(tmp_path))
+        assert not doctor._loads("libnowhere.so.13")
+        (tmp_path / "nvidia/cu13/lib").mkdir(parents=True)
+        (tmp_path / "nvidia/cu13/lib/libnowhere.so.13").touch()
+        assert doctor._loads("libnowhere.so.13")
+
+
+def test_a_version_that_cannot_work_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "transformers-6.1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 6.1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (problem,) = version_problems(["transformers", "numpy"])
+    assert problem.what == "transformers 6.1 is newer than this release of phi3-onnx knows"

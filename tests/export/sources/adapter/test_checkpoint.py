@@ -295,7 +295,7 @@ def test_the_tokenizer_of_a_fine_tune_comes_along(made: Make, copied: Callable[[
 
 def test_the_key_of_a_calibration_depends_on_the_adapter(made: Make, copied: Callable[[str], Path]) -> None:
     """A run that was killed must not go on with the layers of another fine-tune."""
-    from phi3_onnx.export.weights.calibration import CalibrationOptions, _key, prepare_calibration
+    from phi3_onnx.export.weights.calibration_data import CalibrationOptions, _key, prepare_calibration
 
     base, _ = made("one module")
     adapter = copied("one module")

@@ -6,7 +6,8 @@ from dataclasses import replace
 from ...configs import Target, WeightScheme, requantized
 from ...quantize.budget import measure_costs, parse_budget, within_budget
 from ..sources.checkpoint import Checkpoint
-from .calibration import Calibration
+from .blocks import fit_blocks
+from .calibration_data import Calibration
 from .layout import plan_layout
 
 _SAMPLES = 4
@@ -58,7 +59,7 @@ def fit_budget(
     while True:
         chosen = within_budget(checkpoint.config, target.quantization, costs, target.io_dtype, limit)
         fitted = requantized(target, replace(chosen, budget=asked.text))
-        layout = plan_layout(checkpoint.config, fitted)
+        layout = plan_layout(checkpoint.config, fit_blocks(checkpoint.config, fitted)[0])
         excess = (layout.num_bytes if asked.whole_file else layout.weight_bytes) - asked.num_bytes
         if excess <= 0:
             return fitted

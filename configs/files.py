@@ -1,0 +1,89 @@
+"""Reading text and JSON files with errors that name the file, and writing files that are whole or not there."""
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import PackageError, Phi3OnnxError
+
+
+def read_text(path: Path, error: type[Phi3OnnxError] = PackageError, *, remedy: str = "") -> str | None:
+    """Return the content of a UTF-8 file; None where there is none.
+
+    Args:
+        path: the file.
+        error: what to raise.
+        remedy: what to do about it.
+
+    Raises:
+        Phi3OnnxError: of the kind `error`: the file can not be read.
+
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise error(f"{path} can not be read: {problem.strerror or problem}", remedy=remedy) from problem
+    except ValueError as problem:
+        raise error(f"{path} can not be read: {problem}", remedy=remedy) from problem
+
+
+def read_json(
+    path: Path, error: type[Phi3OnnxError] = PackageError, *, remedy: str = "", optional: bool = False
+) -> dict[str, Any]:
+    """Return the content of a file that holds a JSON object.
+
+    Args:
+        path: the file.
+        error: what to raise.
+        remedy: what to do about it.
+        optional: whether a file that is not there stands for an empty object.
+
+    Raises:
+        Phi3OnnxError: of the kind `error`: the file can not be read, or holds something else.
+
+    """
+    text = read_text(path, error, remedy=remedy)
+    if text is None:
+        if optional:
+            return {}
+        raise error(f"{path} can not be read: {os.strerror(errno.ENOENT)}", remedy=remedy)
+    table = parse_json(text, path, error, remedy=remedy)
+    if not isinstance(table, dict):
+        raise error(f"{path} must hold a JSON object, got {type(table).__name__}", remedy=remedy)
+    return table
+
+
+def parse_json(text: str, path: Path, error: type[Phi3OnnxError], *, remedy: str = "") -> Any:
+    """Return the value that the text of a file stands for; see `read_json`.
+
+    Raises:
+        Phi3OnnxError: of the kind `error`: it is not valid JSON.
+
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{path} is not valid JSON: {problem}", remedy=remedy) from problem
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path beside a file; what is written there takes the file's place at the end, or goes where that fails.
+
+    Raises:
+        OSError: the file can not be replaced.
+
+    """
+    beside = path.with_name(f".{path.name}-{os.getpid()}.part")
+    try:
+        yield beside
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

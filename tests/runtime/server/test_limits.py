@@ -1,0 +1,61 @@
+"""Guidance is compiled on trial in a process that is killed where it takes too long or too much."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+from phi3_onnx.configs import UsageError
+from phi3_onnx.runtime.decoding.engine import Guidance
+from phi3_onnx.runtime.server import limits
+from phi3_onnx.runtime.server.limits import GuidanceTrials
+
+needs_llguidance = pytest.mark.skipif(not limits._can_try(), reason="llguidance is not installed")
+
+
+def check(guidance: Guidance, seconds: float = 60.0) -> None:
+    asyncio.run(GuidanceTrials(seconds).check(guidance))
+
+
+@needs_llguidance
+def test_what_compiles_passes_and_what_does_not_is_explained() -> None:
+    check(Guidance("json_schema", json.dumps({"type": "object", "properties": {"a": {"type": "string"}}})))
+    check(Guidance("regex", "[a-z]{1,9}"))
+    with pytest.raises(UsageError, match=r"the regex is not understood: ."):
+        check(Guidance("regex", "(a"))
+
+
+@needs_llguidance
+def test_what_the_bounds_would_let_through_meets_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phi3_onnx.runtime.decoding.engine.check_bounds", lambda *_: None)
+    hostile = Guidance("lark_grammar", "start: " + " | ".join(f'"{i}"{{1,9000}}' for i in range(3000)))
+    with pytest.raises(UsageError, match=r"more memory or time than the limit|takes more than 10 s|too"):
+        check(hostile, 10.0)
+    assert not psutil.Process().children()
+
+
+def test_a_trial_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "endless.py"
+    script.write_text("import time; time.sleep(600)")
+    monkeypatch.setattr(limits, "_SCRIPT", script)
+    monkeypatch.setattr(limits, "_can_try", lambda: True)
+    with pytest.raises(UsageError, match="takes more than 1 s"):
+        check(Guidance("regex", "a"), 1.0)
+    assert not psutil.Process().children()
+
+
+def test_a_trial_is_held_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "counting.py"
+    script.write_text(f"open({str(tmp_path / 'count')!r}, 'a').write('x'); raise SystemExit(1)")
+    monkeypatch.setattr(limits, "_SCRIPT", script)
+    monkeypatch.setattr(limits, "_can_try", lambda: True)
+
+    async def twice() -> None:
+        trials = GuidanceTrials()
+        for _ in range(2):
+            with pytest.raises(UsageError, match="is not understood"):
+                await trials.check(Guidance("regex", "a"))
+
+    asyncio.run(twice())
+    assert (tmp_path / "count").read_text() == "x"
