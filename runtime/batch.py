@@ -261,7 +261,7 @@ class _Row:
 
 def _steps(model: ModelCore, cache: KvCache, job: Job, cancel: threading.Event) -> Iterator[Chunk | None]:
     cache.reserve(len(job.prompt) + model.room(job.prompt, job.options))
-    yield from model.generation(cache, job.prompt, job.options, cancel=cancel).steps()
+    yield from model.generation(job.prompt, job.options, cache, cancel=cancel).steps()
 
 
 def _go_on(row: _Row) -> Result | None:

@@ -188,7 +188,7 @@ class ModelCore:
         room = self.room(prompt, options)
         used = cache or self.new_cache()
         used.reserve(len(prompt) + room, spare, self.opened_under(options))
-        generation = self.generation(used, prompt, options, cancel=cancel, on_prefill=on_prefill)
+        generation = self.generation(prompt, options, used, cancel=cancel, on_prefill=on_prefill)
         return _closing(generation, used) if cache is None else iter(generation)
 
     def room(self, prompt: Sequence[int], options: Options) -> int:
@@ -206,14 +206,21 @@ class ModelCore:
 
     def generation(
         self,
-        cache: TextCache,
         prompt: Sequence[int],
         options: Options,
+        cache: TextCache,
         *,
         cancel: threading.Event | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
     ) -> Generation:
-        """Return one answer in the making; see `Generation`.
+        """Return an answer in the making; nothing runs before its iteration begins.
+
+        Args:
+            prompt: token ids.
+            options: how.
+            cache: with room reserved for the prompt and the answer, see `room`.
+            cancel: ends the answer when it is set.
+            on_prefill: called with the prompt's tokens run so far and in all.
 
         Raises:
             UsageError: prompt and answer do not fit into the context, or the guidance is not understood.
@@ -263,7 +270,7 @@ class ModelCore:
                 return
             yield None
         try:
-            for chunk in self.generation(cache, prompt, options, cancel=cancel).steps():
+            for chunk in self.generation(prompt, options, cache, cancel=cancel).steps():
                 if chunk or cache.waiting:
                     yield chunk
         finally:

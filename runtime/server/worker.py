@@ -146,9 +146,9 @@ class Scheduler:
         self._send = send
         self._tasks: dict[int, _Task] = {}
         self._pool = CachePool(model, parallel)
-        self._prompts = Prompts(model)
         self._together = model.together(parallel, available_memory() // _CACHE_SHARE)
         self._failure: EngineError | None = None
+        self._prompts = Prompts(model)
         self.failures = 0
         """How often the engine failed since the last answer."""
 
@@ -263,7 +263,7 @@ class Scheduler:
         try:
             self._reserve(cache, needed, options)
             reporter = self._reporter(task, number, prompt)
-            for chunk in self._model.generation(cache, prompt, options).steps():
+            for chunk in self._model.generation(prompt, options, cache).steps():
                 if chunk:
                     reporter.report(chunk)
                 yield

@@ -46,14 +46,14 @@ class Tokenizer:
         """Tokens it knows, added ones included."""
         return self._backend.get_vocab_size()
 
+    def to_json(self) -> str:
+        """Return it as the text of a `tokenizer.json`, tokens of the config included."""
+        return self._backend.to_str()
+
     @cached_property
     def longest_token(self) -> int:
         """Characters that one token stands for at most; those of a byte-level vocabulary are bytes."""
         return max((len(token) for token in self._backend.get_vocab()), default=1)
-
-    def to_json(self) -> str:
-        """Return it as the text of a `tokenizer.json`, tokens of the config included."""
-        return self._backend.to_str()
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the token ids of a text.

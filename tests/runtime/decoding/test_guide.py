@@ -13,7 +13,12 @@ from phi3_onnx.runtime.decoding.guide import Guides, tight_schema
 from phi3_onnx.runtime.package import open_package
 from phi3_onnx.runtime.text.tokenizer import Tokenizer
 
-SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "boolean"}}, "required": ["a", "b"]}
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "boolean"}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
 
 
 @pytest.fixture(scope="module")
