@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from phi3_onnx.configs import ModelConfig, parse_model_config
 from phi3_onnx.quantize.exact import ExactOperators
 from phi3_onnx.quantize.phi3 import Phi3
@@ -70,6 +71,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 def models(changes: Mapping[str, Any]) -> tuple[ModelConfig, Phi3, Phi3ForCausalLM]:
     """Return our model and transformers', with the same weights, which are all of either's."""
     table = {**BASE, **changes}
+    if "attention_factor" in table.get("rope_scaling", {}) and transformers.__version__ < "5":
+        pytest.skip("transformers 4 refuses a rope_scaling of more than three fields")
     torch.manual_seed(0)
     # A copy, since it writes into what it is given.
     theirs = Phi3ForCausalLM(Phi3Config(**deepcopy(table))).eval()
@@ -103,16 +106,19 @@ def test_logits_are_transformers(shape: str, tokens: int) -> None:
     assert difference(SHAPES[shape], tokens) < TOLERANCE
 
 
-def test_what_the_shapes_differ_in_shows_in_the_logits() -> None:
-    # Or the comparison above would prove little.
-    for shape, alter in (
+@pytest.mark.parametrize(
+    ("shape", "alter"),
+    [
         ("window", {"sliding_window": 8}),
         ("another theta and epsilon", {"rope_theta": 400000.0}),
         ("another theta and epsilon", {"rms_norm_eps": 1e-5}),
         ("longrope", {"original_max_position_embeddings": 41}),
         ("longrope with a stated factor", {"rope_scaling": longrope(8, attention_factor=1.31)}),
-    ):
-        assert difference(SHAPES[shape], 41, alter) > 100 * TOLERANCE, (shape, alter)
+    ],
+)
+def test_what_the_shapes_differ_in_shows_in_the_logits(shape: str, alter: dict[str, Any]) -> None:
+    # Or the comparison above would prove little.
+    assert difference(SHAPES[shape], 41, alter) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("shape", ["plain", "tied", "heads wider than the model"])

@@ -86,8 +86,8 @@ def test_the_library_gives_the_same(client: openai.OpenAI, package: Path) -> Non
 
 def test_guided_answers_keep_to_their_form_beside_others(client: openai.OpenAI) -> None:
     def guided(number: int) -> Any:
-        kind = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
-        messages = [{"role": "user", "content": f"How many? {number}"}]
+        kind: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+        messages: Any = [{"role": "user", "content": f"How many? {number}"}]
         answer = client.chat.completions.create(
             model="tiny", messages=messages, max_tokens=60, seed=number, temperature=1.0, response_format=kind
         )
