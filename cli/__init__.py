@@ -72,7 +72,7 @@ SUMMARIES = MappingProxyType(
         "rm": "Remove packages from the store.",
         "pull": "Fetch a package from the Hugging Face hub.",
         "push": "Publish packages on the Hugging Face hub.",
-        "doctor": "Find out what runs here, and what mends what does not.",
+        "doctor": "Check providers, drivers and versions, and print the commands that fix problems.",
     }
 )
 
@@ -88,10 +88,10 @@ SUMMARIES = MappingProxyType(
     is_eager=True,
     expose_value=False,
     callback=print_versions,
-    help="Print the versions that matter, and leave.",
+    help="Print the versions of this program and of what it stands on, and exit.",
 )
-@click.option("--debug", is_flag=True, help="Show Python's traceback with an error, and log what is done.")
-@click.option("--quiet", is_flag=True, help="Print results and errors, and nothing else.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error, and log each step.")
+@click.option("--quiet", is_flag=True, help="Print only results and errors.")
 def root(debug: bool, quiet: bool) -> None:
     """Set up what every verb shares."""
     # `quiet` is read where notices are printed, see `screen`; here it stops those of the library.

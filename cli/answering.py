@@ -69,7 +69,7 @@ _LOADING_OPTIONS = (
         is_eager=True,
         expose_value=False,
         callback=_list_devices,
-        help="Print the processors of this machine, and leave.",
+        help="Print the processors of this machine, and exit.",
     ),
 )
 

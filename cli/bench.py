@@ -17,7 +17,7 @@ from .screen import size, warn_of_clashing_wheels
 @click.option("--prompt", type=click.IntRange(1), default=512, show_default=True, help="Tokens to prefill.")
 @click.option("--decode", type=click.IntRange(1), default=48, show_default=True, help="Tokens to run after them.")
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Repetitions; medians count.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line for each package.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each package.")
 def command(
     packages: tuple[str, ...],
     provider: str,

@@ -41,7 +41,7 @@ class ChatCommands:
         """Carry out a line that begins with a slash.
 
         Raises:
-            UsageError: there is no such command, or it can not be done.
+            UsageError: there is no such command, or it cannot be done.
 
         """
         name, _, argument = line[1:].strip().partition(" ")
@@ -102,7 +102,7 @@ class ChatCommands:
             try:
                 settings[name] = _READERS[OPTIONS[name].kind](value)
             except (ValueError, KeyError) as error:
-                raise UsageError(f"{name} can not be {value!r}") from error
+                raise UsageError(f"{name} cannot be {value!r}") from error
         self._model.options(**settings)  # refuses what is out of range
         self._session.settings = cast("GenerateOptions", settings)
         reply(f"{name}: {settings.get(name, 'default')}")
@@ -139,7 +139,7 @@ class ChatCommands:
             with replacing(path) as beside:
                 beside.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"{path} can not be written: {error}") from error
+            raise UsageError(f"{path} cannot be written: {error}") from error
         reply(f"saved {len(self._session.messages)} messages to {path}")
 
     def do_load(self, name: str) -> None:
@@ -148,7 +148,7 @@ class ChatCommands:
         try:
             table = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UsageError(f"{path} can not be read: {error}") from error
+            raise UsageError(f"{path} cannot be read: {error}") from error
         messages = table.get("messages") if isinstance(table, dict) else table
         if not isinstance(messages, list):
             raise UsageError(f"{path} holds no list of messages")
@@ -161,7 +161,7 @@ class ChatCommands:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} can not be read as UTF-8 text: {error}") from error
+            raise UsageError(f"{path} cannot be read as UTF-8 text: {error}") from error
         self.attached += text.rstrip("\n") + "\n\n"
         reply(f"{len(text)} characters of {path} go with your next message")
 

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(as_json: bool) -> None:
-    """Find out what runs here: Python, packages, execution providers (each is tried), GPUs, memory, folders.
+    """Check what runs here: Python, packages, execution providers (each is tried), GPUs, memory, folders.
 
-    Exit code 0: packages can run here, with warnings perhaps. Exit code 1: they can not; each error comes with the
-    command that mends it.
+    Exit code 0: packages can run here, with warnings perhaps. Exit code 1: they cannot; each error comes with the
+    command that fixes it.
     """
     from ..runtime.providers.doctor import examine
 

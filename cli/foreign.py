@@ -12,7 +12,7 @@ def describe(folder: Path) -> dict[str, Any]:
     """Return what `genai_config.json` and the graph say, as JSON values.
 
     Raises:
-        PackageError: it is no package, or its files are incomplete.
+        PackageError: it is not a package, or its files are incomplete.
 
     """
     from ..runtime.package import open_package
@@ -47,7 +47,7 @@ def _graph(path: Path) -> dict[str, Any] | None:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's and onnx's own
-        raise PackageError(f"{path} can not be read: {error}") from error
+        raise PackageError(f"{path} cannot be read: {error}") from error
     formats: Counter[str] = Counter()
     for node in model.graph.node:
         if node.op_type == "MatMulNBits":

@@ -91,7 +91,7 @@ def command(
 
 def _check_writable(file: Path | None) -> None:
     if file is not None and not file.absolute().parent.is_dir():
-        raise OutputError(f"{file.absolute().parent} does not exist, so {file} can not be written")
+        raise OutputError(f"{file.absolute().parent} does not exist, so {file} cannot be written")
 
 
 def _write(matrix: "Matrix", json_file: Path | None, junit_file: Path | None, markdown_file: Path | None) -> None:
@@ -106,7 +106,7 @@ def _write(matrix: "Matrix", json_file: Path | None, junit_file: Path | None, ma
             with markdown_file.open("a", encoding="utf-8") as file:
                 file.write(to_markdown(matrix))
     except OSError as error:
-        raise OutputError(f"{error.filename} can not be written: {error.strerror}") from error
+        raise OutputError(f"{error.filename} cannot be written: {error.strerror}") from error
 
 
 def _print(matrix: "Matrix") -> None:

@@ -20,7 +20,7 @@ def plot_errors(manifest: Manifest, path: Path) -> None:
     Raises:
         UsageError: nothing in the package is quantized, or the format is not one that can be drawn.
         MissingExtraError: matplotlib is not installed.
-        OutputError: the file can not be written.
+        OutputError: the file cannot be written.
 
     """
     values = _values(manifest)
@@ -48,7 +48,7 @@ def plot_errors(manifest: Manifest, path: Path) -> None:
     try:
         figure.savefig(path)
     except OSError as error:
-        raise OutputError(f"{path} can not be written: {error.strerror or error}") from error
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _values(manifest: Manifest) -> dict[str, dict[str, dict[int, float]]]:

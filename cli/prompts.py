@@ -33,7 +33,7 @@ def read_prompts(prompts: Sequence[str], files: Sequence[Path]) -> list[str]:
     """Return the prompts of the flags, or the one on standard input where there are none.
 
     Raises:
-        UsageError: there are none at all, or a file can not be read.
+        UsageError: there are none at all, or a file cannot be read.
 
     """
     if not prompts and not files:
@@ -58,7 +58,7 @@ def read_file(path: Path) -> str:
     """Return the text of a file, or of standard input for `-`.
 
     Raises:
-        UsageError: it can not be read, or is not UTF-8.
+        UsageError: it cannot be read, or is not UTF-8.
 
     """
     if str(path) == "-":
@@ -66,7 +66,7 @@ def read_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} can not be read as UTF-8 text: {error}") from error
+        raise UsageError(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 
 def read_jsonl(path: Path, system: str | None, raw: bool, options: Mapping[str, Any]) -> list[Request]:

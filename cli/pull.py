@@ -19,8 +19,8 @@ def command(repository: str, target: str, output: Path | None, revision: str | N
     """Fetch a package from the Hugging Face hub.
 
     REPOSITORY is one that `phi3-onnx push` made, or one of Microsoft's, such as
-    microsoft/Phi-3-mini-4k-instruct-onnx. What was fetched is kept, so a pull that was cut off goes on. HF_TOKEN holds
-    the access token, where one is needed.
+    microsoft/Phi-3-mini-4k-instruct-onnx. Fetched files are kept, so a pull that was cut off continues. HF_TOKEN
+    holds the access token, where one is needed.
     """
     from .requirements import require_hub
 

@@ -52,7 +52,7 @@ def size(count: int) -> str:
 def console(*, stderr: bool = False) -> "Console":
     """Return rich's console for stdout or stderr: coloured on a terminal and with FORCE_COLOR, never with NO_COLOR.
 
-    What is no terminal has no width: lines are not folded there, which would make them hard to find again.
+    What is not a terminal has no width: lines are not folded there, which would make them hard to find again.
     """
     from rich.console import Console
 

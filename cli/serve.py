@@ -32,7 +32,7 @@ from .screen import notice, warn_of_clashing_wheels
     default=30.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="How long answers may go on after SIGTERM or Ctrl-C; a second one ends them at once.",
+    help="How long answers may continue after SIGTERM or Ctrl-C; a second one ends them at once.",
 )
 @loading_options
 def command(

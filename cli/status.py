@@ -8,7 +8,7 @@ from .screen import console, is_terminal, quiet
 
 @contextmanager
 def status_line(first: str) -> Iterator[Callable[[str], None]]:
-    """Show a line while the context lasts, and give what changes it; shows nothing where stderr is no terminal."""
+    """Show a line while the context lasts, and give what changes it; shows nothing where stderr is not a terminal."""
     if quiet() or not is_terminal(stderr=True):
         yield lambda text: None
         return

@@ -81,7 +81,7 @@ def open_reference(folder: Path, named: str | None, revision: str | None, adapte
 
     Raises:
         UsageError: none was named, and the package does not say, or what it names is gone.
-        SourceError: the checkpoint or the adapter is no good, or no longer what the package was made of.
+        SourceError: the checkpoint or the adapter cannot be used, or no longer what the package was made of.
 
     """
     from ..configs import SourceError, UsageError, read_manifest

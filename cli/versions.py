@@ -12,7 +12,7 @@ _SHOWN = ("phi3-onnx", *(name for names in WHEELS.values() for name in names), "
 
 
 def print_versions(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
-    """Print the versions and leave: the callback of `--version`."""
+    """Print the versions and exit: the callback of `--version`."""
     if not wanted or ctx.resilient_parsing:
         return
     for name in _SHOWN:

@@ -21,7 +21,7 @@ class Phi3OnnxError(Exception):
 
 
 class UsageError(Phi3OnnxError):
-    """An option or argument that can not be meant so: an unknown target, a name that fits nothing."""
+    """An option or argument that cannot be meant so: an unknown target, a name that fits nothing."""
 
     exit_code = 2
 
@@ -43,7 +43,7 @@ class VerificationError(Phi3OnnxError):
 
 
 class ProviderError(Phi3OnnxError):
-    """An execution provider was named (or needed) and can not run here."""
+    """An execution provider was named (or needed) and cannot run here."""
 
     exit_code = 3
 

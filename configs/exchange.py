@@ -1,4 +1,4 @@
-"""Putting a finished folder in the place of another so that no moment is without one, and going on where a kill cut in.
+"""Replace a folder by a finished one so that the place is never empty, and recover where a kill interrupted that.
 
 Linux and macOS exchange two folders in one step. Elsewhere it takes two, and what lies beside the place says how far
 they came: `.name.partial` is not complete, `.name.new` is complete and waits for its place, `.name.old` is what was

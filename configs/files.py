@@ -20,7 +20,7 @@ def read_text(path: Path, error: type[Phi3OnnxError] = PackageError, *, remedy: 
         remedy: what to do about it.
 
     Raises:
-        Phi3OnnxError: of the kind `error`: the file can not be read.
+        Phi3OnnxError: of the kind `error`: the file cannot be read.
 
     """
     try:
@@ -28,9 +28,9 @@ def read_text(path: Path, error: type[Phi3OnnxError] = PackageError, *, remedy: 
     except FileNotFoundError:
         return None
     except OSError as problem:
-        raise error(f"{path} can not be read: {problem.strerror or problem}", remedy=remedy) from problem
+        raise error(f"{path} cannot be read: {problem.strerror or problem}", remedy=remedy) from problem
     except ValueError as problem:
-        raise error(f"{path} can not be read: {problem}", remedy=remedy) from problem
+        raise error(f"{path} cannot be read: {problem}", remedy=remedy) from problem
 
 
 def read_json(
@@ -45,14 +45,14 @@ def read_json(
         optional: whether a file that is not there stands for an empty object.
 
     Raises:
-        Phi3OnnxError: of the kind `error`: the file can not be read, or holds something else.
+        Phi3OnnxError: of the kind `error`: the file cannot be read, or holds something else.
 
     """
     text = read_text(path, error, remedy=remedy)
     if text is None:
         if optional:
             return {}
-        raise error(f"{path} can not be read: {os.strerror(errno.ENOENT)}", remedy=remedy)
+        raise error(f"{path} cannot be read: {os.strerror(errno.ENOENT)}", remedy=remedy)
     table = parse_json(text, path, error, remedy=remedy)
     if not isinstance(table, dict):
         raise error(f"{path} must hold a JSON object, got {type(table).__name__}", remedy=remedy)
@@ -77,7 +77,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a path beside a file; what is written there takes the file's place at the end, or goes where that fails.
 
     Raises:
-        OSError: the file can not be replaced.
+        OSError: the file cannot be replaced.
 
     """
     beside = path.with_name(f".{path.name}-{os.getpid()}.part")

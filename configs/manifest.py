@@ -178,7 +178,7 @@ def read_manifest(folder: Path) -> Manifest:
     for name in files:
         # Whatever reads the files goes by these names: none of them may lead out of the folder.
         if name in ("", ".", "..") or any(mark in name for mark in ("/", "\\", ":", "\0")):
-            raise PackageError(f"{path} names {name!r:.80}, which is no file of the package; fetch or export it again")
+            raise PackageError(f"{path} names {name!r:.80}, which is not a file of the package; export it again")
     return manifest
 
 
@@ -211,9 +211,9 @@ def _check_types(
         if key in table and not isinstance(table[key], kind):
             raise TypeError(f"{key} is {table[key]!r:.80}")
     if not all(isinstance(value, str) for value in table["versions"].values()):
-        raise TypeError("versions are no texts")
+        raise TypeError("versions must be texts")
     if not all(isinstance(value, int) for value in table["ops"].values()):
-        raise TypeError("ops are no counts")
+        raise TypeError("ops must be counts")
     for name, tensor in tensors.items():
         numbers = (*tensor.shape, tensor.bits)
         if not all(isinstance(value, int) for value in numbers) or not isinstance(tensor.details, dict):
@@ -254,7 +254,7 @@ def _scheme(text: str) -> WeightScheme:
     """Read a scheme from the words of its `__str__`."""
     match = re.fullmatch(r"int([48]) block (\d+) (a?symmetric)", text)
     if match is None:
-        raise ValueError(f"{text!r} is no scheme")
+        raise ValueError(f"{text!r} is not a scheme")
     return WeightScheme(8 if match[1] == "8" else 4, int(match[2]), match[3] == "symmetric")
 
 

@@ -196,7 +196,7 @@ def own_attention_factor(scale: float, original: int) -> float:
 
 
 def check_heads(heads: int, kv_heads: int, hidden: tuple[str, int] | None, where: str) -> None:
-    """Refuse counts of heads that do not fit each other, or a width that they have to share and can not.
+    """Refuse counts of heads that do not fit each other, or a width that they have to share and cannot.
 
     Args:
         heads: attention heads.
@@ -209,7 +209,7 @@ def check_heads(heads: int, kv_heads: int, hidden: tuple[str, int] | None, where
 
     """
     if heads % kv_heads:
-        raise SourceError(f"{where}: {heads} attention heads can not share {kv_heads} key/value heads")
+        raise SourceError(f"{where}: {heads} attention heads cannot share {kv_heads} key/value heads")
     if hidden and hidden[1] % heads:
         raise SourceError(f"{where}: {hidden[0]} {hidden[1]} is not a multiple of {heads} attention heads")
 

@@ -63,7 +63,7 @@ def bench(
 
     Raises:
         PackageError: there is no such package, or it is damaged.
-        ProviderError: the provider can not run here.
+        ProviderError: the provider cannot run here.
         UsageError: the tokens do not fit into the model's context.
 
     """

@@ -82,8 +82,8 @@ def evaluate(
     Raises:
         UsageError: the text is too short, or the context longer than the model's.
         PackageError: a package is damaged or fails, or the reference is another model's.
-        ProviderError: the provider can not run here.
-        SourceError: the checkpoint can not be read.
+        ProviderError: the provider cannot run here.
+        SourceError: the checkpoint cannot be read.
 
     """
     started = time.perf_counter()

@@ -134,7 +134,7 @@ def plan_export(
         options: `ExportOptions`.
 
     Raises:
-        Phi3OnnxError: the source, the target or the output folder is no good; the message says what to do.
+        Phi3OnnxError: the source, the target or the output folder cannot be used; the message says what to do.
 
     """
     if unknown := options.keys() - ExportOptions.__annotations__.keys():
@@ -191,7 +191,7 @@ def export(
 
     Raises:
         SourceError: the checkpoint is missing, damaged or not supported.
-        OutputError: the package can not be written there.
+        OutputError: the package cannot be written there.
         LintError: the target's provider would refuse the graph, or compute it wrongly.
         VerificationError: `verify` found a difference; the package is kept beside `output` as `<output>.failed`.
 
@@ -211,7 +211,7 @@ def run_export(plan: ExportPlan, *, verify: Verify | None = None, progress: Prog
             if error.errno == errno.ENOSPC:
                 message = f"the disk of {plan.output} is full; {amount(plan.package_bytes)} are needed"
                 raise OutputError(message) from error
-            raise OutputError(f"{plan.output} can not be written: {error}") from error
+            raise OutputError(f"{plan.output} cannot be written: {error}") from error
         if verify is not None:
             try:
                 verify(folder, plan.checkpoint, plan.target)

@@ -1,8 +1,8 @@
 """Calibrated quantization as a stream: one decoder layer in memory, the hidden states of all samples passed on.
 
 For each layer: run the samples through it and gather what its linear layers see, have the layer quantized, run the
-samples through the quantized layer, go on with what comes out. With a work folder a killed run goes on at the layer it
-was at.
+samples through the quantized layer, continue with what comes out. With a work folder, a killed run continues at the
+layer it was at.
 """
 
 import json
@@ -97,7 +97,7 @@ def calibrate(
         read: Gives the checkpoint's tensors.
         samples: Token ids [samples, tokens].
         quantize: Quantizes a layer.
-        work: Folder that keeps hidden states and finished layers, so that another call goes on where this one was
+        work: Folder that keeps hidden states and finished layers, so that another call continues where this one was
             stopped. The caller makes sure that it belongs to the same model, samples and settings, and removes it.
         progress: Called before the first layer and after each.
 
@@ -201,7 +201,7 @@ class _States:
         self.current, self.following = self._array(self.layers_done), self._array(self.layers_done + 1)
 
     def _resumed(self, work: Path, num_layers: int) -> int:
-        """Return how many layers are done and whole; none where anything that the run goes on from is damaged."""
+        """Return how many layers are done and whole; none where anything that the run continues from is damaged."""
         try:
             done = int(json.loads(self._progress.read_text(encoding="utf-8"))["layers_done"])
             if not 0 <= done <= num_layers:

@@ -1,4 +1,4 @@
-"""Many prompts, several answered side by side: a row of the batch goes on with the next when it is through.
+"""Many prompts, several answered side by side: when a row of the batch is done, it continues with the next prompt.
 
 Each answer is the one that its prompt gets alone: exactly with the engine that decodes together, and but for rounding
 with slots, where a matrix product of several rows may add up in another order than that of one.
@@ -45,7 +45,7 @@ def answer_all(
 ) -> Iterator[Result]:
     """Answer prompts, several at a time.
 
-    The engine that decodes together takes all. Else those with guidance, and all of a package that can not be batched,
+    The engine that decodes together takes all. Else those with guidance, and all of a package that cannot be batched,
     are answered one after another.
 
     Args:
@@ -60,7 +60,7 @@ def answer_all(
         For each prompt in turn its answer, or what is wrong with it, as soon as those before it are there too.
 
     Raises:
-        UsageError: the model was closed, or `batch` is no positive number.
+        UsageError: the model was closed, or `batch` is not positive.
 
     """
     if batch < 1:
@@ -244,7 +244,7 @@ def _take_turns(
             for cache in idle:  # their slots are left out of the next runs
                 cache.close()
         for row in list(live):
-            if result := _go_on(row):
+            if result := _advance(row):
                 live.remove(row)
                 idle.append(row.cache)
                 yield row.number, result
@@ -264,7 +264,7 @@ def _steps(model: ModelCore, cache: KvCache, job: Job, cancel: threading.Event) 
     yield from model.generation(job.prompt, job.options, cache, cancel=cancel).steps()
 
 
-def _go_on(row: _Row) -> Result | None:
+def _advance(row: _Row) -> Result | None:
     """Take an answer to where its next token waits for the others', or to its end: the result."""
     try:
         for chunk in row.steps:

@@ -51,7 +51,7 @@ class ChatSession:
 
         """
         if model.template is None:
-            raise UsageError(f"{model.package.name} has no chat template, so it can not chat; see: phi3-onnx generate")
+            raise UsageError(f"{model.package.name} has no chat template, so it cannot chat; see: phi3-onnx generate")
         if on_overflow not in get_args(Overflow):
             raise UsageError(f"on_overflow must be one of {', '.join(get_args(Overflow))}, got {on_overflow!r}")
         self._model = model

@@ -144,7 +144,7 @@ class ModelCore:
         """Return the engine that decodes several texts together: the model's own, or a second one, loaded once.
 
         Raises:
-            PackageError: the package can not be batched.
+            PackageError: the package cannot be batched.
             ProviderError: plain ONNX Runtime does not run the model's provider.
             UsageError: the model was closed.
 
@@ -175,7 +175,7 @@ class ModelCore:
         Args:
             prompt: token ids.
             options: how.
-            cache: a cache to go on with; by default a new one, which is closed at the end.
+            cache: a cache to continue with; by default a new one, which is closed at the end.
             spare: tokens to reserve beyond this answer, for those to come in the same cache.
             cancel: ends the answer when it is set.
             on_prefill: called with the prompt's tokens run so far and in all.
@@ -277,7 +277,7 @@ class ModelCore:
             cache.close()
 
     def close(self) -> None:
-        """Give the model's memory back; it can not be used after that."""
+        """Give the model's memory back; it cannot be used after that."""
         with self._lock:
             if not self._closed:
                 self._closed = True

@@ -44,7 +44,7 @@ def load(
 
     Raises:
         PackageError: there is no such package, or it is damaged.
-        ProviderError: the provider can not run here; the message has the command that mends it.
+        ProviderError: the provider cannot run here; the message has the command that fixes it.
         UsageError: the package's or the provider's name fits nothing.
 
     """
@@ -131,10 +131,10 @@ class Model(ModelCore):
         notify: Callable[[str], None] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Iterator[Response]:
-        """Answer prompts, several side by side; a row of the batch goes on with the next when it is through.
+        """Answer prompts, several side by side; when a row of the batch is done, it continues with the next prompt.
 
         With `engine="together"` each answer is exactly the one that `generate` gives. Else it is so but for rounding,
-        prompts with guidance, and packages that can not be batched, are answered one after another, and a model of
+        prompts with guidance, and packages that cannot be batched, are answered one after another, and a model of
         GenAI's loads its weights a second time for this, and keeps them until it is closed.
 
         Args:
@@ -150,7 +150,7 @@ class Model(ModelCore):
             The answers in the order of the prompts, each as soon as it and those before it are there.
 
         Raises:
-            UsageError: an option makes no sense, or a prompt can not be rendered: before anything runs. Or prompt and
+            UsageError: an option makes no sense, or a prompt cannot be rendered: before anything runs. Or prompt and
                 answer do not fit into the context or the memory, when it is this prompt's turn.
             EngineError: the engine failed.
 
@@ -199,7 +199,7 @@ def load_to_batch(
     device: int | None = None,
     notify: Notify,
 ) -> Model:
-    """Load a package for `answer_all`: in plain ONNX Runtime, or in GenAI where it can not be batched.
+    """Load a package for `answer_all`: in plain ONNX Runtime, or in GenAI where it cannot be batched.
 
     Raises:
         Phi3OnnxError: as `load`.

@@ -117,7 +117,7 @@ class TextGenerationPipeline:
         rendered = self.model.render([*messages[:-1], last], add_generation_prompt=False)
         before, mark, _ = rendered.rpartition(_MARK)
         if not mark:
-            raise UsageError("the chat template changes the assistant's last message, so it can not be continued")
+            raise UsageError("the chat template changes the assistant's last message, so it cannot be continued")
         return before
 
     def _sampling(self, do_sample: bool | None, named: SamplingOptions) -> Sampling:

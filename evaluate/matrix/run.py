@@ -62,7 +62,7 @@ def run_matrix(checkpoint: Checkpoint, plan: MatrixPlan, *, notify: Notify, prog
         progress: called with (stage, bytes done, bytes in all) during exports.
 
     Raises:
-        SourceError: the checkpoint can not be read, or transformers can not load its tokenizer.
+        SourceError: the checkpoint cannot be read, or transformers cannot load its tokenizer.
 
     """
     started = time.perf_counter()
@@ -186,11 +186,11 @@ def _try(
     target = package.made_as
     outcome: Outcome = "fail" if provider in plan.required else "not run"
     if package.folder is None:
-        # Where the provider is at fault as well, the package's own error is still what has to be mended first.
+        # Where the provider is at fault as well, the package's own error still has to be fixed first.
         return _Run(package, provider, "fail", f"no package: {package.error}")
     if problem := unavailable(provider):
         if target.provider != provider and outcome == "not run":  # the remedy belongs where it is needed
-            problem = f"made for {target.provider}, and {provider} can not run here"
+            problem = f"made for {target.provider}, and {provider} cannot run here"
         return _Run(package, provider, outcome, problem)
     label = f"{target.name} on {provider}"
     started = time.perf_counter()
@@ -215,7 +215,7 @@ def _timed(run: _Run, notify: Notify, label: str) -> _Run:
             prompt = max(1, min(_PROMPT, model.context_length - _DECODED))
             return replace(run, speed=measure_speed(model, prompt, _DECODED, _REPEAT))
     except Phi3OnnxError as error:
-        # A package that the runtime can not run where it belongs is of no use, however good its logits are.
+        # A package that the runtime cannot run where it belongs is of no use, however good its logits are.
         own = run.provider == run.package.made_as.provider
         return replace(run, speed_note=str(error), problem=str(error) if own else None)
 

@@ -15,7 +15,7 @@ def compare_attention(folder: Path, config: ModelConfig) -> Finding:
     """Compare the attributes of every attention and norm node of one of our packages with the model's configuration.
 
     Raises:
-        PackageError: the graph can not be read.
+        PackageError: the graph cannot be read.
 
     """
     import onnx
@@ -23,7 +23,7 @@ def compare_attention(folder: Path, config: ModelConfig) -> Finding:
     try:
         graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     except Exception as error:  # protobuf's and onnx's own
-        raise PackageError(f"{folder / 'model.onnx'} can not be read: {error}; export the package again") from error
+        raise PackageError(f"{folder / 'model.onnx'} cannot be read: {error}; export the package again") from error
     attention = [_attributes(node) for node in graph.node if node.op_type == "GroupQueryAttention"]
     norms = [_attributes(node) for node in graph.node if node.op_type in _NORMS]
     differences = [*_counts(config, len(attention), len(norms))]

@@ -25,7 +25,7 @@ def compare_passage(comparison: Comparison, session: LogitsSession, passage: Pas
         reference: the reference's logits of the same passage.
 
     Raises:
-        PackageError: the graph can not run the passage, or it is another model's.
+        PackageError: the graph cannot run the passage, or it is another model's.
 
     """
     for first, logits in package_logits(session, passage):

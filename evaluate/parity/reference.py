@@ -39,7 +39,7 @@ class Reference:
             For each sequence the input of the head, float32 [tokens, hidden size].
 
         Raises:
-            SourceError: a weight can not be read.
+            SourceError: a weight cannot be read.
 
         """
         hidden = self.embed(sequences)
@@ -82,7 +82,7 @@ class Reference:
 
         Raises:
             ValueError: a token id is not in the vocabulary.
-            SourceError: the weights can not be read.
+            SourceError: the weights cannot be read.
 
         """
         config = self._checkpoint.config

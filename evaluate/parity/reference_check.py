@@ -31,7 +31,7 @@ def check_reference(checkpoint: Checkpoint, sequences: Sequence[np.ndarray]) -> 
         A row of the verification, or why transformers did not run the layer.
 
     Raises:
-        SourceError: a weight can not be read.
+        SourceError: a weight cannot be read.
 
     """
     reference = Reference(checkpoint)

@@ -27,7 +27,7 @@ class SharedReference:
             notify: called with a line of progress before each layer.
 
         Raises:
-            SourceError: a weight can not be read.
+            SourceError: a weight cannot be read.
 
         """
         new = {_key(ids): ids for ids in sequences if _key(ids) not in self._hidden}

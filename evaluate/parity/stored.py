@@ -18,7 +18,7 @@ class StoredWeights:
         """Find every tensor in the package's files.
 
         Raises:
-            PackageError: the graph can not be read.
+            PackageError: the graph cannot be read.
 
         """
         import onnx
@@ -27,7 +27,7 @@ class StoredWeights:
         try:
             graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
         except Exception as error:  # protobuf's and onnx's own
-            raise PackageError(f"{folder / 'model.onnx'} can not be read: {error}; export the package again") from error
+            raise PackageError(f"{folder / 'model.onnx'} cannot be read: {error}; export the package again") from error
         self._folder = folder
         self._tensors: Mapping[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
 

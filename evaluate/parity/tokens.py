@@ -27,7 +27,7 @@ def hugging_face_tokenizer(checkpoint: Checkpoint) -> Any:
     """Return transformers' own tokenizer of a checkpoint, made from its files and no remote code.
 
     Raises:
-        SourceError: transformers can not load it.
+        SourceError: transformers cannot load it.
 
     """
     from transformers import AutoTokenizer
@@ -41,7 +41,7 @@ def hugging_face_tokenizer(checkpoint: Checkpoint) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except Exception as error:  # transformers raises whatever its parsers do
             reason = first_line(error)
-            raise SourceError(f"{checkpoint.source}: transformers can not load its tokenizer: {reason}") from error
+            raise SourceError(f"{checkpoint.source}: transformers cannot load its tokenizer: {reason}") from error
     tokenizer.model_max_length = sys.maxsize  # or it warns about texts that are longer than the context
     return tokenizer
 
@@ -140,7 +140,7 @@ def _genai_encoder(folder: Path) -> tuple[str, Encode]:
         except TypeError:  # before 0.14 or so it takes a model, which has to be loaded for it
             tokenizer = genai.Tokenizer(genai.Model(str(folder)))
     except RuntimeError as error:
-        raise PackageError(f"{name} can not load the tokenizer: {first_line(error)}") from error
+        raise PackageError(f"{name} cannot load the tokenizer: {first_line(error)}") from error
     return name, lambda text: tokenizer.encode(text).tolist()
 
 

@@ -141,7 +141,7 @@ def record(package: Path, verification: Verification) -> None:
 
     Raises:
         PackageError: the package has no manifest.
-        OutputError: the folder can not be written to.
+        OutputError: the folder cannot be written to.
 
     """
     text = replace(read_manifest(package), verification=verification.to_dict()).to_json()
@@ -149,4 +149,4 @@ def record(package: Path, verification: Verification) -> None:
         with replacing(package / MANIFEST_NAME) as beside:
             beside.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"{package / MANIFEST_NAME} can not be written: {error.strerror or error}") from error
+        raise OutputError(f"{package / MANIFEST_NAME} cannot be written: {error.strerror or error}") from error

@@ -71,7 +71,7 @@ def prepare(checkpoint: Checkpoint, steps: int = STEPS, notify: Notify = silent)
     """Choose what packages of a checkpoint are measured on, and check the reference that measures them.
 
     Raises:
-        SourceError: the checkpoint can not be read, or transformers can not load the checkpoint's tokenizer.
+        SourceError: the checkpoint cannot be read, or transformers cannot load the checkpoint's tokenizer.
 
     """
     tokenizer = hugging_face_tokenizer(checkpoint)
@@ -193,8 +193,8 @@ def verify(
 
     Raises:
         PackageError: the package is damaged, its graph fails, or it is another model's.
-        ProviderError: the provider can not run here.
-        SourceError: the checkpoint can not be read, or transformers can not load its tokenizer.
+        ProviderError: the provider cannot run here.
+        SourceError: the checkpoint cannot be read, or transformers cannot load its tokenizer.
 
     """
     started = time.perf_counter()

@@ -56,7 +56,7 @@ def compare_weights(stored: StoredWeights, manifest: Manifest, checkpoint: Check
 
     Raises:
         PackageError: a tensor is missing, or the data file is damaged.
-        SourceError: a tensor of the checkpoint can not be read.
+        SourceError: a tensor of the checkpoint cannot be read.
 
     """
     quantization = manifest.target.quantization
@@ -165,6 +165,6 @@ def _described(pair: _Pair, row: int, block: int, factor: float) -> str:
     place = f"row {row}, " if len(pair.shape) > 1 else ""
     if not math.isfinite(factor):
         return f"{place}columns {first} on are zero or not finite"
-    # A scale is wrong by the inverse of what would mend it; what does not correlate at all comes from elsewhere.
+    # A scale is wrong by the inverse of the factor that fixes it. Values without any correlation come from elsewhere.
     reason = f"scale is {1 / factor:.3g} times too large" if factor > 0.05 else "other weights"
     return f"{place}columns {first} on: {reason}"

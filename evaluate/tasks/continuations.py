@@ -95,7 +95,8 @@ class ContinuationScorer:
         """Return how many leading tokens the cache holds, if it can be gone on with at all."""
         pairs = zip(self._cache.tokens, tokens, strict=False)
         common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self._cache.tokens), len(tokens)))
-        # Less is shared where the engine can not go on, or LongRoPE's other factors are needed. One token can not tell.
+        # Less is shared where the engine cannot continue, or where LongRoPE needs its other factors. One token cannot
+        # tell.
         return common if len(tokens) > 1 and self._cache.shared(tokens) == min(common, len(tokens) - 1) else 0
 
     def _run(self, tokens: list[int], first: int) -> Iterator[np.ndarray]:

@@ -52,7 +52,7 @@ class Phi3OnnxLM(TemplateLM):
 
         Raises:
             PackageError: there is no such package, or it is damaged.
-            ProviderError: the provider can not run here.
+            ProviderError: the provider cannot run here.
 
         """
         super().__init__()

@@ -51,7 +51,7 @@ def run_tasks(
     Raises:
         UsageError: the harness is not installed, or knows no such task, or one runs programs without `run_code`.
         PackageError: the package is damaged.
-        ProviderError: the provider can not run here.
+        ProviderError: the provider cannot run here.
 
     """
     if find_spec("lm_eval") is None:

@@ -67,7 +67,7 @@ RULES: tuple[Rule, ...] = (
         "CUDA's kernel has no other; take a weight scheme of 4 or 8 bits",
     ),
     Rule(
-        "a block size in MatMulNBits that is no power of two from 16 on",
+        "a block size in MatMulNBits that is not a power of two from 16 on",
         "cuda",
         "MatMulNBits",
         lambda node: (block := _integer(node, "block_size", 0)) < 16 or block & (block - 1) != 0,
@@ -82,7 +82,7 @@ RULES: tuple[Rule, ...] = (
         "store the embedding in float16 and look it up with Gather",
     ),
     Rule(
-        "a MatMulNBits whose K is no multiple of its block, which goes to the CPU",
+        "a MatMulNBits whose K is not a multiple of its block, which goes to the CPU",
         "dml",
         "MatMulNBits",
         _ragged,

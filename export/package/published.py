@@ -30,7 +30,7 @@ def published_folder(target: Target) -> str:
 
 
 def find_published(files: Sequence[str], target: Target | str) -> str | None:
-    """Return the folder of a repository that holds a target's package; "" is the repository itself, None is no folder.
+    """Return the folder of a repository that holds a target's package; "" is the repository itself, None none at all.
 
     The folder is the published one, or one called as the target or one of its aliases, or as the target with more
     after it (`cpu-int4-awq-block-128-acc-level-4`).
@@ -82,8 +82,8 @@ def pull(
         notify: called with a line for each step.
 
     Raises:
-        SourceError: the hub can not be reached, or the repository has no such package.
-        OutputError: the package can not be written there.
+        SourceError: the hub cannot be reached, or the repository has no such package.
+        OutputError: the package cannot be written there.
         PackageError: a package of ours came damaged.
 
     """
@@ -154,4 +154,4 @@ def _place(source: Path, path: Path) -> None:
         except OSError:  # another disk, or one that knows no links
             shutil.copyfile(source, path)
     except OSError as error:
-        raise OutputError(f"{path} can not be written: {error.strerror or error}") from error
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -67,7 +67,7 @@ def already_there(repository: str, token: str | None) -> list[Published]:
     """Return the packages of phi3-onnx that a repository has; none where there is no such repository yet.
 
     Raises:
-        SourceError: the hub can not be reached.
+        SourceError: the hub cannot be reached.
 
     """
     from huggingface_hub import HfApi, hf_hub_download
@@ -101,7 +101,7 @@ def write_out(files: Mapping[str, Path | bytes], folder: Path) -> None:
     """Write what would be pushed into an empty or new folder.
 
     Raises:
-        OutputError: it is not empty, or can not be written to.
+        OutputError: it is not empty, or cannot be written to.
 
     """
     try:
@@ -115,7 +115,7 @@ def write_out(files: Mapping[str, Path | bytes], folder: Path) -> None:
             else:
                 shutil.copyfile(content, path)
     except OSError as error:
-        raise OutputError(f"{folder} can not be written: {error.strerror or error}") from error
+        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
 def push(
@@ -130,7 +130,7 @@ def push(
     """Add files to a repository in one commit, which is made if it does not exist, and return the commit's address.
 
     Raises:
-        SourceError: the hub can not be reached or refuses; the message says why.
+        SourceError: the hub cannot be reached or refuses; the message says why.
 
     """
     from huggingface_hub import CommitOperationAdd, HfApi

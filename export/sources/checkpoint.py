@@ -38,7 +38,7 @@ class Checkpoint(ABC):
         """Return a tensor of `config.tensor_shapes()` as a new float32 array, or some of its rows.
 
         Raises:
-            SourceError: the tensor's bytes can not be read, or hold NaN or infinite values.
+            SourceError: the tensor's bytes cannot be read, or hold NaN or infinite values.
 
         """
 

@@ -59,7 +59,7 @@ def open_folder(
     `source`, `revision` and `model` say where it comes from if that is not the folder itself (a hub id's snapshot).
 
     Raises:
-        SourceError: the folder is no checkpoint, is damaged or incomplete, or of a kind that is not supported.
+        SourceError: the folder is not a checkpoint, is damaged or incomplete, or of a kind that is not supported.
 
     """
     return FolderCheckpoint(
@@ -82,7 +82,7 @@ def _read_config(folder: Path, source: str) -> dict[str, Any]:
     if (quantization := table.get("quantization_config")) is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise SourceError(
-            f"{folder} is quantized already ({method}); quantized checkpoints can not be exported, use the original"
+            f"{folder} is quantized already ({method}); quantized checkpoints cannot be exported, use the original"
         )
     return table
 
@@ -135,13 +135,13 @@ def _check_tensors(folder: Path, config: ModelConfig, parts: Parts, files: Mappi
     if quantized := [name for name in files if name.endswith(_QUANTIZED)]:
         raise SourceError(
             f"{folder} is quantized already (it has {quantized[0]}); "
-            "quantized checkpoints can not be exported, use the original"
+            "quantized checkpoints cannot be exported, use the original"
         )
     stored = {name: file.tensors[name] for name, file in files.items()}
     problems = check_parts(parts, {name: tensor.shape for name, tensor in stored.items()})
     needed = {part.name for group in parts.values() for part in group}
     problems += [
-        f"{name} is stored as {stored[name].dtype} (quantized checkpoints can not be exported; use the original)"
+        f"{name} is stored as {stored[name].dtype} (quantized checkpoints cannot be exported; use the original)"
         for name in sorted(needed & stored.keys())
         if not stored[name].is_float
     ]

@@ -23,7 +23,7 @@ def open_hub(repository: str, *, revision: str | None = None, token: str | None 
     `token` is by default the one of `HF_TOKEN` or `hf auth login`.
 
     Raises:
-        SourceError: the hub can not be reached, has no such model or revision, wants a token, or the model is of a kind
+        SourceError: the hub cannot be reached, has no such model or revision, wants a token, or the model is of a kind
             that is not supported.
 
     """
@@ -47,12 +47,12 @@ def fetch_adapter(repository: str, *, revision: str | None = None, token: str | 
     """Fetch what is not cached yet of a PEFT adapter `organization/name`, and return the snapshot's folder.
 
     Raises:
-        SourceError: the hub can not be reached, has no such repository or revision, or it is no adapter.
+        SourceError: the hub cannot be reached, has no such repository or revision, or it is not an adapter.
 
     """
     folder = _fetch(repository, revision, token, _SMALL_FILES)
     if not (folder / ADAPTER_CONFIG).is_file():
-        raise SourceError(f"{repository} is no adapter: it has no {ADAPTER_CONFIG}")
+        raise SourceError(f"{repository} is not an adapter: it has no {ADAPTER_CONFIG}")
     return _fetch(repository, folder.name, token, (ADAPTER_WEIGHTS,))
 
 
@@ -106,4 +106,4 @@ def explained(repository: str, revision: str | None) -> Iterator[None]:
         raise SourceError(f"{repository!r} is not a hub id; expected organization/name") from error
     except Exception as error:  # the transport's own errors differ from one version of the library to the next
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SourceError(f"{repository} can not be fetched: {reason}; try again, what is complete is kept") from error
+        raise SourceError(f"{repository} cannot be fetched: {reason}; try again, what is complete is kept") from error

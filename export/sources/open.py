@@ -77,14 +77,14 @@ def _existing(source: str | Path) -> Path | None:
     try:
         path = Path(source).expanduser()
         return path if str(source) and path.exists() else None  # Path("") would be the folder we are in
-    except (OSError, RuntimeError):  # too long for a path, in a folder that can not be read, or ~ of no known user
+    except (OSError, RuntimeError):  # too long for a path, in a folder that cannot be read, or ~ of no known user
         return None
 
 
 def _open_file(path: Path) -> Checkpoint:
     if path.suffix.lower() != ".gguf":
         raise SourceError(
-            f"{path} is a file that is no checkpoint; expected a folder with config.json, or a .gguf file"
+            f"{path} is a file that is not a checkpoint; expected a folder with config.json, or a .gguf file"
         )
     # gguf is imported where one is opened: a folder needs none of it.
     from .gguf.checkpoint import open_gguf

@@ -77,7 +77,7 @@ def open_package_checkpoint(folder: Path) -> Checkpoint:
         raise SourceError(str(error)) from error
     if manifest.target.quantization is not None:
         raise SourceError(
-            f"{folder} is a quantized package ({manifest.target.name}), which can not be exported from; "
+            f"{folder} is a quantized package ({manifest.target.name}), which cannot be exported from; "
             f"name its source ({manifest.source}) or a cpu-fp32 or cuda-fp16 package"
         )
     return PackageCheckpoint(folder, manifest)

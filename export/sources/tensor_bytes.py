@@ -17,7 +17,7 @@ def read_bytes(path: Path, offset: int, out: np.ndarray) -> None:
     Each call opens the file for itself, so threads can read at once.
 
     Raises:
-        SourceError: the file can not be read, or ends too early.
+        SourceError: the file cannot be read, or ends too early.
 
     """
     view = out.reshape(-1).view(np.uint8).data
@@ -31,7 +31,7 @@ def read_bytes(path: Path, offset: int, out: np.ndarray) -> None:
                     break
                 done += count
     except OSError as error:
-        raise SourceError(f"{path} can not be read: {error.strerror or error}") from error
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
     if done < len(view):
         raise SourceError(
             f"{path} is truncated: {len(view)} bytes expected at offset {offset}, got {done}; get the file again"

@@ -121,4 +121,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise SourceError(f"{path} can not be read: {error.strerror or error}") from error
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""What calibrated quantization needs from outside: text, turned into token sequences, and a folder to go on from."""
+"""What calibrated quantization needs from outside: text, turned into token sequences, and a folder to continue from."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ def prepare_calibration(checkpoint: Checkpoint, options: CalibrationOptions, qua
     """Read the text and cut it into token sequences, as many as the options or the method ask for.
 
     Raises:
-        UsageError: the text can not be read, or there is too little of it.
+        UsageError: the text cannot be read, or there is too little of it.
 
     """
     limit = checkpoint.config.max_position
@@ -102,7 +102,7 @@ def calibrated_layers(
 ) -> Iterator[tuple[int, QuantizedLayer]]:
     """Quantize the decoder layers of a checkpoint as `target` says, in order.
 
-    A run that was killed goes on where it was: finished layers lie in the cache folder until all of them are done. A
+    A run that was killed continues where it was: finished layers lie in the cache folder until all of them are done. A
     run beside one of the same model and settings works apart from it, and says so in the log.
     """
     from ...quantize.method import layer_quantizer
@@ -180,7 +180,7 @@ def _read_texts(path: Path, render: Callable[[list[Any]], str]) -> list[str]:
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} can not be read as text: {error}") from error
+        raise UsageError(f"{path} cannot be read as text: {error}") from error
     if path.suffix != ".jsonl":
         return [content]
     texts: list[str] = []
@@ -203,7 +203,7 @@ def _encoder(checkpoint: Checkpoint) -> tuple[Callable[[str], list[int]], Callab
     try:
         tokenizer = Tokenizer.from_buffer(assets["tokenizer.json"])
     except Exception as error:  # tokenizers raises plain Exception
-        raise SourceError(f"{checkpoint.source}: tokenizer.json can not be read: {error}") from error
+        raise SourceError(f"{checkpoint.source}: tokenizer.json cannot be read: {error}") from error
 
     def render(messages: list[Any]) -> str:
         import tempfile

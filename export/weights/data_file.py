@@ -21,7 +21,7 @@ class DataFile:
         """Make the file in its full size.
 
         Raises:
-            OSError: it can not be made.
+            OSError: it cannot be made.
 
         """
         with self.path.open("wb") as file:
@@ -31,7 +31,7 @@ class DataFile:
         """Write an initializer, or its rows from `first_row` on, cast to its dtype; return the bytes written.
 
         Raises:
-            OSError: they can not be written.
+            OSError: they cannot be written.
 
         """
         entry = self.layout.stored[name]

@@ -111,8 +111,8 @@ class Filling:
         """Wait for all of them, and return the relative error of each quantized tensor.
 
         Raises:
-            SourceError: a tensor of the checkpoint can not be read.
-            OSError: the file can not be written.
+            SourceError: a tensor of the checkpoint cannot be read.
+            OSError: the file cannot be written.
             OutputError: a worker process was killed.
 
         """
@@ -136,7 +136,7 @@ class Filling:
 def filling(
     data: DataFile, checkpoint: Checkpoint, target: Target, tensors: Sequence[str], tally: Tally
 ) -> Iterator[Filling]:
-    """Start to cast or round `tensors` of the checkpoint into the data file, and go on while the context does.
+    """Start to cast or round `tensors` of the checkpoint into the data file, and continue while the context does.
 
     When it is left with an error, Ctrl-C included, the workers end.
     """
@@ -178,7 +178,7 @@ def _processes(job: _Job) -> Any:
             worker_processes(), initializer=_begin_process, initargs=(job, os.getpid()), env=environment
         )
     except (OSError, ImportError) as error:  # no shared memory or semaphores here, as in some sandboxes
-        _log.info("filling by threads, since processes can not be started: %s", error)
+        _log.info("filling by threads, since processes cannot be started: %s", error)
         return None
 
 

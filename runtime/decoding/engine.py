@@ -121,7 +121,7 @@ class Engine(Protocol):
         """Start a sequence with room for `capacity` tokens, whose KV cache is reserved at once.
 
         Raises:
-            EngineError: the engine can not reserve it.
+            EngineError: the engine cannot reserve it.
             UsageError: the engine does not understand the guidance.
 
         """

@@ -72,7 +72,7 @@ class KvCache:
 
     @property
     def guided(self) -> GuidedDraws | None:
-        """The guidance that the cached tokens can go on under; None for free text."""
+        """The guidance under which the cached tokens can be continued; None for free text."""
         return self._guided
 
     def reserve(self, needed: int, spare: int = 0, guided: GuidedDraws | None = None) -> None:

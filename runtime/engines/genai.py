@@ -50,8 +50,8 @@ def load_engine(
 
     Raises:
         UsageError: there is no such provider.
-        ProviderError: the provider can not run here; the message has the remedy.
-        PackageError: the CPU, which is always there, can not load the package.
+        ProviderError: the provider cannot run here; the message has the remedy.
+        PackageError: the CPU, which is always there, cannot load the package.
 
     """
     named = provider.lower()  # `canonical` asks ONNX Runtime, which may be missing, for names it does not know itself
@@ -124,9 +124,7 @@ def _refuse_capture(package: Package, provider: str) -> None:
 
 
 def _load_error(package: Package, og: Any, error: BaseException) -> PackageError:
-    return PackageError(
-        f"{package.folder} can not be loaded by onnxruntime-genai {og.__version__}: {first_line(error)}"
-    )
+    return PackageError(f"{package.folder} cannot be loaded by onnxruntime-genai {og.__version__}: {first_line(error)}")
 
 
 class GenAiEngine:
@@ -219,7 +217,7 @@ class GenAiSequence:
         """Reserve the KV cache.
 
         Raises:
-            EngineError: GenAI can not.
+            EngineError: GenAI cannot.
             UsageError: GenAI does not understand the guidance.
 
         """
@@ -261,7 +259,7 @@ class GenAiSequence:
 
     def logits(self) -> np.ndarray:
         """Return the last token's logits; see `TokenSequence.logits`."""
-        self._go_on()
+        self._run_chosen()
         if self._padded:
             # GenAI would give those of the last token that is no padding, and padding may be an end token too.
             return self.run_logits()[-1]
@@ -280,7 +278,7 @@ class GenAiSequence:
 
     def choose_token(self) -> int:
         """Let GenAI's own search choose; see `TokenSequence.choose_token`."""
-        self._go_on()
+        self._run_chosen()
         best = int(self.logits().argmax()) if self._padded and not self._guided else None
         try:
             with self._engine.turn(f"choosing a token after {len(self._tokens)}"):
@@ -294,7 +292,7 @@ class GenAiSequence:
         self._unrun = self._guided is None and token in (*self._engine.end_tokens, self._engine.pad_token)
         return token
 
-    def _go_on(self) -> None:
+    def _run_chosen(self) -> None:
         # After an end token GenAI's search computes nothing more, and padding has to be seen as the last token run.
         if self._unrun:
             tokens = self._tokens.copy()
@@ -307,7 +305,7 @@ class GenAiSequence:
             if self._engine.continuous:
                 self._generator.rewind_to(length)
             elif length:
-                raise EngineError(f"{self._engine.device_type} can not rewind to {length} tokens, only to none")
+                raise EngineError(f"{self._engine.device_type} cannot rewind to {length} tokens, only to none")
             else:
                 self._generator = self._engine.generator(self.capacity, self._guided)
             del self._tokens[length:]
@@ -342,7 +340,7 @@ def _config(og: Any, package: Package, provider: str, threads: int | None, devic
     window = package.genai["model"]["decoder"].get("sliding_window")
     if window and window.get("slide_key_value_cache") is False:
         # The model builder's. GenAI 0.18 then reserves no more than the window, and a longer prompt fails in the graph,
-        # which bounds its attention by itself where it does. The section can not be taken away, only be made too large.
+        # which bounds its attention by itself where it does. The section cannot be taken away, only be made too large.
         decoder["sliding_window"] = {**window, "window_size": package.context_length}
     config.overlay(json.dumps({"model": {"decoder": decoder}}))
     return config

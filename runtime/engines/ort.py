@@ -33,8 +33,8 @@ def load_ort_engine(
 
     Raises:
         UsageError: there is no such provider.
-        ProviderError: the provider can not run here; the message has the remedy.
-        PackageError: the package can not be loaded, or not be run on several texts at a time.
+        ProviderError: the provider cannot run here; the message has the remedy.
+        PackageError: the package cannot be loaded, or not be run on several texts at a time.
 
     """
     wanted = canonical(provider)
@@ -108,7 +108,7 @@ def check_rows(engine: OrtEngine) -> None:
     """Run two texts of unequal lengths together and each alone.
 
     Raises:
-        PackageError: the graph can not, or the logits differ: it takes both for equally long, or the like.
+        PackageError: the graph cannot, or the logits differ: it takes both for equally long, or the like.
 
     """
     try:

@@ -48,7 +48,7 @@ class LogitsSession:
             device: number of the GPU, for CUDA and DirectML.
 
         Raises:
-            PackageError: the package can not be loaded.
+            PackageError: the package cannot be loaded.
             ProviderError: ONNX Runtime here does not run the first of the providers.
 
         """
@@ -238,8 +238,8 @@ def open_session(
 
     Raises:
         UsageError: there is no such provider.
-        ProviderError: it can not run here; the message has the remedy.
-        PackageError: the package can not be loaded.
+        ProviderError: it cannot run here; the message has the remedy.
+        PackageError: the package cannot be loaded.
 
     """
 
@@ -265,7 +265,7 @@ def _open(path: Path, providers: Sequence[str], threads: int | None, device: int
     wanted, available = providers[0], ort.get_available_providers()
     if wanted not in available:
         found = f"onnxruntime {ort.__version__} has {', '.join(available)}"
-        raise ProviderError(f"{wanted} can not run here: {found}", remedy=remedy(canonical(wanted)))
+        raise ProviderError(f"{wanted} cannot run here: {found}", remedy=remedy(canonical(wanted)))
     refuse_known_faults(path, canonical(wanted))
     load_libraries(wanted)
     options = ort.SessionOptions()
@@ -289,7 +289,7 @@ def _open(path: Path, providers: Sequence[str], threads: int | None, device: int
         raise
     except Exception as error:  # onnxruntime's own errors have no common base but this
         reason = " ".join(str(error).split())
-        raise PackageError(f"{path} can not be loaded by onnxruntime {ort.__version__}: {reason}") from error
+        raise PackageError(f"{path} cannot be loaded by onnxruntime {ort.__version__}: {reason}") from error
     # A provider whose libraries are missing is left out with no more than a line in the log.
     if session.get_providers()[0] != wanted:
         raise ProviderError(f"{wanted} did not start", remedy=remedy(canonical(wanted)))

@@ -34,7 +34,7 @@ class SlotPool:
             prefill_chunk: tokens of a prompt to append at a time.
 
         Raises:
-            EngineError: it can not be reserved.
+            EngineError: it cannot be reserved.
 
         """
         self.name = name
@@ -54,9 +54,7 @@ class SlotPool:
             self._cache = _Cache(session, slots, capacity)
         except (MemoryError, RuntimeError) as error:
             problem = first_line(error)
-            raise EngineError(
-                f"a KV cache of {slots} times {capacity} tokens can not be reserved: {problem}"
-            ) from error
+            raise EngineError(f"a KV cache of {slots} times {capacity} tokens cannot be reserved: {problem}") from error
 
     def open(self, capacity: int, guided: GuidedDraws | None = None) -> "SlotSequence":
         """Start a sequence in a free slot; see `Engine.open`."""
@@ -195,7 +193,7 @@ class SlotSequence:
     def rewind(self, length: int) -> None:
         """Forget all but the first tokens; see `TokenSequence.rewind`."""
         if length > self.length + self.waiting:
-            raise EngineError(f"can not rewind {self.length + self.waiting} tokens to {length}")
+            raise EngineError(f"cannot rewind {self.length + self.waiting} tokens to {length}")
         self._settle()
         self.length = length
 

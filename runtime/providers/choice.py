@@ -61,7 +61,7 @@ def resolve_ort_providers(name: str) -> list[str]:
     if wanted not in available:
         check_wheels(provider)  # more than the absence: the wheel may be there, overwritten
         found = f"onnxruntime {ort.__version__} has {', '.join(available)}"
-        raise ProviderError(f"provider {provider} can not run here: {found}", remedy=remedy(provider))
+        raise ProviderError(f"provider {provider} cannot run here: {found}", remedy=remedy(provider))
     return list(dict.fromkeys([wanted, "CPUExecutionProvider"]))
 
 
@@ -78,7 +78,7 @@ def choose(wanted: str, made_for: str | None, attempt: Callable[[str], _T]) -> t
 
     Raises:
         UsageError: there is no such provider.
-        ProviderError: the named provider can not run, or with `auto` none can; or a provider other than the CPU's is
+        ProviderError: the named provider cannot run, or with `auto` none can; or a provider other than the CPU's is
             named, and wheels overwrite each other.
 
     """
@@ -90,7 +90,7 @@ def choose(wanted: str, made_for: str | None, attempt: Callable[[str], _T]) -> t
             return attempt(wanted), ProviderChoice(wanted, (Candidate(wanted, True, "it was asked for"),))
         except RuntimeError as error:
             raise ProviderError(
-                f"provider {wanted} can not run here: {_why(wanted, error)}", remedy=remedy(wanted)
+                f"provider {wanted} cannot run here: {_why(wanted, error)}", remedy=remedy(wanted)
             ) from error
     tried: list[Candidate] = []
     for provider in _order(made_for):

@@ -73,7 +73,7 @@ def free_memory(provider: str, number: int = 0) -> int | None:
 
 
 def cuda_device(devices: Sequence[Device], number: int, environment: Mapping[str, str]) -> Device | None:
-    """Return the GPU that CUDA calls `number`, of those that NVML lists; None where that can not be told.
+    """Return the GPU that CUDA calls `number`, of those that NVML lists; None where that cannot be told.
 
     https://docs.nvidia.com/cuda/cuda-c-programming-guide/#cuda-environment-variables: CUDA counts those that it may
     see, and by its own order where they are not all alike, unless it is told to take that of the bus.

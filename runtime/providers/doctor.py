@@ -1,4 +1,4 @@
-"""Look at everything that running a package needs, and say for each thing that is wrong what mends it."""
+"""Check everything that running a package needs, and name the fix for each thing that is wrong."""
 
 import ctypes
 import os

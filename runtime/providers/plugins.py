@@ -45,7 +45,7 @@ def parse_library(text: str) -> Library:
     if not (separator and name and path.strip()):
         raise UsageError(f"a provider library is named as NAME=PATH, got {text!r}")
     if name in _TAKEN:
-        raise UsageError(f"a provider library can not be called {name}, a wheel's own provider is; give it another")
+        raise UsageError(f"a provider library cannot be called {name}, a wheel's own provider is; give it another")
     found = Path(path.strip()).expanduser().absolute()
     if not found.is_file():
         raise UsageError(f"the provider library {name} is not there: {found}; name the file its package installs")

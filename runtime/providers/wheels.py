@@ -58,7 +58,7 @@ def check_wheels(provider: str = "auto") -> None:
         provider: the one that was asked for, which the commands are to give.
 
     Raises:
-        ProviderError: two such wheels are installed; the message has the commands that mend it.
+        ProviderError: two such wheels are installed; the message has the commands that fix it.
 
     """
     wheels = installed_wheels()

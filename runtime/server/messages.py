@@ -68,7 +68,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class LoadFailed:
-    """The model can not be loaded; the process ends."""
+    """The model cannot be loaded; the process ends."""
 
     message: str
     exit_code: int
@@ -130,7 +130,7 @@ RefusalKind = Literal["request", "context", "engine", "stopped"]
 class Refused:
     """A job ends without an answer.
 
-    `request` and `context`: it can not be meant so, or does not fit; `engine`: the engine failed at it; `stopped`: the
+    `request` and `context`: it cannot be meant so, or does not fit; `engine`: the engine failed at it; `stopped`: the
     engine's process ended before it was through.
     """
 

@@ -128,7 +128,7 @@ class EngineProcess:
         """Wait until the model is loaded for the first time.
 
         Raises:
-            LoadError: it can not be.
+            LoadError: it cannot be.
 
         """
         await self._ready.wait()
@@ -192,7 +192,7 @@ class EngineProcess:
             if self.info is None:
                 self._failure = LoadError(message.message, message.exit_code)
             else:
-                _LOG.error("the model can not be loaded again: %s", message.message)
+                _LOG.error("the model cannot be loaded again: %s", message.message)
         elif answers := self._jobs.get(message.id):
             if isinstance(message, Refused) or (isinstance(message, Finished) and message.last):
                 del self._jobs[message.id]

@@ -27,7 +27,7 @@ class Reply(Protocol):
         """Return the chunks of some more text."""
         ...
 
-    def around(self, choice: int) -> tuple[bytes, bytes] | None:
+    def frame_around(self, choice: int) -> tuple[bytes, bytes] | None:
         """Return the JSON before and after the text in the chunk of a piece; None where a piece is not shown so."""
         ...
 
@@ -122,7 +122,7 @@ class ChatReply(_Reply):
             return []
         return [self._delta(piece.choice, {"content": text}, piece.logprobs)]
 
-    def around(self, choice: int) -> tuple[bytes, bytes] | None:
+    def frame_around(self, choice: int) -> tuple[bytes, bytes] | None:
         """Return the JSON around a piece's text; None while it may be a tool call."""
         return None if self._filters else self._split(self._delta(choice, {"content": _TEXT}))
 
@@ -206,7 +206,7 @@ class CompletionReply(_Reply):
         """Return the chunk of some more text."""
         return [self._chunk(self._choice(piece.choice, piece.text, piece.logprobs, None))]
 
-    def around(self, choice: int) -> tuple[bytes, bytes] | None:
+    def frame_around(self, choice: int) -> tuple[bytes, bytes] | None:
         """Return the JSON around a piece's text."""
         return self._split(self._chunk(self._choice(choice, _TEXT, (), None)))
 

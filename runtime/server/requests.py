@@ -302,7 +302,7 @@ class ChatRequest(_Generation):
         if isinstance(self.tool_choice, ToolChoice) and self.tool_choice.function.name not in names:
             raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which tools does not hold")
         if self.calls_tools and self.response_format.type != "text":
-            raise ValueError("response_format can not be had together with tools (unless tool_choice is none)")
+            raise ValueError("response_format cannot be had together with tools (unless tool_choice is none)")
         return self
 
     @property

@@ -33,8 +33,8 @@ def serve(loader: Callable[[], Any], settings: Settings, on_ready: Callable[[Rea
         on_ready: called with what the model is and the server's address, once requests are answered.
 
     Raises:
-        UsageError: the address is taken, or can not be had.
-        LoadError: the model can not be loaded.
+        UsageError: the address is taken, or cannot be had.
+        LoadError: the model cannot be loaded.
 
     """
     listener = listen(settings.host, settings.port)
@@ -126,7 +126,7 @@ def listen(host: str, port: int) -> socket.socket:
         # answers on a kept connection wait 40 ms for the client's delayed acknowledgement.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
-        raise UsageError(f"--host {host} is no address of this machine: {error.strerror or error}") from error
+        raise UsageError(f"--host {host} is not an address of this machine: {error.strerror or error}") from error
     # On Windows this option would share a port with whoever has it.
     if hasattr(signal, "SIGKILL"):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -145,7 +145,7 @@ def _bind_problem(error: OSError, host: str, port: int) -> str:
         return f"port {port} of {host} is taken by another program; take another, such as --port {port + 1}"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"port {port} is not for this user: ports below 1024 are for the administrator; take --port 8080"
-    return f"can not listen on {host} port {port}: {error.strerror or error}"
+    return f"cannot listen on {host} port {port}: {error.strerror or error}"
 
 
 def address(listener: socket.socket) -> str:

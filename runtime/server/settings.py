@@ -25,7 +25,7 @@ class Settings:
     max_request_bytes: int = 4 * 2**20
     """Size of a request's body at most; more gets status 413."""
     shutdown_seconds: float = 30.0
-    """How long answers under way may go on after SIGTERM."""
+    """How long running answers may continue after SIGTERM."""
 
     @property
     def local(self) -> bool:

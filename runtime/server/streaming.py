@@ -75,7 +75,7 @@ class Events:
     def _piece(self, piece: Piece) -> bytes:
         # Nearly all of a stream are pieces that differ in their text alone: the rest of their JSON is made once.
         if piece.choice not in self._around:
-            self._around[piece.choice] = self._reply.around(piece.choice)
+            self._around[piece.choice] = self._reply.frame_around(piece.choice)
         around = self._around[piece.choice]
         if around is None or piece.logprobs:
             return _events(self._reply.piece(piece))
@@ -166,7 +166,7 @@ class EventStream(Response):
 
 
 class _Rest:
-    """What is left of a coroutine that has to wait: awaiting it goes on with it."""
+    """What is left of a coroutine that has to wait: awaiting it continues it."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, None], waits_for: Any) -> None:
         self._coroutine = coroutine

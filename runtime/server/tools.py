@@ -89,7 +89,7 @@ def _refuse_strict(tools: Sequence[Tool]) -> None:
             param = f"tools.{number}.function.strict"
             raise ApiError(
                 400,
-                f"{param}: this model writes calls in a form of its own, which can not be held to a schema; "
+                f"{param}: this model writes calls in a form of its own, which cannot be held to a schema; "
                 'leave strict out, or force a call (tool_choice: "required")',
                 param=param,
                 code="unsupported_parameter",
@@ -98,7 +98,7 @@ def _refuse_strict(tools: Sequence[Tool]) -> None:
 
 def _calls_schema(tools: Sequence[Tool], several: bool) -> dict[str, Any]:
     calls = [
-        # Without this, a small model goes on inventing arguments until its tokens run out.
+        # Without this, a small model keeps inventing arguments until its tokens run out.
         _object(
             {
                 "name": {"const": tool.function.name},

@@ -158,12 +158,12 @@ class Scheduler:
         return not self._tasks and not self._prompts.pending
 
     def take(self, message: ToEngine) -> bool:
-        """Take a message of the web process; return whether to go on."""
+        """Take a message of the web process; return whether to continue."""
         if isinstance(message, Shutdown):
             return False
         if isinstance(message, Cancel):
             self._prompts.drop(message.id)
-            self._end(message.id)
+            self._end_job(message.id)
         elif not self._prompts.start(message):
             self._guard(message.id, lambda: self._accept(message, self._prompts.encode(message)))
         return True
@@ -183,9 +183,9 @@ class Scheduler:
         if task.job.id in self._tasks and next(steps, _THROUGH) is _THROUGH:
             task.steps.remove(steps)
             if not task.steps:
-                self._end(task.job.id)
+                self._end_job(task.job.id)
 
-    def _end(self, job: int) -> None:
+    def _end_job(self, job: int) -> None:
         if task := self._tasks.pop(job, None):
             for steps in task.steps:
                 steps.close()
@@ -209,7 +209,7 @@ class Scheduler:
         except Exception:
             _LOG.exception("job %d failed", job)
             kind, reason = "engine", "the engine met an error that it does not know; its log has the details"
-        self._end(job)
+        self._end_job(job)
         self._send(Refused(job, kind, reason))
 
     def _accept(self, job: Job, prompts: Tokens) -> None:

@@ -96,7 +96,7 @@ def read_template(folder: Path, config: Mapping[str, Any], special_tokens: Mappi
         None for a package without one.
 
     Raises:
-        PackageError: the file can not be read, or there are several templates and none is the default.
+        PackageError: the file cannot be read, or there are several templates and none is the default.
 
     """
     path = folder / "chat_template.jinja"

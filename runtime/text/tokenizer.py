@@ -33,7 +33,7 @@ class Tokenizer:
         try:
             self._backend: Any = Backend.from_file(str(path))
         except Exception as error:  # the library raises Exception itself
-            raise PackageError(f"{path} can not be read as a tokenizer: {error}") from error
+            raise PackageError(f"{path} cannot be read as a tokenizer: {error}") from error
         self._backend.no_truncation()
         self._backend.no_padding()
         self.config = read_json(folder / "tokenizer_config.json", optional=True)

@@ -152,10 +152,10 @@ def test_two_slashes_begin_a_message_with_one(chat, tmp_path):
     [
         ("/nope\n", "unknown command /nope; /help lists them"),
         ("/set tempo 3\n", "say /set NAME VALUE with a name of temperature"),
-        ("/set temperature hot\n", "temperature can not be 'hot'"),
+        ("/set temperature hot\n", "temperature cannot be 'hot'"),
         ("/set temperature -1\n", "temperature must be 0 or more"),
-        ("/load nowhere.json\n", "nowhere.json can not be read"),
-        ("/read nowhere.txt\n", "nowhere.txt can not be read"),
+        ("/load nowhere.json\n", "nowhere.json cannot be read"),
+        ("/read nowhere.txt\n", "nowhere.txt cannot be read"),
         ("/save\n", "name a file"),
         ("/regen\n", "there is nothing to answer yet"),
         ("x" * 2000 + "\n", "the conversation has 2006 tokens and fills the context of 2000"),

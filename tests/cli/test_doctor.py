@@ -148,7 +148,7 @@ class TestAnswersIn:
         for name in _RUNTIME:
             environment.link(name)
         versions = f"onnxruntime {version('onnxruntime')} and onnxruntime-genai {version('onnxruntime-genai')}"
-        built = f"can not run here: the installed {versions} are built without it; "
+        built = f"cannot run here: the installed {versions} are built without it; "
         self.refused(
             generate("cuda"),
             f"provider cuda {built}"

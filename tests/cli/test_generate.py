@@ -293,7 +293,7 @@ class TestBatches:
         result = run(["a", "b", "c", "d"], "--jsonl", str(requests))
         assert [json.loads(line).get("text") for line in result.stdout.splitlines()] == ["a", "b", "c", None, "d"]
         first = result.stderr.splitlines()[0]
-        assert first.startswith("prompts are answered one at a time: ") and "can not be loaded" in first
+        assert first.startswith("prompts are answered one at a time: ") and "cannot be loaded" in first
 
     def test_a_batch_is_for_lines(self, run):
         result = run(["a"], "-p", "Hi", "--batch", "4")

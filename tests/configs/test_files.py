@@ -15,8 +15,8 @@ def test_a_json_object_is_read(tmp_path):
     [
         (b"{", "a.json is not valid JSON: "),
         (b"[]", "a.json must hold a JSON object, got list"),
-        (b"\xff", "a.json can not be read: "),
-        (None, "a.json can not be read: No such file or directory"),
+        (b"\xff", "a.json cannot be read: "),
+        (None, "a.json cannot be read: No such file or directory"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, content, message):

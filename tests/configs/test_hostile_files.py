@@ -92,7 +92,7 @@ def read(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 @pytest.mark.parametrize("name", ["/etc/shadow", "../x", "a/b", "..", "c:\\x", "..\\x", "", "a\0b"])
 def test_a_manifest_names_no_file_outside(tmp_path: Path, name: str) -> None:
-    with pytest.raises(PackageError, match="no file of the package"):
+    with pytest.raises(PackageError, match="not a file of the package"):
         read(tmp_path, lambda table: table["files"].update({name: {"size": 1, "sha256": "0"}}))
 
 

@@ -112,7 +112,7 @@ class ScriptedSequence:
     def rewind(self, length: int) -> None:
         """Forget tokens; see `TokenSequence.rewind`."""
         if length > len(self._tokens):
-            raise EngineError(f"can not rewind {len(self._tokens)} tokens to {length}")
+            raise EngineError(f"cannot rewind {len(self._tokens)} tokens to {length}")
         del self._tokens[length:]
 
     def close(self) -> None:

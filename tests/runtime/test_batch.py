@@ -257,7 +257,7 @@ class TestWhereThereIsNoBatch:
         assert [answer.text for answer in answers] == ["one", "two"]
         assert len(said) == 1
         assert said[0].startswith("prompts are answered one at a time: ")
-        assert "can not be loaded by onnxruntime" in said[0]
+        assert "cannot be loaded by onnxruntime" in said[0]
 
     def test_rows_that_come_out_wrong_are_noticed(
         self, tiny_package: Make, monkeypatch: pytest.MonkeyPatch, pools: list[SlotPool]
@@ -343,7 +343,7 @@ class TestAPool:
         sequence.append([3])
         with pytest.raises(EngineError, match="1 tokens after 10 do not fit into 10"):
             sequence.append([4])
-        with pytest.raises(EngineError, match="can not rewind 10 tokens to 11"):
+        with pytest.raises(EngineError, match="cannot rewind 10 tokens to 11"):
             sequence.rewind(11)
 
     def test_tokens_that_wait_are_run_by_whoever_asks(self, pool: SlotPool) -> None:

@@ -27,7 +27,7 @@ def packable(model: ir.Model) -> bool:
 def pack_tokens(model: ir.Model) -> int:
     """Change a package's graph into one for packed tokens; return how many attention nodes it has.
 
-    The attention mask is no input any more. These are new:
+    The attention mask is not an input any more. These are new:
 
     - `pad_index` int64 [batch, padded_length]: for each place of a padded row, its token's place in `input_ids`
     - `unpad_index` int64 [tokens]: for each token, its place in the padded rows, counted through all of them
@@ -73,7 +73,7 @@ def _lay_out(model: ir.Model, node: ir.Node, pad: ir.Value, unpad: ir.Value, las
     packed, past = node.inputs[0], node.inputs[_PAST_AT]
     assert packed is not None and past is not None and past.shape is not None
     width = _attribute(node, "num_heads", 0) * int(past.shape[3])  # pyright: ignore[reportArgumentType]
-    # The batch of one is no dimension of the tokens within: the first gather works on [tokens, width].
+    # The batch of one is not a dimension of the tokens within: the first gather works on [tokens, width].
     flat = _step(model, node, "Squeeze", "flat", [packed, constant(model, "packed_axis", np.array([0], np.int64))])
     rows = _step(model, node, "Gather", "rows", [flat.outputs[0], pad], axis=0)
     inputs = [rows.outputs[0], *node.inputs[1:]]

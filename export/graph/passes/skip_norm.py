@@ -21,7 +21,7 @@ def fuse_skip_norms(model: ir.Model) -> int:
             domain=CONTRIB,
             like=[norm.outputs[0]],
         )
-        # Outputs are the norm, two statistics that training wants, and the sum where the residual stream goes on.
+        # Outputs are the norm, two statistics that training wants, and the sum where the residual stream continues.
         residual_goes_on = len(total.uses()) > 1 or total.is_graph_output()
         if residual_goes_on:
             fused.resize_outputs(4)

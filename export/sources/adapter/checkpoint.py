@@ -152,8 +152,8 @@ def open_adapter(
     tokenizer and chat template, where the folder has them, take the place of the base's.
 
     Raises:
-        SourceError: the folder is no adapter, is damaged or incomplete, of a kind that can not be merged here, or made
-            for another model.
+        SourceError: the folder is not an adapter, is damaged or incomplete, of a kind that cannot be merged here, or
+            made for another model.
 
     """
     return AdapterCheckpoint(base, folder, named=named or str(folder), revision=revision)
@@ -170,7 +170,7 @@ def _read_settings(folder: Path, named: str) -> AdapterConfig:
         raise SourceError(f"{named} is a model of its own, not an adapter; export that: phi3-onnx export {named}")
     if below := sorted(folder.glob(f"*/{ADAPTER_CONFIG}"), key=lambda path: path.stat().st_mtime):
         raise SourceError(f"{named} has no {ADAPTER_CONFIG}; its newest adapter is {below[-1].parent}, name that")
-    raise SourceError(f"{named} is no adapter: it has no {ADAPTER_CONFIG}")
+    raise SourceError(f"{named} is not an adapter: it has no {ADAPTER_CONFIG}")
 
 
 def _weights_path(folder: Path, named: str) -> Path:

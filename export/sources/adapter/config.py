@@ -106,13 +106,13 @@ def parse_adapter_config(table: Mapping[str, Any], where: str) -> AdapterConfig:
     """Read the content of an `adapter_config.json`.
 
     Raises:
-        SourceError: the adapter is of a kind that can not be merged here, or a value makes no sense.
+        SourceError: the adapter is of a kind that cannot be merged here, or a value makes no sense.
 
     """
     kind = table.get("peft_type")
     if kind != "LORA":
         raise SourceError(
-            f"{where}: adapters of peft_type {kind!r} can not be merged here (supported: LORA, DoRA included); "
+            f"{where}: adapters of peft_type {kind!r} cannot be merged here (supported: LORA, DoRA included); "
             f"{MERGE_WITH_PEFT}"
         )
     problems = [f"{key} ({why})" for key, why in _REFUSED.items() if table.get(key)]

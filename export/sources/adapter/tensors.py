@@ -180,7 +180,7 @@ class _Finder:
         shared = {HEAD} if self._shares_head else set[str]()
         wanted = self._adapter.targets(matrices) - shared
         self._problems += [
-            f"{module} is no module of the model" for module in sorted(self._modules - self._places.keys())
+            f"{module} is not a module of the model" for module in sorted(self._modules - self._places.keys())
         ]
         if self._low_rank and not wanted:
             self._problems.append(f"target_modules {self._adapter.target_modules!r} names no module of the model")

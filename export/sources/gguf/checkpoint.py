@@ -127,7 +127,7 @@ def _check_tensors(path: Path, parts: Parts, file: GgufFile) -> None:
     kinds = {tensor.type for name, tensor in file.tensors.items() if name in needed}
     if unreadable := sorted(kind.name for kind in kinds if not can_dequantize(kind)):
         readable = ", ".join(kind.name for kind in gguf.GGMLQuantizationType if can_dequantize(kind))
-        problems.append(f"weights of type {', '.join(unreadable)} can not be read (supported: {readable})")
+        problems.append(f"weights of type {', '.join(unreadable)} cannot be read (supported: {readable})")
     extra = [name for name in file.tensors if name.endswith(".bias") or "_exps." in name]
     problems += [f"{name} has no place in Phi-3's layout (supported: no biases, no experts)" for name in extra]
     if problems:

@@ -74,7 +74,7 @@ class GgufFile:
             with path.open("rb") as file:
                 self.metadata, self.tensors = _Header(path, file, size).parse()
         except OSError as error:
-            raise SourceError(f"{path} can not be read: {error.strerror or error}") from error
+            raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
         end = max((tensor.offset + tensor.size for tensor in self.tensors.values()), default=0)
         if end > size:
             raise SourceError(f"{path} is truncated: expected {end} bytes, got {size}; get the file again")
@@ -83,7 +83,7 @@ class GgufFile:
         """Fill `out` (float32, C-contiguous) with rows `start`, `start + 1`, … of a tensor, dequantized.
 
         Raises:
-            SourceError: the bytes can not be read, or hold NaN or infinite values.
+            SourceError: the bytes cannot be read, or hold NaN or infinite values.
 
         """
         tensor = self.tensors[name]
@@ -193,7 +193,7 @@ class _Header:
         end = self._position + count
         if end > self._size:
             raise SourceError(
-                f"{self._path} is truncated or damaged: its header goes on to byte {end}, the file has {self._size}"
+                f"{self._path} is truncated or damaged: its header reaches to byte {end}, the file has {self._size}"
             )
         self._position = end
         return self._file.read(count)

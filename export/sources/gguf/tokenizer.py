@@ -92,7 +92,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
 }
 """`tokenizer.ggml.pre` -> how text is split; the names and their kinds are those of llama.cpp's src/llama-vocab.cpp.
 
-Its `default`, which stands for "not known", is not among them: GenAI can not run those regexes.
+Its `default`, which stands for "not known", is not among them: GenAI cannot run those regexes.
 """
 
 # End tokens by their text, as llama.cpp knows them; each counts where it is an added token (some converters typed them

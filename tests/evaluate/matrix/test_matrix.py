@@ -118,7 +118,7 @@ def test_a_required_provider_has_to_run(packages: Path, tiny: Factory) -> None:
     without("cuda")
     arguments = ("-t", "cuda-fp16", "-p", "cpu", "--no-speed", "--steps", "1", "-o", packages / "packages")
     result = matrix(tiny("gqa"), *arguments, "--require", "cuda")
-    assert "cuda-fp16 on cuda: provider cuda can not run here" in str(result.exception)
+    assert "cuda-fp16 on cuda: provider cuda cannot run here" in str(result.exception)
     assert getattr(result.exception, "exit_code", None) == 1
 
 

@@ -165,7 +165,7 @@ def test_genais_reader_is_left_out_with_a_word_where_it_is_not_installed(
 def test_a_tokenizer_that_does_not_load_is_a_difference(tokenizer: Any, folder: Path) -> None:
     edit(folder / "tokenizer.json", lambda table: table["model"].update(type="Unheard"))
     found = check_ids(tokenizer, folder)
-    assert any("can not" in line for line in found.differences)
+    assert any("cannot" in line for line in found.differences)
     assert found.share < 1
 
 
@@ -248,5 +248,5 @@ def test_a_tokenizer_that_transformers_can_not_load_is_the_sources_fault(
 ) -> None:
     assets = {**checkpoint.assets(), "tokenizer.json": b"{}"}
     monkeypatch.setattr(checkpoint, "assets", lambda: assets)
-    with pytest.raises(SourceError, match="transformers can not load its tokenizer"):
+    with pytest.raises(SourceError, match="transformers cannot load its tokenizer"):
         hugging_face_tokenizer(checkpoint)

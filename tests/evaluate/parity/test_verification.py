@@ -118,7 +118,7 @@ def test_a_failed_recording_leaves_the_old_manifest(package: Path, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OutputError, match=r"phi3_onnx\.json can not be written: No space left on device"):
+    with pytest.raises(OutputError, match=r"phi3_onnx\.json cannot be written: No space left on device"):
         record(package, verification(row(0.5, 0.1)))
     assert (package / "phi3_onnx.json").read_text() == text
     assert not [path for path in package.iterdir() if path.name.startswith(".")]

@@ -22,7 +22,7 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 
 def whole(folder: Path, context: list[int], continuation: list[int]) -> Continuation:
     ids = np.array([*context, *continuation])
-    # Nothing comes after the last token, so it is no part of the run (which matters to LongRoPE).
+    # Nothing comes after the last token, so it is not a part of the run (which matters to LongRoPE).
     ((_, logits),) = LogitsSession(folder).logits(ids[:-1], chunk=len(ids))
     rows = np.arange(len(context) - 1, len(ids) - 1)
     found = log_softmax(logits.astype(np.float64))[rows, ids[rows + 1]]

@@ -185,7 +185,7 @@ def test_an_untied_model_needs_its_head(copied) -> None:
 def test_quantized_checkpoints_are_refused(copied) -> None:
     folder = copied()
     edit_weights(folder, lambda t: t.update({"model.norm.weight": torch.zeros(64, dtype=torch.int8)}))
-    assert "model.norm.weight is stored as I8 (quantized checkpoints can not be exported" in message_of(folder)
+    assert "model.norm.weight is stored as I8 (quantized checkpoints cannot be exported" in message_of(folder)
     edit_weights(folder, lambda t: t.update({"model.layers.0.mlp.down_proj.qweight": torch.zeros(4)}))
     assert "is quantized already (it has model.layers.0.mlp.down_proj.qweight)" in message_of(folder)
     edit_json(folder / "config.json", quantization_config={"quant_method": "awq"})

@@ -177,7 +177,7 @@ def test_adapters_of_the_hub(stand_in: Hub, tiny, adapter_of, tmp_path: Path) ->
     )
     assert found[0] == found[1] == [source, COMMIT, "single-lora"]
     assert found[2].startswith("org/lora has no revision 'v2'")
-    assert found[3] == "org/Phi-tiny is no adapter: it has no adapter_config.json"
+    assert found[3] == "org/Phi-tiny is not an adapter: it has no adapter_config.json"
     assert found[4].endswith(f"phi3-onnx export {tiny('plain')} --adapter org/lora")
     assert "adapter_model.bin" not in stand_in.served
     assert stand_in.served.count("adapter_model.safetensors") == 1
@@ -188,7 +188,7 @@ def test_a_fetch_that_breaks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
-    with pytest.raises(SourceError, match=r"org/x can not be fetched: .*No space left on device") as caught:
+    with pytest.raises(SourceError, match=r"org/x cannot be fetched: .*No space left on device") as caught:
         open_hub("org/x")
     assert "\n" not in str(caught.value)
 

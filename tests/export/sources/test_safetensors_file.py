@@ -143,7 +143,7 @@ def test_a_header_of_a_million_tensors_or_an_endless_name_is_refused(tmp_path: P
 
 def test_what_is_not_a_safetensors_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    with pytest.raises(SourceError, match="can not be read: No such file"):
+    with pytest.raises(SourceError, match="cannot be read: No such file"):
         SafetensorsFile(path)
     path.write_bytes(b"abc")
     with pytest.raises(SourceError, match="it has 3 bytes"):

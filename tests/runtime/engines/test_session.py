@@ -203,13 +203,13 @@ def test_bad_packages_are_named(foreign: Path, tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="a decoder with a KV cache: 'past_key_names'"):
         LogitsSession(foreign)
     (foreign / "genai_config.json").write_text("{")
-    with pytest.raises(PackageError, match="can not be read"):
+    with pytest.raises(PackageError, match="cannot be read"):
         LogitsSession(foreign)
 
 
 def test_a_damaged_graph_is_one_line(foreign: Path) -> None:
     (foreign / "other.onnx").write_bytes(b"not a graph")
-    with pytest.raises(PackageError, match=rf"can not be loaded by onnxruntime {onnxruntime.__version__}") as caught:
+    with pytest.raises(PackageError, match=rf"cannot be loaded by onnxruntime {onnxruntime.__version__}") as caught:
         LogitsSession(foreign)
     assert "\n" not in str(caught.value)
 
@@ -226,7 +226,7 @@ def test_greedy_steps_must_fit_the_context(plain: LogitsSession) -> None:
 
 
 def test_a_provider_that_is_not_there_is_named(tiny_package: Make) -> None:
-    with pytest.raises(ProviderError, match=r"CUDAExecutionProvider can not run here: onnxruntime .* has .*CPU"):
+    with pytest.raises(ProviderError, match=r"CUDAExecutionProvider cannot run here: onnxruntime .* has .*CPU"):
         LogitsSession(tiny_package("plain"), providers=("CUDAExecutionProvider",))
     with pytest.raises(ProviderError, match="cuda"):
         open_session(tiny_package("plain"), "cuda")

@@ -90,7 +90,7 @@ class TestChoice:
         with pytest.raises(ProviderError) as caught:
             choose("cuda", "cuda", attempt)
         assert str(caught.value) == (
-            "provider cuda can not run here: the installed onnxruntime 1.32.0 and onnxruntime-genai 0.18.0 are built "
+            "provider cuda cannot run here: the installed onnxruntime 1.32.0 and onnxruntime-genai 0.18.0 are built "
             'without it; run: pip uninstall -y onnxruntime onnxruntime-genai && pip install "phi3-onnx[cuda]"'
         )
         assert caught.value.exit_code == 3
@@ -213,7 +213,7 @@ class TestOnnxRuntime:
         import onnxruntime
 
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-        with pytest.raises(ProviderError, match=r"provider cuda can not run here: onnxruntime .* has CPUExec"):
+        with pytest.raises(ProviderError, match=r"provider cuda cannot run here: onnxruntime .* has CPUExec"):
             resolve_ort_providers("cuda")
         assert resolve_ort_providers("auto") == ["CPUExecutionProvider"]
 

@@ -61,7 +61,7 @@ def test_a_real_graph_on_two_providers(tiny_package: Make) -> None:
 @with_azure
 @pytest.mark.parametrize("engine", ["genai", "session"])
 def test_a_provider_that_runs_nothing_is_no_silent_run_on_the_cpu(tiny_package: Make, engine: str) -> None:
-    with pytest.raises(ProviderError, match=r"provider Azure can not run here: it runs none of the graph's \d+ nodes"):
+    with pytest.raises(ProviderError, match=r"provider Azure cannot run here: it runs none of the graph's \d+ nodes"):
         load(tiny_package("gqa"), provider="azure") if engine == "genai" else open_session(tiny_package("gqa"), "azure")
 
 

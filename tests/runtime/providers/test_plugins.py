@@ -44,7 +44,7 @@ class TestNames:
             parse_library("webgpu=/nowhere.so")
 
     def test_the_names_of_the_wheels_own_providers_are_taken(self, file: Path) -> None:
-        with pytest.raises(UsageError, match="can not be called cuda"):
+        with pytest.raises(UsageError, match="cannot be called cuda"):
             parse_library(f"CUDA={file}")
 
     def test_the_variable_holds_several_and_the_option_adds_to_it(
@@ -98,7 +98,7 @@ class TestLibraries:
         options = ("-p", "Hi", "-n", 2, "--provider", "nxrt", "--provider-library", f"nxrt={path}")
         done = command_line("generate", tiny_package("gqa"), *options)
         assert (done.returncode, done.stdout) == (3, "")
-        assert "phi3-onnx: provider cpu_ep can not run here: " in done.stderr
+        assert "phi3-onnx: provider cpu_ep cannot run here: " in done.stderr
 
     def test_one_without_a_device_is_refused(self, tmp_path: Path, tiny_package: Callable[..., Path]) -> None:
         path = fetched(_GPU_WHEEL, "onnxruntime_ep_webgpu/libonnxruntime_providers_webgpu.so", tmp_path)

@@ -199,7 +199,7 @@ def test_a_port_that_is_taken_is_said_in_a_line(package: Path) -> None:
 def test_a_provider_that_can_not_run_is_said_in_a_line(package: Path) -> None:
     result = run(str(package), "--port", "0", "--provider", "cuda")
     assert result.returncode == 3 and result.stdout == ""
-    assert result.stderr.startswith("phi3-onnx: provider cuda can not run here: ") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("phi3-onnx: provider cuda cannot run here: ") and result.stderr.count("\n") == 1
 
 
 def test_open_doors_are_said(package: Path) -> None:

@@ -136,5 +136,5 @@ def test_one_token_as_text(tokenizers):
 
 def test_a_damaged_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(PackageError, match=r"tokenizer\.json can not be read as a tokenizer"):
+    with pytest.raises(PackageError, match=r"tokenizer\.json cannot be read as a tokenizer"):
         Tokenizer(tmp_path)

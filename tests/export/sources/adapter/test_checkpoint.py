@@ -342,8 +342,8 @@ def message_of(base: Path, adapter: Path | str) -> str:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"peft_type": "IA3"}, ["peft_type 'IA3' can not be merged", "merge it with PEFT"]),
-        ({"peft_type": None}, ["peft_type None can not be merged"]),
+        ({"peft_type": "IA3"}, ["peft_type 'IA3' cannot be merged", "merge it with PEFT"]),
+        ({"peft_type": None}, ["peft_type None cannot be merged"]),
         ({"bias": "all"}, ["bias='all' (Phi-3's layout has no biases)", "merge it with PEFT"]),
         ({"lora_bias": True}, ["lora_bias (Phi-3's layout has no biases)"]),
         ({"fan_in_fan_out": True}, ["fan_in_fan_out (its weights lie transposed"]),
@@ -394,16 +394,16 @@ DOWN = "base_model.model.model.layers.1.mlp.down_proj"
         (f"{DOWN}.bias", torch.zeros(64), [f"{DOWN}.bias has no place in Phi-3's layout"]),
         (f"{DOWN}.ia3_l", torch.zeros(64), [f"{DOWN}.ia3_l has no place in Phi-3's layout"]),
         (f"{DOWN}.lora_magnitude_vector", torch.zeros(64), ["lora_magnitude_vector has no place beside lora_B"]),
-        ("base_model.model.score.weight", torch.zeros(2, 64), ["score is no module of the model"]),
+        ("base_model.model.score.weight", torch.zeros(2, 64), ["score is not a module of the model"]),
         (
             "base_model.model.model.layers.7.mlp.down_proj.lora_A.weight",
             torch.zeros(4, 128),
-            ["model.layers.7.mlp.down_proj is no module of the model"],
+            ["model.layers.7.mlp.down_proj is not a module of the model"],
         ),
         (
             "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
             torch.zeros(4, 64),
-            ["model.layers.0.self_attn.qkv_proj is no module of the model"],
+            ["model.layers.0.self_attn.qkv_proj is not a module of the model"],
         ),
         (
             "base_model.model.model.embed_tokens.weight",
@@ -483,7 +483,7 @@ def test_folders_that_are_no_adapter(made: Make, copied: Callable[[str], Path], 
     assert f"{base} is a model of its own, not an adapter" in message_of(base, base)
     assert "the adapter ./nothing does not exist" in message_of(base, "./nothing")
     (tmp_path / "empty").mkdir()
-    assert "empty is no adapter: it has no adapter_config.json" in message_of(base, tmp_path / "empty")
+    assert "empty is not an adapter: it has no adapter_config.json" in message_of(base, tmp_path / "empty")
     assert f"its newest adapter is {adapter}, name that" in message_of(base, tmp_path)
     assert "is a file; an adapter is a folder with" in message_of(base, adapter / WEIGHTS)
     content = (adapter / WEIGHTS).read_bytes()

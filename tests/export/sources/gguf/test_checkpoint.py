@@ -240,7 +240,7 @@ ZEROS = np.zeros(8, np.float32)
         (metadata_change("phi3.block_count", 0), r"phi3\.block_count must be a positive whole number, got 0"),
         (metadata_change("phi3.block_count", 3), r"blk\.2\.attn_norm\.weight is missing"),
         (metadata_change("phi3.block_count", "two"), "must be a positive whole number, got 'two'"),
-        (metadata_change("phi3.attention.head_count_kv", 3), "4 attention heads can not share 3"),
+        (metadata_change("phi3.attention.head_count_kv", 3), "4 attention heads cannot share 3"),
         (metadata_change("phi3.embedding_length", 63), "63 is not a multiple of 4 attention heads"),
         (metadata_change("phi3.attention.value_length", 8), "key and value heads of different sizes"),
         (metadata_change("phi3.rope.dimension_count", 32), "32 does not fit heads of 16"),
@@ -270,7 +270,7 @@ def test_weights_of_whole_numbers_are_refused_with_the_types_that_work(tiny, tmp
     entry = b"blk.1.ffn_down.weight" + (2).to_bytes(4, "little")
     place = data.index(entry) + len(entry) + 16  # behind the two dimensions
     path.write_bytes(data[:place] + int(gguf.GGMLQuantizationType.I32).to_bytes(4, "little") + data[place + 4 :])
-    with pytest.raises(SourceError, match=r"weights of type I32 can not be read \(supported: F32, F16, Q4_0"):
+    with pytest.raises(SourceError, match=r"weights of type I32 cannot be read \(supported: F32, F16, Q4_0"):
         open_gguf(path)
 
 

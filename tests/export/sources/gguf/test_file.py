@@ -145,7 +145,7 @@ def test_other_versions_are_refused(whole: bytes, tmp_path: Path, version: int, 
 
 
 def test_what_is_no_gguf_file(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="can not be read: No such file"):
+    with pytest.raises(SourceError, match="cannot be read: No such file"):
         GgufFile(tmp_path / "x.gguf")
     (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04")
     with pytest.raises(SourceError, match="is not a GGUF file: it starts with"):
