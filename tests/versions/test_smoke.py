@@ -71,7 +71,9 @@ def server(package: Path) -> Iterator[str]:
 
 
 def test_serve_answers_one_request(server: str) -> None:
-    body = {"model": "any", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
+    with urllib.request.urlopen(f"{server}/v1/models", timeout=60) as answer:
+        (model,) = json.load(answer)["data"]
+    body = {"model": model["id"], "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
     request = urllib.request.Request(
         f"{server}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
