@@ -142,5 +142,5 @@ def test_a_file_has_colors_when_they_are_forced(
     ran = run("verify", tiny_package("plain"), "--steps", 2, "--no-record")
     assert bool(COLOR.search(ran.out)) is colored
     assert "\x1b" not in ran.err  # no line changes in a file, whatever is forced
-    rows = [COLOR.sub("", line).split()[0] for line in ran.out.splitlines()[1:10]]
+    rows = [COLOR.sub("", line).split()[0] for line in ran.out.splitlines()[1:12]]
     assert rows[0] == "token_ids" and rows[-1] == "greedy_agreement"  # none is folded

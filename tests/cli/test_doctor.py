@@ -116,7 +116,7 @@ def test_an_environment_for_the_cpu_alone(environment: Environment) -> None:
     serve = environment.run("serve", "anything")
     assert serve.returncode == 1
     assert serve.stderr.startswith(
-        "phi3-onnx: this needs pydantic, prometheus_client, starlette, uvicorn, which are not"
+        "phi3-onnx: this needs starlette, uvicorn, pydantic, prometheus-client, which are not"
     )
     versions = environment.run("--version").stdout
     assert "onnxruntime-genai " in versions and "torch" not in versions

@@ -205,7 +205,7 @@ def test_a_full_disk(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("phi3_onnx.export.weights.data_file.DataFile.write", full)
-    assert_one_line(run("export", checkpoint, "-o", tmp_path / "package"), 1, "full", "GB")
+    assert_one_line(run("export", checkpoint, "-o", tmp_path / "package"), 1, "full", "MB")
     assert_nothing_written(tmp_path / "package")
 
 
