@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option(
-        "--quant", "method", type=click.Choice(METHODS), help="Quantization method, in place of the target's."
-    ),
+    click.option("--quant", "method", type=click.Choice(METHODS), help="Method, in place of the target's."),
     click.option("--bits", type=click.Choice(["4", "8"]), help="Bits of a weight."),
     click.option("--block-size", type=click.Choice([str(n) for n in BLOCK_SIZES]), help="Weights that share a scale."),
     click.option("--budget", help="Mix schemes by what each matrix costs, within 6.0bpw of weights, or 105MB of data."),
