@@ -137,7 +137,7 @@ def test_weights_that_are_not_finite_fail(planted: Make, tiny: Make) -> None:
     spoil_tensor(folder, "model.norm.weight", lambda values: values * np.float32("nan"))
     found = verify(folder, open_checkpoint(tiny("plain")), steps=STEPS)
     assert {"max_abs_diff", "mean_kl", "p99_kl", "perplexity_ratio"} <= failures(found) <= LOGITS
-    assert found.to_dict()["rows"][4]["value"] is None
+    assert found.to_dict()["rows"][NAMES.index("max_abs_diff")]["value"] is None
 
 
 @pytest.mark.parametrize("window", [-1, 30, 32])
@@ -216,7 +216,9 @@ def test_packages_of_others_are_judged_by_their_tokens(planted: Make, tiny: Make
     found = verify(folder, open_checkpoint(tiny("plain")), steps=STEPS)
     assert found.passed
     assert found.target is None
-    assert [row.passed for row in found.rows] == [True] * 4 + [None] * 6
+    assert [row.passed for row in found.rows] == [True] * 3 + [None] + [True] + [
+        None
+    ] * 6  # another client's tokenizer is never judged
     assert verify(folder, open_checkpoint(tiny("plain")), target=find_target("cpu-fp32"), steps=STEPS).passed
 
 

@@ -142,5 +142,6 @@ def test_others_have_none(tiny_package: Make, kind: str, target: str) -> None:
 def test_the_channels_of_a_rotary_pair_share_a_scale() -> None:
     keys, values = np.array([[1, 2, 8, 3, 127, 0]], np.float32), np.array([[127, 1, 1, 1, 1, 0]], np.float32)
     scales = cache_scales(keys, values, rotary_dim=4)
-    assert scales[0][0] * 127 == pytest.approx([8, 3, 8, 3, 127, 127e-8])
-    assert scales[1][0] * 127 == pytest.approx([127, 1, 1, 1, 1, 127e-8])
+    # A fifth more than was seen: other texts have larger values.
+    assert scales[0][0] * 127 / 1.2 == pytest.approx([8, 3, 8, 3, 127, 127e-8 / 1.2])
+    assert scales[1][0] * 127 / 1.2 == pytest.approx([127, 1, 1, 1, 1, 127e-8 / 1.2])

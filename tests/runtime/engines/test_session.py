@@ -203,7 +203,7 @@ def test_bad_packages_are_named(foreign: Path, tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="a decoder with a KV cache: 'past_key_names'"):
         LogitsSession(foreign)
     (foreign / "genai_config.json").write_text("{")
-    with pytest.raises(PackageError, match="cannot be read"):
+    with pytest.raises(PackageError, match="is not valid JSON"):
         LogitsSession(foreign)
 
 
