@@ -216,9 +216,8 @@ def test_packages_of_others_are_judged_by_their_tokens(planted: Make, tiny: Make
     found = verify(folder, open_checkpoint(tiny("plain")), steps=STEPS)
     assert found.passed
     assert found.target is None
-    assert [row.passed for row in found.rows] == [True] * 3 + [None] + [True] + [
-        None
-    ] * 6  # another client's tokenizer is never judged
+    # Another client's tokenizer is not judged, and nothing else is without a target's thresholds.
+    assert [row.passed for row in found.rows] == [True] * 3 + [None] + [True] + [None] * 6
     assert verify(folder, open_checkpoint(tiny("plain")), target=find_target("cpu-fp32"), steps=STEPS).passed
 
 

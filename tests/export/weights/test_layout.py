@@ -24,7 +24,7 @@ def shape_of(folder: Path) -> ModelConfig:
 def test_graph_and_layout_agree(target: str, kind: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
     model = shape_of(tiny(kind))
     if (target, kind) == ("dml-int4-awq", "ragged"):
-        with pytest.raises(UsageError, match="needs blocks that divide K, and none of .* divides the 200 columns"):
+        with pytest.raises(UsageError, match=r"needs blocks that divide K, and none of .* divides the 200 columns"):
             fit_blocks(model, find_target(target))
         return
     fitted, _ = fit_blocks(model, find_target(target))
