@@ -44,4 +44,4 @@ def command(target: str, prompt: str, max_tokens: int) -> None:
             f"{response.completion_tokens} answer tokens at {response.decode_tokens_per_second:.0f} tokens/s, "
             f"on {model.provider}"
         )
-    notice(f"Go on with: phi3-onnx chat {plan.checkpoint.model}/{plan.target.name}")
+    notice(f"Continue with: phi3-onnx chat {plan.checkpoint.model}/{plan.target.name}")
