@@ -114,7 +114,7 @@ class KvCache:
             return 0
         # Guidance goes back to its beginning with a rewind, so there has to be one.
         most = len(prompt) - 1 if self._guided is None else min(len(prompt), len(self._tokens)) - 1
-        return max(0, min(_common(self._tokens, prompt), most))
+        return max(0, min(common_length(self._tokens, prompt), most))
 
     def prefill(self, prompt: Sequence[int]) -> Generator[int, None, None]:
         """Make the cache hold exactly `prompt`, in chunks; yields the tokens it holds before and after each.
@@ -238,8 +238,9 @@ def check_memory(tokens: int, bytes_per_token: int, free: int | None) -> None:
         )
 
 
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    for position, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return position
-    return min(len(left), len(right))
+def common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many leading tokens two texts share."""
+    most = min(len(left), len(right))
+    first, second = np.asarray(left[:most]), np.asarray(right[:most])
+    differing = np.flatnonzero(first != second)
+    return int(differing[0]) if len(differing) else most

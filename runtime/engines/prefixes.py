@@ -59,11 +59,3 @@ class PrefixStore:
     def clear(self) -> None:
         """Forget all."""
         self._kept.clear()
-
-
-def common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return how many leading tokens two texts share."""
-    most = min(len(left), len(right))
-    first, second = np.asarray(left[:most]), np.asarray(right[:most])
-    differing = np.flatnonzero(first != second)
-    return int(differing[0]) if len(differing) else most

@@ -15,14 +15,14 @@ import numpy as np
 
 from ...configs import EngineError, ProviderError, UsageError
 from ..decoding.engine import GuidedDraws
-from ..decoding.kvcache import check_memory
+from ..decoding.kvcache import check_memory, common_length
 from ..package import Package
 from ..providers.choice import Candidate, ProviderChoice
 from ..providers.hardware import available_memory
 from ..providers.names import canonical
 from .arena import Arena
 from .packed import DECODE_NAME, PackedGraph, RowRun
-from .prefixes import Kept, PrefixStore, common_length
+from .prefixes import Kept, PrefixStore
 
 STEP_SECONDS = 0.1
 """How long one step may take where answers are under way, as far as the pieces of prompts decide it."""

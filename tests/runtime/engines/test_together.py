@@ -10,10 +10,11 @@ import pytest
 from phi3_onnx.configs import EngineError, UsageError
 from phi3_onnx.runtime import Guidance, Model, Response, load
 from phi3_onnx.runtime.batch import Job, answer_all
+from phi3_onnx.runtime.decoding.kvcache import common_length
 from phi3_onnx.runtime.decoding.response import last_response
 from phi3_onnx.runtime.engines import together as module
 from phi3_onnx.runtime.engines.packed import PackedGraph, RowRun
-from phi3_onnx.runtime.engines.prefixes import Kept, PrefixStore, common_length
+from phi3_onnx.runtime.engines.prefixes import Kept, PrefixStore
 from phi3_onnx.runtime.engines.together import Together
 
 Make = Callable[..., Path]
