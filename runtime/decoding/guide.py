@@ -1,6 +1,7 @@
 """Guidance as a mask on logits, by `llguidance`: the same on every engine that gives logits."""
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -51,7 +52,7 @@ class Guides:
         if matcher.is_error():
             problem = " ".join(str(matcher.get_error()).split())
             raise UsageError(f"the {guidance.kind} is not understood: {problem}")
-        return Guide(matcher, guidance)
+        return Guide(matcher, guidance, self._end_tokens)
 
     @cached_property
     def _library(self) -> tuple[Any, Any]:
@@ -60,9 +61,9 @@ class Guides:
             import llguidance
         except ImportError as error:
             raise UsageError("guidance needs the package llguidance: pip install llguidance") from error
-        return llguidance, llguidance.LLTokenizer(
-            self._tokenizer.to_json(), n_vocab=self._vocab_size, eos_token=self._end_tokens
-        )
+        # One end token only: before 1.7 the package takes no list, and the wheels for older systems end at 1.6.
+        end = self._end_tokens[0] if self._end_tokens else None
+        return llguidance, llguidance.LLTokenizer(self._tokenizer.to_json(), n_vocab=self._vocab_size, eos_token=end)
 
     @staticmethod
     def _grammar(matcher: Any, guidance: Guidance) -> str:
@@ -79,9 +80,10 @@ class Guides:
 class Guide:
     """Where one answer stands in its guidance."""
 
-    def __init__(self, matcher: Any, guidance: Guidance) -> None:
+    def __init__(self, matcher: Any, guidance: Guidance, end_tokens: Sequence[int]) -> None:
         self._matcher = matcher
         self._guidance = guidance
+        self._end_tokens = list(end_tokens)
 
     def mask(self, logits: np.ndarray) -> np.ndarray:
         """Return logits, float32 [vocabulary], with minus infinity for every token that would break the form.
@@ -92,11 +94,13 @@ class Guide:
         """
         allowed = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8)[: len(logits)] != 0
         self._check()
+        if self._end_tokens and allowed[self._end_tokens[0]]:
+            allowed[self._end_tokens] = True
         return np.where(allowed, logits, np.float32(-np.inf))
 
     def take(self, token: int) -> None:
         """Note the token that was chosen."""
-        self._matcher.consume_token(token)
+        self._matcher.consume_token(self._end_tokens[0] if token in self._end_tokens else token)
         self._check()
 
     @property
