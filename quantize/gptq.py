@@ -13,7 +13,7 @@ from torch import Tensor
 from ..configs import WeightScheme
 from ..configs.target import IoDtype
 from .grid import fit_grid
-from .rounding import Rounded, column_importance, expand, round_matrix, stack, to_blocks
+from .rounding import Rounded, column_importance, round_matrix, stack, to_blocks
 
 _log = logging.getLogger(__name__)
 
@@ -182,45 +182,3 @@ def _nearest(weights: Tensor, scale: Tensor, zero: Tensor | None, scheme: Weight
         middle = (top + 1) // 2
         return taken.clamp_(-middle, top - middle)
     return torch.minimum(torch.maximum(taken, -zero, out=taken), top - zero, out=taken)
-
-
-def descend(weight: Tensor, rounded: Rounded, gram: Tensor, sweeps: int) -> Rounded:
-    """Improve steps by coordinate descent: each in turn takes the value that is best given all the others.
-
-    Never increases tr(D H D^T) (up to float32 rounding): a step only moves to the least error along its own axis.
-
-    Args:
-        weight: float32 [N, K].
-        rounded: The start; its grids are kept.
-        gram: float32 [K, K].
-        sweeps: Passes over all columns.
-
-    """
-    scheme = rounded.scheme
-    columns = gram.diagonal().argsort(descending=True, stable=True)
-    ordered = gram[columns][:, columns].contiguous()
-    curvature = ordered.diagonal().clamp_min(1e-20)
-
-    def transposed(matrix: Tensor) -> Tensor:
-        return matrix.T[columns].contiguous()
-
-    scale = transposed(expand(rounded.scales, scheme.block_size, len(gram)))
-    zero = None if rounded.zeros is None else transposed(expand(rounded.zeros, scheme.block_size, len(gram)))
-    taken, target = transposed(rounded.steps), transposed(weight)
-    for _ in range(sweeps):
-        # Half the negative gradient: what moving a weight by a small unit would gain.
-        slope = ordered @ (target - taken * scale)
-        for start in range(0, len(taken), _LAZY):
-            end = min(start + _LAZY, len(taken))
-            here, moved = slope[start:end], torch.empty_like(slope[start:end])
-            for i, k in enumerate(range(start, end)):
-                wanted = (here[i] / curvature[k]).addcmul_(taken[k], scale[k])
-                better = _nearest(wanted, scale[k], None if zero is None else zero[k], scheme)
-                torch.sub(better, taken[k], out=moved[i]).mul_(scale[k])
-                taken[k] = better
-                here[i + 1 :].addcmul_(ordered[k, k + 1 : end, None], moved[i], value=-1)
-            if end < len(taken):
-                slope[end:].addmm_(ordered[end:, start:end], moved, alpha=-1)
-    result = torch.empty_like(taken)
-    result[columns] = taken
-    return Rounded(result.T.contiguous(), rounded.scales, rounded.zeros, scheme)

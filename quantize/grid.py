@@ -24,9 +24,9 @@ _THOROUGH_FACTORS = (1.05, 1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7)
 _FULL_RANGE = (1.0,)
 _TINY = 1e-30
 
-Effort = Literal["range", "fast", "thorough"]
-"""`range`: the scale that just reaches the largest weight, no search (plain rounding); `fast`: a few scales, for speed;
-`thorough`: several times as many, for methods that spend far more time on each weight anyway."""
+Effort = Literal["fast", "thorough"]
+"""`fast`: a few scales, for speed; `thorough`: several times as many, for methods that spend far more time on each
+weight anyway."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,6 @@ def fit_grid(
 
     """
     scales, zeros = _candidates(blocks, scheme, effort, blind=importance is None)
-    if effort == "range":
-        return Grid(round_scales(scales[0], scale_dtype), None if zeros is None else zeros[0])
     search = _Search(blocks, scheme, importance)
     scales, zeros = _best(*search.refine(scales, zeros), zeros)
     for _ in range(3 if effort == "thorough" else 0):
@@ -135,7 +133,7 @@ def _candidates(
     levels = 1 << scheme.bits
     high, low = blocks.amax(1), blocks.amin(1)
     factors = _THOROUGH_FACTORS
-    if effort == "range" or scheme.bits == 8:
+    if scheme.bits == 8:
         factors = _FULL_RANGE
     elif effort == "fast" and scheme.symmetric:
         factors = _SYMMETRIC_FACTORS_BLIND if blind else _SYMMETRIC_FACTORS

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..configs import ModelConfig, Quantization, WeightScheme
 from ..configs.target import IoDtype
-from .awq import Scaling, clip, scale_gram, search_scaling
+from .awq import Scaling, scale_gram, search_scaling
 from .calibrate import LayerQuantizer, LinearInput, QuantizedLayer
 from .decoder_layer import LINEARS
-from .gptq import descend, gptq
+from .gptq import gptq
 from .packed import QuantizedWeight
 from .precision import fast_products
 from .rounding import Rounded, column_importance, output_error, round_matrix
@@ -25,44 +25,21 @@ _INPUT_NORM, _POST_NORM = "input_layernorm.weight", "post_attention_layernorm.we
 _SEARCHED_ROWS = 1024
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How far a method goes beyond its paper; the defaults are what measured best (NOTES.md)."""
-
-    weighted_grids: bool = True
-    """Fit each block's scale (and zero point) to errors weighted by the inputs' mean squares, also in AWQ's search.
-    Off: full range, AWQ alone then clips it as llm-awq does."""
-    shared_value_heads: bool = True
-    """AWQ: scale the inputs of the output projection also where several heads share a value head. Off: only where each
-    has its own, as in llm-awq."""
-    descent_sweeps: int = 0
-    """Passes of coordinate descent after GPTQ."""
-
-
-FAITHFUL = Settings(weighted_grids=False, shared_value_heads=False, descent_sweeps=0)
-"""AWQ as llm-awq has it."""
-
-
-def layer_quantizer(
-    config: ModelConfig, quantization: Quantization, scale_dtype: IoDtype, settings: Settings | None = None
-) -> LayerQuantizer:
+def layer_quantizer(config: ModelConfig, quantization: Quantization, scale_dtype: IoDtype) -> LayerQuantizer:
     """Return what quantizes the linear layers of a decoder layer, each by its own scheme.
 
     Methods: `imatrix` (rounding on grids fitted to errors weighted by the inputs' mean squares, llama.cpp's importance
-    matrix), `awq` (scales and searched or clipped ranges, then rounding), `gptq`, `awq+gptq` (GPTQ on scaled weights),
+    matrix), `awq` (scales, then rounding on such grids), `gptq`, `awq+gptq` (GPTQ on scaled weights),
     and `rtn` (rounding alone: the yardstick).
     """
-    return _LayerQuantizer(config, quantization, scale_dtype, settings or Settings())
+    return _LayerQuantizer(config, quantization, scale_dtype)
 
 
 class _LayerQuantizer:
-    def __init__(
-        self, config: ModelConfig, quantization: Quantization, scale_dtype: IoDtype, settings: Settings
-    ) -> None:
+    def __init__(self, config: ModelConfig, quantization: Quantization, scale_dtype: IoDtype) -> None:
         self._config = config
         self._quantization = quantization
         self._scale_dtype: IoDtype = scale_dtype
-        self._settings = settings
         self._stages = quantization.method.split("+")
 
     def __call__(self, prefix: str, weights: Mapping[str, Tensor], inputs: Mapping[str, LinearInput]) -> QuantizedLayer:
@@ -76,7 +53,7 @@ class _LayerQuantizer:
             gram = seen.gram if scaling is None else scale_gram(seen.gram, scaling.scale)
             weight = scaled.pop(key)
             cost = self._cost(gram)
-            choice = self._best(name, weight, gram, cost, self._quantization.scheme_for(prefix + key))
+            choice = self._best(weight, gram, cost, self._quantization.scheme_for(prefix + key))
             matrices[key] = choice.rounded.pack()
             reports[key] = self._report(choice, weight, scaling, cost if scaling is None else self._cost(seen.gram))
         norms = {name: scaled[name].numpy() for name in (_INPUT_NORM, _POST_NORM)}
@@ -102,12 +79,12 @@ class _LayerQuantizer:
             scaling = search(name, inputs[name].mean_abs)
             weights[norm], scale = _fold_norm(weights[norm], scaling.scale, self._scale_dtype)
             apply(name, Scaling(scale, scaling.ratio, scaling.gain))
-        if config.num_heads == config.num_kv_heads or self._settings.shared_value_heads:
-            scaling = search(_OUT, self._by_value_head(inputs[_OUT].mean_abs).flatten())
-            # All heads of a group have the scales of the value head that they share.
-            per_value = scaling.scale.view(config.num_kv_heads, -1, config.head_dim)[:, 0].reshape(-1)
-            weights[f"{_QKV}.weight"] = _divide_last_rows(weights[f"{_QKV}.weight"], per_value)
-            apply(_OUT, scaling)
+        # llm-awq leaves this one out where several heads share a value head.
+        scaling = search(_OUT, self._by_value_head(inputs[_OUT].mean_abs).flatten())
+        # All heads of a group have the scales of the value head that they share.
+        per_value = scaling.scale.view(config.num_kv_heads, -1, config.head_dim)[:, 0].reshape(-1)
+        weights[f"{_QKV}.weight"] = _divide_last_rows(weights[f"{_QKV}.weight"], per_value)
+        apply(_OUT, scaling)
         scaling = search(_DOWN, inputs[_DOWN].mean_abs)
         weights[f"{_GATE_UP}.weight"] = _divide_last_rows(weights[f"{_GATE_UP}.weight"], scaling.scale)
         apply(_DOWN, scaling)
@@ -122,10 +99,7 @@ class _LayerQuantizer:
         def weighted(weight: Tensor, gram: Tensor) -> Tensor:
             return round_matrix(weight, scheme, self._scale_dtype, column_importance(gram)).dequantize()
 
-        def plain(weight: Tensor, _: Tensor) -> Tensor:
-            return round_matrix(weight, scheme, self._scale_dtype, effort="range").dequantize()
-
-        return weighted if self._settings.weighted_grids else plain
+        return weighted
 
     def _cost(self, gram: Tensor) -> Callable[[Tensor], float]:
         """Return what tells how much a difference of weights [N, K] costs: the error of the outputs.
@@ -137,32 +111,19 @@ class _LayerQuantizer:
             return lambda difference: float((difference.square().sum(0, dtype=torch.float64) * importance).sum())
         return lambda difference: output_error(difference, gram)
 
-    def _best(
-        self, name: str, weight: Tensor, gram: Tensor, cost: Callable[[Tensor], float], scheme: WeightScheme
-    ) -> "_Choice":
+    def _best(self, weight: Tensor, gram: Tensor, cost: Callable[[Tensor], float], scheme: WeightScheme) -> "_Choice":
         """Quantize a (scaled) matrix; where the method does not beat rounding, rounding is kept."""
         rounded = round_matrix(weight, scheme, self._scale_dtype)
         plain = cost(weight - rounded.dequantize())
         best = _Choice("rtn", rounded, plain, plain)
         if self._quantization.method == "rtn":
             return best
-        clipped = None
         if "gptq" in self._stages:
             tried = gptq(weight, gram, scheme, self._scale_dtype)
-            if self._settings.descent_sweeps:
-                tried = descend(weight, tried, gram, self._settings.descent_sweeps)
-        elif self._settings.weighted_grids or self._quantization.method == "imatrix":
-            tried = round_matrix(weight, scheme, self._scale_dtype, column_importance(gram), "thorough")
         else:
-            cut = clip(weight, gram, scheme, self._scale_dtype, self._unclipped_rows(name))
-            tried, clipped = round_matrix(cut.weight, scheme, self._scale_dtype, effort="range"), cut.share
+            tried = round_matrix(weight, scheme, self._scale_dtype, column_importance(gram), "thorough")
         error = cost(weight - tried.dequantize())
-        return _Choice(self._quantization.method, tried, error, plain, clipped) if error < plain else best
-
-    def _unclipped_rows(self, name: str) -> int:
-        """Return the number of leading rows that are Q's and K's."""
-        config = self._config
-        return (config.num_heads + config.num_kv_heads) * config.head_dim if name == _QKV else 0
+        return _Choice(self._quantization.method, tried, error, plain) if error < plain else best
 
     def _report(
         self, choice: "_Choice", weight: Tensor, scaling: Scaling | None, cost: Callable[[Tensor], float]
@@ -181,8 +142,6 @@ class _LayerQuantizer:
         }
         if scaling is not None:
             report |= {"awq_ratio": scaling.ratio, "awq_gain": _significant(scaling.gain)}
-        if choice.clipped is not None:
-            report["clipped"] = _significant(choice.clipped)
         return report
 
 
@@ -193,7 +152,6 @@ class _Choice:
     error: float
     plain_error: float
     """What rounding of the same (scaled) weights costs."""
-    clipped: float | None = None
 
 
 def _spread_rows(weight: Tensor, most: int) -> Tensor:

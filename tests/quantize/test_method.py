@@ -7,7 +7,7 @@ from phi3_onnx.configs import ModelConfig, Quantization, UsageError, WeightSchem
 from phi3_onnx.configs.target import IoDtype, Method
 from phi3_onnx.quantize.calibrate import LinearInput, QuantizedLayer
 from phi3_onnx.quantize.decoder_layer import LINEARS, DecoderLayers
-from phi3_onnx.quantize.method import FAITHFUL, Settings, layer_quantizer
+from phi3_onnx.quantize.method import layer_quantizer
 from phi3_onnx.quantize.texts import own_texts
 from torch import Tensor
 
@@ -63,13 +63,12 @@ def quantize(
     layer: Layer,
     config: ModelConfig,
     method: Method,
-    settings: Settings | None = None,
     dtype: IoDtype = "float32",
     **overrides: Any,
 ) -> QuantizedLayer:
     scheme = WeightScheme(4, 32, symmetric=False)
     quantization = Quantization(method, scheme, **overrides)
-    return layer_quantizer(config, quantization, dtype, settings)("model.layers.0.", layer.weights, layer.inputs)
+    return layer_quantizer(config, quantization, dtype)("model.layers.0.", layer.weights, layer.inputs)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -81,17 +80,15 @@ def test_every_method_beats_rounding_on_the_layers_output(kv_heads: int) -> None
     assert errors["awq"] < errors["imatrix"]
     assert errors["gptq"] < errors["rtn"]
     assert errors["awq+gptq"] < errors["awq"]
-    assert layer.error(quantize(layer, config, "awq", FAITHFUL)) < errors["rtn"]
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("settings", [FAITHFUL, Settings()])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_scales_change_nothing_but_the_rounding(settings: Settings, kv_heads: int, dtype: IoDtype) -> None:
+def test_scales_change_nothing_but_the_rounding(kv_heads: int, dtype: IoDtype) -> None:
     config = tiny(kv_heads)
     layer = Layer(config)
     scheme = WeightScheme(8, 16, symmetric=False)  # fine enough to see a scale that is missing on either side
-    quantizer = layer_quantizer(config, Quantization("awq", scheme), dtype, settings)
+    quantizer = layer_quantizer(config, Quantization("awq", scheme), dtype)
     quantized = quantizer("model.layers.0.", layer.weights, layer.inputs)
     ratios = [report.get("awq_ratio", 0.0) for report in quantized.reports.values()]
     assert max(ratios) > 0, "a layer with strong channels gets scales"
@@ -114,17 +111,14 @@ def test_reports_say_what_was_done() -> None:
         assert 0 < report["relative_error"] < 0.3
         assert 0 <= report["awq_ratio"] < 1
         assert 0 < report["awq_gain"] <= 1
-    clipped = quantize(layer, config, "awq", FAITHFUL).reports
-    assert any(report.get("clipped", 0) > 0 for report in clipped.values())
     assert quantize(layer, config, "rtn").reports["mlp.down_proj.weight"]["error_ratio"] == 1.0
 
 
-def test_heads_that_share_a_value_head_are_scaled_together_or_not_at_all() -> None:
+def test_heads_that_share_a_value_head_are_scaled_together() -> None:
     config = tiny(2)
     layer = Layer(config)
     name = "self_attn.o_proj.weight"
     assert "awq_ratio" in quantize(layer, config, "awq").reports[name]
-    assert "awq_ratio" not in quantize(layer, config, "awq", FAITHFUL).reports[name]
 
 
 def test_each_matrix_has_its_own_scheme() -> None:
