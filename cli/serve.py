@@ -28,6 +28,11 @@ from .screen import notice, warn_of_clashing_wheels
     "--max-request-mb", default=4.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Largest request."
 )
 @click.option(
+    "--strict",
+    is_flag=True,
+    help="Refuse requests with unknown parameters or for another model.  [default: warn in a header]",
+)
+@click.option(
     "--shutdown-seconds",
     default=30.0,
     show_default=True,
@@ -46,6 +51,7 @@ def command(
     parallel: int,
     queue: int,
     max_request_mb: float,
+    strict: bool,
     shutdown_seconds: float,
     loading: Loading,
 ) -> None:
@@ -72,6 +78,7 @@ def command(
         parallel=parallel,
         queue=queue,
         max_request_bytes=int(max_request_mb * 2**20),
+        strict=strict,
         shutdown_seconds=shutdown_seconds,
     )
     loader = PackageLoader(str(loading.find(package)), loading.provider, loading.threads, loading.device)

@@ -23,6 +23,7 @@ from .guard import Counted, Guard
 from .limits import GuidanceTrials
 from .messages import Accepted, Finished, Job, Prompt, Ready, Refused
 from .metrics import Metrics
+from .parameters import WARNING_HEADER, Notes, OnceAClient, quoted
 from .process import Answers, EngineProcess
 from .replies import ChatReply, CompletionReply, Reply, usage
 from .requests import ChatRequest, CompletionRequest, parse
@@ -61,7 +62,7 @@ def create_app(engine: EngineProcess, settings: Settings) -> Starlette:
                 allow_origins=list(settings.cors),
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
-                expose_headers=["Retry-After"],
+                expose_headers=["Retry-After", WARNING_HEADER],
             )
         )
     middleware.append(Middleware(Guard, settings=settings))
@@ -96,6 +97,7 @@ class Server:
         self._started = time.time()
         self._pace = 1.0  # seconds that a request takes, a moving average
         self._trials = GuidanceTrials()
+        self._hints = OnceAClient()
         self.metrics = Metrics()
         watch = self.metrics.watch
         watch("phi3_onnx_requests_running", "Requests that the engine works on.", lambda: self._running)
@@ -141,14 +143,15 @@ class Server:
     async def model(self, request: Request) -> Response:
         """`GET /v1/models/<model>`."""
         info = self._info()
-        self._check_model(request.path_params["model"], info)
+        self._check_model(request.path_params["model"], info, Notes(strict=True))
         return JSONResponse(self._card(info))
 
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
-        body = parse(ChatRequest, await self._body(request))
+        notes = Notes(self._settings.strict)
+        body = parse(ChatRequest, await self._body(request), notes)
         info = self._info()
-        self._check_model(body.model, info)
+        self._check_model(body.model, info, notes)
         if not info.can_chat:
             raise ApiError(
                 400, f"{self._name(info)} has no chat template; use /v1/completions", code="no_chat_template"
@@ -159,18 +162,31 @@ class Server:
             await self._trials.check(form)
         prompt = conversation(body, info.native_tools)
         reply = ChatReply(body, self._name(info))
-        return await self._answer(request, (prompt,), body.n, options, body.stream, reply)
+        return self._noted(request, await self._answer(request, (prompt,), body.n, options, body.stream, reply), notes)
 
     async def complete(self, request: Request) -> Response:
         """`POST /v1/completions`."""
-        body = parse(CompletionRequest, await self._body(request))
+        notes = Notes(self._settings.strict)
+        body = parse(CompletionRequest, await self._body(request), notes)
         info = self._info()
-        self._check_model(body.model, info)
+        self._check_model(body.model, info, notes)
         options = body.options()
         if body.logprobs is not None:
             options["logprobs"] = body.logprobs
         reply = CompletionReply(body, self._name(info))
-        return await self._answer(request, body.prompts, body.n, options, body.stream, reply)
+        return self._noted(
+            request, await self._answer(request, body.prompts, body.n, options, body.stream, reply), notes
+        )
+
+    def _noted(self, request: Request, response: Response, notes: Notes) -> Response:
+        """Return an answer with its warning, after logging what had no effect on it."""
+        if warning := notes.warning:
+            response.headers[WARNING_HEADER] = warning
+        if _LOG.isEnabledFor(logging.DEBUG):
+            client = request.client.host if request.client else "a client"
+            for hint in self._hints.new(client, notes.hints):
+                _LOG.debug("%s sends %s, which has no effect on answers", client, hint)
+        return response
 
     async def _answer(
         self,
@@ -259,11 +275,15 @@ class Server:
     def _name(self, info: Ready) -> str:
         return self._settings.model_name or info.model
 
-    def _check_model(self, model: str | None, info: Ready) -> None:
-        if model not in (None, self._name(info)):
+    def _check_model(self, model: str | None, info: Ready, notes: Notes) -> None:
+        """Note where another model was asked for than the one that answers, or refuse it where notes are strict."""
+        if model in (None, self._name(info)):
+            return
+        if notes.strict:
             raise ApiError(
                 404, f"there is no model {model!r}; this is {self._name(info)!r}", param="model", code="model_not_found"
             )
+        notes.remarks.append(f"the model {quoted(model)} is not here: {quoted(self._name(info))} answers")
 
     def _card(self, info: Ready) -> dict[str, Any]:
         return {

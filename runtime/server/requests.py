@@ -1,15 +1,16 @@
-"""The requests that are understood, checked to the last parameter: what has no effect here is refused by name."""
+"""The requests that are understood, checked to the last parameter; `parameters` says what becomes of each."""
 
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, model_validator
+from pydantic_core import PydanticCustomError, from_json
 
 from ...configs.options import OPTIONS, Option
 from .errors import ApiError
+from .parameters import PLACES, Notes, path_of
 
 _R = TypeVar("_R", bound=BaseModel)
 
@@ -20,34 +21,44 @@ MOST_TOP_LOGPROBS = 20
 COLDEST = 1e-4
 
 
-class _Strict(BaseModel):
-    """Takes no unknown parameter and converts nothing; null stands for a parameter that was left out."""
+_UNSUPPORTED = "unsupported_parameter"
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-    # Parameters of the protocol without effect here, at the values that ask for none.
-    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
+
+class _Part(BaseModel):
+    """A part of a request: converts nothing; null stands for a parameter that was left out."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
+    # Its place in the table of parameters.
+    place: ClassVar[str]
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_neutral(cls, values: Any) -> Any:
+    def _sort_out(cls, values: Any, info: ValidationInfo) -> Any:
         if not isinstance(values, dict):
             return values
-        return {
-            key: value
-            for key, value in values.items()
-            if value is not None and not any(_same(value, neutral) for neutral in cls.neutral.get(key, ()))
-        }
+        notes = info.context if isinstance(info.context, Notes) else Notes()
+        return {name: value for name, value in values.items() if value is not None and cls._wanted(name, value, notes)}
+
+    @classmethod
+    def _wanted(cls, name: str, value: Any, notes: Notes) -> bool:
+        parameter = PLACES[cls.place].get(name)
+        if parameter is None:
+            if notes.strict:
+                raise PydanticCustomError(_UNSUPPORTED, "unknown parameter", {"name": name})
+            notes.unknown[path_of(cls.place, name)] = None
+        elif parameter.kind == "hint":
+            notes.hints.add(path_of(cls.place, name))
+        elif not parameter.asks_for_nothing(value):
+            if parameter.kind == "used":
+                return True
+            raise PydanticCustomError(_UNSUPPORTED, "{note}", {"name": name, "note": parameter.note})
+        return False
 
 
-def _same(value: Any, other: Any) -> bool:
-    # True == 1 in Python, not in JSON; 0 and 0.0 are one number in both.
-    return value == other and isinstance(value, bool) == isinstance(other, bool)
-
-
-class StreamOptions(_Strict):
+class StreamOptions(_Part):
     """`stream_options`."""
 
-    neutral = MappingProxyType({"include_obfuscation": (False,)})
+    place = "stream_options"
     include_usage: bool = False
 
 
@@ -60,7 +71,7 @@ def _field(option: Option) -> Any:
 
 
 _NUMBERS = {name: option for name, option in OPTIONS.items() if option.kind is not tuple}
-_Numbers = create_model("_Numbers", __base__=_Strict, **{name: _field(option) for name, option in _NUMBERS.items()})
+_Numbers = create_model("_Numbers", __base__=_Part, **{name: _field(option) for name, option in _NUMBERS.items()})
 # What the protocol has another range for than the runtime.
 _CONVERTED: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
     {"temperature": lambda value: value * (value >= COLDEST), "seed": lambda value: value % 2**63}
@@ -75,8 +86,6 @@ class _Generation(_Numbers):
     stream_options: StreamOptions | None = None
     stop: str | list[str] = Field(default=[], max_length=2**16)
     n: int = Field(default=1, ge=1, le=MOST_CHOICES)
-    user: str | None = None
-    """Goes into the log and has no other effect, as OpenAI has it."""
 
     @model_validator(mode="after")
     def _check_stream(self) -> "_Generation":
@@ -107,14 +116,7 @@ class _Generation(_Numbers):
 class CompletionRequest(_Generation):
     """The body of `POST /v1/completions`."""
 
-    neutral = MappingProxyType(
-        {
-            "best_of": (1,),
-            "echo": (False,),
-            "logit_bias": ({},),
-            "suffix": ("",),
-        }
-    )
+    place = "completions"
     prompt: str | list[str] | list[int] | list[list[int]] = Field(max_length=2**24)
     logprobs: int | None = Field(default=None, ge=0, le=MOST_TOP_LOGPROBS)
 
@@ -134,23 +136,26 @@ class CompletionRequest(_Generation):
         return tuple(entry if isinstance(entry, str) else tuple(entry) for entry in self.prompt)  # pyright: ignore[reportArgumentType]
 
 
-class TextPart(_Strict):
+class TextPart(_Part):
     """A part of a message's content."""
 
+    place = "messages[].content[]"
     type: Literal["text"]
     text: str
 
 
-class FunctionCall(_Strict):
+class FunctionCall(_Part):
     """The function of a tool call."""
 
+    place = "messages[].tool_calls[].function"
     name: str
     arguments: str
 
 
-class ToolCall(_Strict):
+class ToolCall(_Part):
     """A tool call of an earlier answer."""
 
+    place = "messages[].tool_calls[]"
     id: str
     type: Literal["function"] = "function"
     function: FunctionCall
@@ -159,7 +164,8 @@ class ToolCall(_Strict):
 Content = str | list[TextPart]
 
 
-class _Message(_Strict):
+class _Message(_Part):
+    place = "messages[]"
     content: Content
     name: str | None = None
 
@@ -184,8 +190,6 @@ class UserMessage(_Message):
 class AssistantMessage(_Message):
     """An earlier answer."""
 
-    # What the official client sends when an answer's message is given back as it came.
-    neutral = MappingProxyType({"annotations": ([],), "tool_calls": ([],)})
     role: Literal["assistant"]
     content: Content = ""
     tool_calls: list[ToolCall] = []
@@ -204,60 +208,64 @@ ChatMessage = Annotated[
 ]
 
 
-class Function(_Strict):
+class Function(_Part):
     """A function that the model may call."""
 
+    place = "tools[].function"
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     description: str = ""
     parameters: dict[str, Any] = {}
     strict: bool = False
 
 
-class Tool(_Strict):
+class Tool(_Part):
     """An entry of `tools`."""
 
+    place = "tools[]"
     type: Literal["function"]
     function: Function
 
 
-class FunctionName(_Strict):
+class FunctionName(_Part):
     """A function by name."""
 
+    place = "tool_choice.function"
     name: str
 
 
-class ToolChoice(_Strict):
+class ToolChoice(_Part):
     """`tool_choice` for one function."""
 
+    place = "tool_choice"
     type: Literal["function"]
     function: FunctionName
 
 
-class TextFormat(_Strict):
+class TextFormat(_Part):
     """`response_format` for any text."""
 
+    place = "response_format"
     type: Literal["text"]
 
 
-class JsonObjectFormat(_Strict):
+class JsonObjectFormat(_Part):
     """`response_format` for any JSON object."""
 
+    place = "response_format"
     type: Literal["json_object"]
 
 
-class JsonSchema(_Strict):
-    """A schema under a name."""
+class JsonSchema(_Part):
+    """A schema, under a name that has no effect."""
 
-    name: str = ""
-    description: str = ""
-    strict: bool = True
-    """Without effect: an answer follows the schema always."""
+    place = "response_format.json_schema"
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class JsonSchemaFormat(_Strict):
+class JsonSchemaFormat(_Part):
     """`response_format` for JSON of a schema."""
 
+    place = "response_format"
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
@@ -265,18 +273,7 @@ class JsonSchemaFormat(_Strict):
 class ChatRequest(_Generation):
     """The body of `POST /v1/chat/completions`."""
 
-    neutral = MappingProxyType(
-        {
-            "function_call": ("none",),
-            "functions": ([],),
-            "logit_bias": ({},),
-            "metadata": ({},),
-            "modalities": (["text"],),
-            "service_tier": ("auto", "default"),
-            "store": (False,),
-            "tools": ([],),
-        }
-    )
+    place = "chat"
     messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool = False
@@ -292,9 +289,9 @@ class ChatRequest(_Generation):
     def _check_together(self) -> "ChatRequest":
         if self.max_completion_tokens and super().options().get("max_tokens") not in (None, self.max_completion_tokens):
             raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
-        if self.tool_choice not in (None, "none") and not self.tools:
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
             raise ValueError("tool_choice needs tools")
         names = [tool.function.name for tool in self.tools]
         if len(set(names)) < len(names):
@@ -320,11 +317,16 @@ class ChatRequest(_Generation):
         return options
 
 
-def parse(kind: type[_R], body: bytes) -> _R:
+def parse(kind: type[_R], body: bytes, notes: Notes | None = None) -> _R:
     """Return a request from the body of an HTTP request.
 
+    Args:
+        kind: which request.
+        body: JSON.
+        notes: takes what was found besides the parameters that are used, and says whether unknown ones are refused.
+
     Raises:
-        ApiError: it is not valid JSON (status 400), or a parameter is unknown or wrong; the error names it.
+        ApiError: it is not valid JSON (status 400), or a parameter is not supported or wrong; the error names it.
 
     """
     try:
@@ -333,18 +335,24 @@ def parse(kind: type[_R], body: bytes) -> _R:
         raise ApiError(400, f"the request's body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(values, dict):
         raise ApiError(400, f"the request's body must be a JSON object, got {type(values).__name__}")
+    return checked(kind, values, notes)
+
+
+def checked(kind: type[_R], values: Mapping[str, Any], notes: Notes | None = None) -> _R:
+    """Return a request from the values of a JSON object; arguments and errors as for `parse`."""
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values, context=notes)
     except ValidationError as error:
         raise _parameter_error(error, values) from error
 
 
 def _parameter_error(error: ValidationError, values: Mapping[str, Any]) -> ApiError:
     # An alternative that does not fit at all says less than one that failed further in.
-    details = max(error.errors(include_url=False, include_context=False), key=lambda entry: len(entry["loc"]))
+    details = max(error.errors(include_url=False), key=lambda entry: len(entry["loc"]))
+    if details["type"] == _UNSUPPORTED:
+        param = ".".join(map(str, _path((*details["loc"], details.get("ctx", {})["name"]), values)))
+        return ApiError(400, f"unsupported parameter: {param} ({details['msg']})", param=param, code=_UNSUPPORTED)
     param = ".".join(map(str, _path(details["loc"], values))) or None
-    if details["type"] == "extra_forbidden":
-        return ApiError(400, f"unsupported parameter: {param}", param=param, code="unsupported_parameter")
     message = details["msg"].removeprefix("Value error, ")
     if param and not details["type"].startswith("value_error"):
         message = f"{param}: {message}"

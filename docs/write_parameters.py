@@ -1,0 +1,77 @@
+"""Write `docs/parameters.md`, what the server does with each parameter of a request, from the table in its code.
+
+Run it after a change there: `python docs/write_parameters.py`.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from phi3_onnx.runtime.server.parameters import PLACES, WARNING_HEADER, Parameter, path_of
+
+PAGE = Path(__file__).with_name("parameters.md")
+_HEAD = f"""\
+# Parameters of a request
+
+What the server does with the parameters of `POST /v1/chat/completions` and `POST /v1/completions`. A value of null
+counts as not given everywhere. A name that is on none of these lists is ignored, and the answer has a header
+`{WARNING_HEADER}` that names it; with `phi3-onnx serve --strict` it is refused with status 400. A model's name that is
+not the served one gets the same header, or status 404. The ranges of the options are in [options.md](options.md).
+`[]` stands for the entries of a list. This page is written by `docs/write_parameters.py`.
+"""
+_USED = """
+## Used
+"""
+_HINTS = """
+## Hints
+
+Accepted, since the answer is the same with and without them. At log level `debug` the server says once a client that it
+sends one.
+"""
+_REFUSED = """
+## Refused
+
+They would change the answer in a way that is not implemented: status 400 with the code `unsupported_parameter`, unless
+the value asks for nothing.
+"""
+_TOPS = ("chat", "completions")
+
+
+def page() -> str:
+    """Return the page."""
+    rows = list(_rows())
+    used = _table(("parameter", "of", "what it does"), [cells for kind, cells in rows if kind == "used"])
+    hints = _table(("parameter", "of", "why"), [cells for kind, cells in rows if kind == "hint"])
+    refused = _table(
+        ("parameter", "of", "asks for nothing", "why"), [cells for kind, cells in rows if kind == "refused"]
+    )
+    return "".join([_HEAD, _USED, used, _HINTS, hints, _REFUSED, refused])
+
+
+def _rows() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the kind and the cells of each parameter: once where both bodies have the same."""
+    first, second = (PLACES[top] for top in _TOPS)
+    for name, entry in first.items():
+        yield entry.kind, _cells(entry, "both" if second.get(name) == entry else "chat")
+    for name, entry in second.items():
+        if first.get(name) != entry:
+            yield entry.kind, _cells(entry, "completions")
+    for place, table in PLACES.items():
+        if place not in _TOPS:
+            for entry in table.values():
+                yield entry.kind, _cells(entry, "chat" if place != "stream_options" else "both", place)
+
+
+def _cells(entry: Parameter, of: str, place: str = "chat") -> tuple[str, ...]:
+    neutral = (", ".join(f"`{json.dumps(value)}`" for value in entry.neutral) or "null",)
+    name = f"`{path_of(place, entry.name)}`"
+    return (name, of, *(neutral if entry.kind == "refused" else ()), entry.note)
+
+
+def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,292 @@
+"""What a request may hold: the one table of parameters, told apart by what the server does with each.
+
+`used`: it works. `hint`: accepted, since the answer is the same with and without it. `refused`: it would change the
+answer in a way that is not implemented, so it is refused by name, unless its value asks for nothing. What no entry
+names is unknown: it is ignored with a warning, or refused by a strict server.
+
+A used parameter has a field of the same name in `requests`, whose classes name their `place` here. After a change,
+`docs/write_parameters.py` writes the page of the documentation.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from ...configs.options import OPTIONS
+
+Kind = Literal["used", "hint", "refused"]
+WARNING_HEADER = "X-Phi3-ONNX-Warning"
+_LONGEST_NAME = 64
+_MOST_NAMES = 16
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of one place."""
+
+    name: str
+    kind: Kind
+    note: str
+    """What it does, what it hints at, or why it is refused."""
+    neutral: tuple[Any, ...] = ()
+    """Values that ask for nothing, and count as not given. null always does."""
+    stands_for: str = ""
+    """The name of the parameter that this is another spelling of."""
+
+    def asks_for_nothing(self, value: Any) -> bool:
+        """Whether a value is one of the neutral ones."""
+        # True == 1 in Python, not in JSON; 0 and 0.0 are one number in both.
+        return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in self.neutral)
+
+
+@dataclass
+class Notes:
+    """What was found in one request besides the parameters that are used."""
+
+    strict: bool = False
+    """Whether unknown names are refused."""
+    hints: set[str] = field(default_factory=set)
+    unknown: dict[str, None] = field(default_factory=dict)
+    """In the order in which they were found."""
+    remarks: list[str] = field(default_factory=list)
+    """Further things to warn of."""
+
+    @property
+    def warning(self) -> str:
+        """What the client is warned of, as a value of `WARNING_HEADER`; empty where there is nothing."""
+        parts = list(self.remarks)
+        if self.unknown:
+            shown = [_printable(name) for name in list(self.unknown)[:_MOST_NAMES]]
+            more = len(self.unknown) - len(shown)
+            parts.append(f"unknown and ignored: {', '.join(shown)}" + (f" and {more} more" if more else ""))
+        return "; ".join(parts)
+
+
+def _printable(name: str) -> str:
+    """Return a client's word in characters that a header may hold."""
+    short = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "..."
+    return json.dumps(short)[1:-1].replace("\x7f", "\\u007f")
+
+
+def quoted(name: str) -> str:
+    """Return a client's word in quotes, short, in characters that a header may hold."""
+    return f"'{_printable(name)}'"
+
+
+class OnceAClient:
+    """Remembers which hints of which clients were logged; the latest ones, so that many clients take no memory."""
+
+    def __init__(self, most: int = 4096) -> None:
+        """Begin with none; `most` is how many are remembered."""
+        self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._most = most
+
+    def new(self, client: str, hints: Iterable[str]) -> list[str]:
+        """Return those of the hints that this client did not send before."""
+        found = [hint for hint in sorted(hints) if (client, hint) not in self._seen]
+        for hint in found:
+            self._seen[client, hint] = None
+        while len(self._seen) > self._most:
+            self._seen.popitem(last=False)
+        return found
+
+
+def _used(**notes: str) -> Iterator[Parameter]:
+    for name, note in notes.items():
+        yield Parameter(name, "used", note)
+
+
+def _hints(note: str, names: str) -> Iterator[Parameter]:
+    for name in names.split():
+        yield Parameter(name, "hint", note)
+
+
+def _refused(note: str, names: str, *neutral: Any) -> Iterator[Parameter]:
+    for name in names.split():
+        yield Parameter(name, "refused", note, neutral)
+
+
+def _place(*groups: Iterable[Parameter]) -> Mapping[str, Parameter]:
+    entries = [entry for group in groups for entry in group]
+    table = {entry.name: entry for entry in entries}
+    assert len(table) == len(entries), "a name is in the table twice"
+    return MappingProxyType(table)
+
+
+def _options() -> Iterator[Parameter]:
+    # -1 is how some clients write "no limit".
+    neutral = {"max_tokens": (-1,)}
+    for option in OPTIONS.values():
+        yield Parameter(option.name, "used", option.help, neutral.get(option.name, ()))
+
+
+_BOTH = (
+    *_options(),
+    *_used(
+        model="The model's name; where one package is served, any other name is answered with a warning.",
+        stream="Whether to send the answer piece by piece.",
+        stream_options="What a stream holds besides the answer.",
+        n="How many answers to a prompt; a seed counts up with each.",
+    ),
+    Parameter("best_of", "refused", "answers are not ranked; use n", (1,)),
+    *_hints("It says who asks, or where to bill and log it.", "user metadata safety_identifier request_id"),
+    *_hints(
+        "Caches of prompts work by themselves.",
+        "prompt_cache_key prompt_cache_retention prompt_cache_options cache_prompt cache_salt id_slot slot_id",
+    ),
+    *_hints("Answers are not stored.", "store"),
+    *_hints("There is one class of service.", "service_tier priority provider route transforms plugins models"),
+    *_hints("The model is loaded as long as the server runs.", "keep_alive ttl num_ctx num_keep"),
+    *_hints("The answer is the same without it; it could only be faster.", "prediction draft_model"),
+    *_hints("The usage and the timings are given as they are.", "usage timings_per_token return_progress"),
+    *_hints("It belongs to a system of the sender's that is not here.", "kv_transfer_params vllm_xargs"),
+    *_hints("llguidance is what compiles guidance.", "guided_decoding_backend"),
+    *_hints(
+        "It only matters beside a parameter that is refused.",
+        "mirostat_tau mirostat_eta dynatemp_exponent xtc_threshold dry_base dry_allowed_length dry_penalty_last_n "
+        "dry_sequence_breakers spaces_between_special_tokens",
+    ),
+    *_refused("not implemented; use temperature, top_p, top_k or min_p", "mirostat dynatemp_range", 0),
+    *_refused("not implemented; use temperature, top_p, top_k or min_p", "xtc_probability top_a", 0),
+    *_refused("not implemented; use temperature, top_p, top_k or min_p", "tfs_z", 1),
+    *_refused("not implemented; use temperature, top_p, top_k or min_p", "top_n_sigma", -1),
+    *_refused("the order of the steps is fixed", "samplers sampler_seq", []),
+    *_refused("not implemented; use repetition_penalty or frequency_penalty", "dry_multiplier", 0),
+    *_refused("the penalties count the whole text", "repeat_last_n", -1),
+    *_refused("there is no beam search", "use_beam_search", False),
+    *_refused("there is no beam search", "length_penalty", 1),
+    *_refused("there is no beam search", "early_stopping", False),
+    *_refused("not implemented; use stop", "stop_token_ids bad_words", []),
+    *_refused("not implemented; use logit_bias or guidance", "allowed_token_ids logits_processors", []),
+    *_refused("the stop text is left out of answers always", "include_stop_str_in_output", False),
+    *_refused("special tokens are left out of answers always", "skip_special_tokens", True),
+    *_refused("a prompt is not cut; shorten it", "truncate_prompt_tokens"),
+    *_refused("log probabilities are given for the answer alone", "prompt_logprobs", 0),
+    *_refused("log probabilities are given with logprobs", "n_probs", 0),
+    *_refused("log probabilities are the model's own", "post_sampling_probs", False),
+    *_refused("tokens are given as texts", "return_tokens_as_token_ids return_token_ids", False),
+    *_refused("adapters are not chosen in a request", "lora", []),
+)
+
+PLACES: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
+    {
+        "chat": _place(
+            _BOTH,
+            _used(
+                messages="The conversation, oldest message first.",
+                max_completion_tokens="The same as max_tokens.",
+                logprobs="Whether to give the log probability of each token.",
+                top_logprobs="How many of the most likely tokens to give at each place, 0 to 20.",
+                response_format="`text`, `json_object`, or `json_schema` with a schema.",
+                tool_choice="`none`, `auto`, `required`, or a function by name.",
+                parallel_tool_calls="Whether an answer may hold more than one call.",
+            ),
+            [Parameter("tools", "used", "Functions that the model may call.", ([],))],
+            _hints(
+                "The model does not reason apart from its answer.",
+                "reasoning reasoning_effort include_reasoning reasoning_format reasoning_split thinking "
+                "thinking_budget thinking_token_budget enable_thinking",
+            ),
+            _hints("How long an answer is, is the model's matter.", "verbosity"),
+            _hints("The model has no images or sounds.", "mm_processor_kwargs"),
+            _refused("the model answers in text alone", "modalities", ["text"]),
+            _refused("the model answers in text alone", "audio"),
+            _refused("the model does not search the web", "web_search_options search_parameters"),
+            _refused("not implemented; put them into a message", "documents", []),
+            _refused("it was replaced by tools", "functions", []),
+            _refused("it was replaced by tool_choice", "function_call", "none"),
+            _refused("the package's own template is used always", "chat_template"),
+            _refused("the chat template puts special tokens in", "add_special_tokens", False),
+            _refused("not implemented for chats; use /v1/completions", "echo", False),
+            _refused("not implemented", "logit_bias", {}),
+        ),
+        "completions": _place(
+            _BOTH,
+            _used(
+                prompt="A text or token ids, or up to 64 of them.",
+            ),
+            [
+                Parameter(
+                    "logprobs",
+                    "used",
+                    "Give the log probability of each token, and of this many most likely ones, 0 to 20.",
+                    (False,),
+                )
+            ],
+            _refused("the model writes what comes next, not what stands between", "suffix", ""),
+            _refused("the tokenizer's special tokens are put in always", "add_special_tokens", True),
+            _refused("not implemented", "logit_bias", {}),
+            _refused("not implemented", "echo", False),
+            _refused("/v1/completions gives free text; use /v1/chat/completions", "response_format", {"type": "text"}),
+            _refused("/v1/completions knows no tools; use /v1/chat/completions", "tools", []),
+        ),
+        "stream_options": _place(
+            _used(include_usage="End the stream with the count of its tokens."),
+            _hints("It pads events against eavesdroppers; the answer is the same.", "include_obfuscation"),
+        ),
+        "messages[]": _place(
+            _used(
+                role="`system`, `developer` (the same), `user`, `assistant`, or `tool`.",
+                content="The text, as one or in parts.",
+                name="Who speaks, where the chat template reads it.",
+                tool_calls="An assistant's calls.",
+                tool_call_id="The call that a `tool` message answers.",
+            ),
+            _hints(
+                "It came with an earlier answer of some server, and is not part of its text.",
+                "refusal annotations reasoning_content reasoning reasoning_details thinking_blocks "
+                "provider_specific_fields parsed images",
+            ),
+            _hints("Caches of prompts work by themselves.", "cache_control"),
+            _refused("the model reads text alone", "audio"),
+            _refused("it was replaced by tool_calls", "function_call"),
+        ),
+        "messages[].content[]": _place(
+            _used(type="`text`.", text="The text."),
+            _hints("Caches of prompts work by themselves.", "cache_control"),
+            _hints("It came with an earlier answer of some server.", "annotations id"),
+        ),
+        "messages[].tool_calls[]": _place(
+            _used(id="The call's id.", type="`function`.", function="The function and its arguments."),
+            _hints("It says where in a stream the call was.", "index"),
+            _hints("It came with an earlier answer of some server.", "provider_specific_fields extra_content"),
+        ),
+        "messages[].tool_calls[].function": _place(
+            _used(name="The function's name.", arguments="Its arguments, as JSON in a text."),
+            _hints("It came with an earlier answer of some server.", "parsed_arguments provider_specific_fields"),
+        ),
+        "tools[]": _place(
+            _used(type="`function`.", function="The function."),
+            _hints("Caches of prompts work by themselves.", "cache_control"),
+        ),
+        "tools[].function": _place(
+            _used(
+                name="Its name: letters, digits, `_`, `.`, `-`.",
+                description="What it does, for the model.",
+                parameters="Its parameters, as a JSON schema.",
+                strict="Whether the arguments must follow the schema.",
+            ),
+        ),
+        "tool_choice": _place(_used(type="`function`.", function="Which one.")),
+        "tool_choice.function": _place(_used(name="The function's name.")),
+        "response_format": _place(_used(type="Which kind.", json_schema="The schema.")),
+        "response_format.json_schema": _place(
+            _used(schema="The JSON schema that the answer must follow."),
+            _hints(
+                "An answer follows the schema always; its name and description do not reach the model.",
+                "name strict description",
+            ),
+        ),
+    }
+)
+"""The parameters by where they stand in the body: `chat` and `completions` are its top."""
+
+_TOPS = frozenset({"chat", "completions"})
+
+
+def path_of(place: str, name: str) -> str:
+    """Return how a parameter is called in a warning."""
+    return name if place in _TOPS else f"{place}.{name}"
