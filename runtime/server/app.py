@@ -52,6 +52,7 @@ def create_app(engine: EngineProcess, settings: Settings) -> Starlette:
         Route("/v1/models/{model:path}", server.model, methods=["GET"]),
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
         Route("/v1/completions", server.complete, methods=["POST"]),
+        Route("/v1/embeddings", server.embeddings, methods=["POST"]),
     ]
     middleware = [Middleware(Counted, metrics=server.metrics, paths=[route.path for route in routes])]
     if settings.cors:
@@ -172,6 +173,15 @@ class Server:
         reply = CompletionReply(body, self._name(info))
         return await self._answer(request, body.prompts, body.n, options, body.stream, reply)
 
+    async def embeddings(self, request: Request) -> Response:
+        """`POST /v1/embeddings`: always 501, with the reason."""
+        await self._body(request)
+        raise ApiError(
+            501,
+            "this server has no embeddings: a language model's hidden states make poor ones; use an embedding model",
+            code="embeddings_not_supported",
+        )
+
     async def _answer(
         self,
         request: Request,
@@ -272,6 +282,7 @@ class Server:
             "created": int(self._started),
             "owned_by": "phi3-onnx",
             "context_length": info.context_length,
+            "max_model_len": info.context_length,  # the name that clients of vLLM look for
         }
 
 
