@@ -21,11 +21,11 @@ from ...configs import UsageError
 from .errors import ApiError, api_error, unavailable
 from .guard import Counted, Guard
 from .limits import GuidanceTrials
-from .messages import Accepted, Finished, Job, Prompt, Ready, Refused
+from .messages import Accepted, Finished, Job, Prompt, Ready, Refused, Tokenized
 from .metrics import Metrics
 from .process import Answers, EngineProcess
 from .replies import ChatReply, CompletionReply, Reply, usage
-from .requests import ChatRequest, CompletionRequest, parse
+from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, parse
 from .settings import Settings
 from .streaming import Events, EventStream
 from .tools import conversation, guidance
@@ -52,6 +52,8 @@ def create_app(engine: EngineProcess, settings: Settings) -> Starlette:
         Route("/v1/models/{model:path}", server.model, methods=["GET"]),
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
         Route("/v1/completions", server.complete, methods=["POST"]),
+        Route("/tokenize", server.tokenize, methods=["POST"]),
+        Route("/detokenize", server.detokenize, methods=["POST"]),
         Route("/v1/embeddings", server.embeddings, methods=["POST"]),
     ]
     middleware = [Middleware(Counted, metrics=server.metrics, paths=[route.path for route in routes])]
@@ -172,6 +174,36 @@ class Server:
             options["logprobs"] = body.logprobs
         reply = CompletionReply(body, self._name(info))
         return await self._answer(request, body.prompts, body.n, options, body.stream, reply)
+
+    async def tokenize(self, request: Request) -> Response:
+        """`POST /tokenize`: the tokens that a prompt of `/v1/completions` has."""
+        body = parse(TokenizeRequest, await self._body(request))
+        tokens = (await self._tokenized(request, body.model, body.prompt)).tokens[0]
+        return JSONResponse({"count": len(tokens), "max_model_len": self._info().context_length, "tokens": tokens})
+
+    async def detokenize(self, request: Request) -> Response:
+        """`POST /detokenize`: the text of token ids, special tokens included."""
+        body = parse(DetokenizeRequest, await self._body(request))
+        context = self._info().context_length
+        if len(body.tokens) > context:  # all answers wait while they are decoded
+            raise ApiError(
+                400,
+                f"tokens must hold at most {context} ids, as the context does; got {len(body.tokens)}",
+                param="tokens",
+                code="context_length_exceeded",
+            )
+        return JSONResponse({"prompt": (await self._tokenized(request, body.model, tuple(body.tokens))).texts[0]})
+
+    async def _tokenized(self, request: Request, model: str | None, prompt: Prompt) -> Tokenized:
+        self._check_model(model, self._info())
+        answers = self._submit(Job(0, (prompt,), 1, {}, stream=False, tokens_only=True))
+        try:
+            first = await _unless_gone(request, answers.accepted())
+        finally:
+            self._engine.cancel(answers)
+        if isinstance(first, Refused):
+            raise api_error(first)
+        return first
 
     async def embeddings(self, request: Request) -> Response:
         """`POST /v1/embeddings`: always 501, with the reason."""

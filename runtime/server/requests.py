@@ -134,6 +134,21 @@ class CompletionRequest(_Generation):
         return tuple(entry if isinstance(entry, str) else tuple(entry) for entry in self.prompt)  # pyright: ignore[reportArgumentType]
 
 
+class TokenizeRequest(_Strict):
+    """The body of `POST /tokenize`."""
+
+    neutral = MappingProxyType({"add_special_tokens": (True,), "return_token_strs": (False,)})
+    model: str | None = None
+    prompt: str = Field(max_length=2**24)
+
+
+class DetokenizeRequest(_Strict):
+    """The body of `POST /detokenize`."""
+
+    model: str | None = None
+    tokens: list[int] = Field(max_length=2**24)
+
+
 class TextPart(_Strict):
     """A part of a message's content."""
 
