@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..configs.options import OPTIONS, Option
+from ..configs.sizes import size
 from .provider_library import provider_library
 from .screen import notice, quiet, warn_of_clashing_wheels
 
@@ -110,13 +111,12 @@ class Loading:
         """
         from ..runtime import load
         from ..runtime.model import load_to_batch
-        from ..runtime.providers.hardware import format_bytes
 
         folder = self.find(package)
         warn_of_clashing_wheels(self.provider)
         how = asdict(self)
         model = load_to_batch(folder, **how, notify=notice) if to_batch else load(folder, **how)
-        model.on_reserve = lambda tokens, size: notice(f"KV cache: {format_bytes(size)} for {tokens} tokens")
+        model.on_reserve = lambda tokens, taken: notice(f"KV cache: {size(taken)} for {tokens} tokens")
         notice(f"{model.package.name} on {model.provider} ({model.choice})")
         return model
 

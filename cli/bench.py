@@ -5,8 +5,9 @@ from dataclasses import asdict
 
 import click
 
+from ..configs.sizes import size
 from .provider_library import provider_library
-from .screen import size, warn_of_clashing_wheels
+from .screen import warn_of_clashing_wheels
 
 
 @click.command()

@@ -2,8 +2,9 @@
 
 import click
 
+from ..configs.sizes import size
 from .requirements import require_export
-from .screen import notice, size
+from .screen import notice
 
 QUESTION = "What is the capital of France, and what is it known for?"
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .screen import notice, size
+from ..configs.sizes import size
+from .screen import notice
 
 if TYPE_CHECKING:
     from ..runtime.providers.devices import Device

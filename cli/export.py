@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..configs import PackageError, read_manifest
+from ..configs.sizes import size
 from .quantization_options import calibration_options, chosen_target, quantization_options
-from .screen import notice, size, stage_bars
+from .screen import notice, stage_bars
 
 if TYPE_CHECKING:
     from ..configs import Target

@@ -4,8 +4,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..configs.sizes import size
 from ..configs.target import describe_scheme
-from .screen import size
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from .screen import notice, size
+from ..configs.sizes import size
+from .screen import notice
 
 
 @click.command()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..configs.sizes import size
+
 if TYPE_CHECKING:  # chat and generate print notices too, and start faster without rich
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -40,13 +42,6 @@ def warn_of_clashing_wheels(provider: str) -> None:
 def reply(text: str) -> None:
     """Print a line that was asked for, beside the results in the pipe."""
     click.echo(text, err=True)
-
-
-def size(count: int) -> str:
-    """Return a number of bytes as people read it, in powers of 1000: `2.49 GB`."""
-    from rich.filesize import decimal
-
-    return decimal(count, precision=2)
 
 
 def console(*, stderr: bool = False) -> "Console":

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from .screen import notice, size
+from ..configs.sizes import size
+from .screen import notice
 
 
 @click.command()

@@ -13,7 +13,8 @@ PAGE = Path(__file__).with_name("parameters.md")
 _HEAD = f"""\
 # Parameters of a request
 
-What the server does with the parameters of `POST /v1/chat/completions` and `POST /v1/completions`. A value of null
+What the server does with the parameters of `POST /v1/chat/completions`, `POST /v1/completions`,
+`POST /tokenize` and `POST /detokenize`. A value of null
 counts as not given everywhere. A name that is on none of these lists is ignored, and the answer has a header
 `{WARNING_HEADER}` that names it; with `phi3-onnx serve --strict` it is refused with status 400. A model's name that is
 not the served one gets the same header, or status 404. The ranges of the options are in [options.md](options.md).
@@ -35,6 +36,7 @@ They would change the answer in a way that is not implemented: status 400 with t
 the value asks for nothing.
 """
 _TOPS = ("chat", "completions")
+_OF = {"stream_options": "both", "tokenize": "tokenize", "detokenize": "detokenize"}
 
 
 def page() -> str:
@@ -59,7 +61,7 @@ def _rows() -> Iterator[tuple[str, tuple[str, ...]]]:
     for place, table in PLACES.items():
         if place not in _TOPS:
             for entry in table.values():
-                yield entry.kind, _cells(entry, "chat" if place != "stream_options" else "both", place)
+                yield entry.kind, _cells(entry, _OF.get(place, "chat"), place)
 
 
 def _cells(entry: Parameter, of: str, place: str = "chat") -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import jinja2
 
 from ..configs import Manifest, UsageError
 from ..configs.extras import extra_for
+from ..configs.sizes import size
 
 _TEMPLATE = "model_card.md.jinja"
 _PROVIDERS = {"cpu": "CPU, mobile", "cuda": "CUDA", "dml": "DirectML"}
@@ -89,7 +90,7 @@ def model_card(
 
 def _package(entry: Entry) -> dict[str, Any]:
     manifest = entry.manifest
-    size = sum(file.size for file in manifest.files.values())
+    total = sum(file.size for file in manifest.files.values())
     return {
         "path": entry.path,
         "target": manifest.target.name,
@@ -97,7 +98,7 @@ def _package(entry: Entry) -> dict[str, Any]:
         "provider": _PROVIDERS[manifest.provider],
         "weights": manifest.target.weights,
         "io_dtype": manifest.io_dtype,
-        "size": f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB",
+        "size": size(total),
         "bits_per_weight": f"{manifest.bits_per_weight:.2f}",
         **_verification(manifest),
     }

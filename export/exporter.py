@@ -25,7 +25,8 @@ from ..configs import (
 )
 from ..configs.exchange import put_in_place
 from ..configs.manifest import MANIFEST_NAME, FileEntry, file_sha256
-from .package.destination import amount, building, check_destination
+from ..configs.sizes import size
+from .package.destination import building, check_destination
 from .package.genai_config import end_tokens, genai_config
 from .sources.checkpoint import Checkpoint
 from .sources.open import open_checkpoint
@@ -209,7 +210,7 @@ def run_export(plan: ExportPlan, *, verify: Verify | None = None, progress: Prog
             _write(plan, folder, report)
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                message = f"the disk of {plan.output} is full; {amount(plan.package_bytes)} are needed"
+                message = f"the disk of {plan.output} is full; {size(plan.package_bytes)} are needed"
                 raise OutputError(message) from error
             raise OutputError(f"{plan.output} cannot be written: {error}") from error
         if verify is not None:

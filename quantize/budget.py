@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..configs import ModelConfig, Quantization, UsageError, WeightScheme
+from ..configs.sizes import size
 from ..configs.target import IoDtype
 from .calibrate import Progress, Read, embed_samples
 from .decoder_layer import LINEARS, DecoderLayers
@@ -68,9 +69,8 @@ def allocate(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, 
     chosen = {name: min(each, key=lambda option: option.num_bytes) for name, each in options.items()}
     left = budget - sum(option.num_bytes for option in chosen.values())
     if left < 0:
-        least = (budget - left) / 1e6
         raise UsageError(
-            f"the budget leaves {max(budget, 0) / 1e6:.1f} MB for the decoder layers, which take {least:.1f} MB "
+            f"the budget leaves {size(max(budget, 0))} for the decoder layers, which take {size(budget - left)} "
             "at the least; raise --budget"
         )
     while True:

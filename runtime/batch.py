@@ -10,13 +10,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..configs import PackageError, Phi3OnnxError, ProviderError, UsageError
+from ..configs.sizes import size
 from .core import ModelCore
 from .decoding.generation import Options
 from .decoding.kvcache import KvCache, check_memory
 from .decoding.response import Chunk, Response, last_response
 from .engines.ort import OrtEngine
 from .engines.together import Together
-from .providers.hardware import format_bytes
 
 DEFAULT_BATCH = 8
 """How many prompts are answered side by side where nothing else is asked for."""
@@ -215,15 +215,15 @@ def _tokens_needed(model: ModelCore, job: Job, free: int | None) -> int:
 
 def _affordable_rows(model: ModelCore, rows: int, capacity: int, free: int | None, notify: Notify) -> int:
     """Return for how many rows of `capacity` tokens there is memory, and say how much of it they take."""
-    size = capacity * model.package.kv_bytes_per_token
-    if free is not None and rows * size > free:
-        fitting = max(1, free // size)
+    each = capacity * model.package.kv_bytes_per_token
+    if free is not None and rows * each > free:
+        fitting = max(1, free // each)
         notify(
-            f"{rows} KV caches of {capacity} tokens take {format_bytes(rows * size)} and {format_bytes(free)} of "
+            f"{rows} KV caches of {capacity} tokens take {size(rows * each)} and {size(free)} of "
             f"memory are free; {fitting} at a time"
         )
         rows = fitting
-    notify(f"KV cache: {format_bytes(rows * size)} for {rows} times {capacity} tokens")
+    notify(f"KV cache: {size(rows * each)} for {rows} times {capacity} tokens")
     return rows
 
 

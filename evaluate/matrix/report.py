@@ -7,6 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ...configs.manifest import origin
+from ...configs.sizes import size
 from ..parity.verification import Row
 from .cells import Cell, Matrix, PackageReport
 
@@ -25,8 +26,8 @@ def table_rows(matrix: Matrix) -> list[tuple[str, ...]]:
 
 def _table_row(cell: Cell, package: PackageReport) -> tuple[str, ...]:
     kl, top1, greedy = (_figure(cell, name) for name in ("mean_kl", "top1_agreement", "greedy_agreement"))
-    size = f"{package.size / 1e6:.0f} MB" if package.folder else "-"
-    return (cell.target, cell.provider, cell.outcome, kl, top1, greedy, *_speeds(cell), size, _reason(cell))
+    disk = size(package.size) if package.folder else "-"
+    return (cell.target, cell.provider, cell.outcome, kl, top1, greedy, *_speeds(cell), disk, _reason(cell))
 
 
 def _reason(cell: Cell) -> str:

@@ -10,6 +10,7 @@ from ...configs import OutputError
 from ...configs.exchange import LOCK, PARTIAL, beside, put_in_place, settle, settle_locked
 from ...configs.locks import Lock, lock_owner, try_lock
 from ...configs.manifest import MANIFEST_NAME
+from ...configs.sizes import size
 
 _LONGEST_NAME = 255
 """Bytes, of Linux's file systems, macOS' and Windows' (characters, there)."""
@@ -49,15 +50,10 @@ def check_destination(output: Path, needed_bytes: int, *, force: bool) -> Path:
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
         raise OutputError(
-            f"{parent} has {amount(free)} free, the package needs {amount(needed_bytes)}; "
+            f"{parent} has {size(free)} free, the package needs {size(needed_bytes)}; "
             "free some space or name another folder with -o"
         )
     return output
-
-
-def amount(count: int) -> str:
-    """Return a number of bytes in GB, or in MB where that would be 0.0."""
-    return f"{count / 1e9:.2f} GB" if count >= 10**8 else f"{count / 1e6:.2f} MB"
 
 
 def _check_names(output: Path) -> None:

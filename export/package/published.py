@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ...configs import OutputError, SourceError, Target, read_manifest, store_folder
 from ...configs.manifest import MANIFEST_NAME, check_files
+from ...configs.sizes import size
 from ...configs.target import published
 from ..sources.hub import explained
 from ..sources.naming import short_name
@@ -103,7 +104,7 @@ def pull(
         name = stated
     folder = output or store_folder(short_name(repository.rpartition("/")[2]), name)
     folder = check_destination(folder, sum(wanted.values()), force=force)
-    notify(f"fetching {inside or repository}: {sum(wanted.values()) / 1e9:.2f} GB in {len(wanted)} files")
+    notify(f"fetching {inside or repository}: {size(sum(wanted.values()))} in {len(wanted)} files")
     snapshot = _snapshot(repository, commit, token, list(wanted)) / inside
     with building(folder) as partial:
         for name in wanted:

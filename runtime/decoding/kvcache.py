@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 import numpy as np
 
 from ...configs import EngineError, UsageError
-from ..providers.hardware import format_bytes
+from ...configs.sizes import size
 from .engine import Engine, GuidedDraws, TokenSequence
 
 
@@ -233,8 +233,8 @@ def check_memory(tokens: int, bytes_per_token: int, free: int | None) -> None:
     """
     if free is not None and tokens * bytes_per_token > free:
         raise UsageError(
-            f"the KV cache of {tokens} tokens takes {format_bytes(tokens * bytes_per_token)} and {format_bytes(free)} "
-            "of memory are free; ask for fewer tokens (--max-tokens) or shorten the prompt"
+            f"the KV cache of {tokens} tokens takes {size(tokens * bytes_per_token)} and {size(free)} of "
+            "memory are free; ask for fewer tokens (--max-tokens) or shorten the prompt"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ...configs import Phi3OnnxError, list_packages
 from ...configs.extras import cuda_library, cuda_of, extra, least_driver
 from ...configs.releases import RANGES, release, version_problem
+from ...configs.sizes import size
 from ...configs.store import cache_folder, home
 from . import plugins
 from .choice import remedy
@@ -116,9 +117,12 @@ def examine() -> Report:
     problems = [*wheel_problems(wheels), *version_problems(RANGES), *cuda_problems(wheels, devices)]
     problems += [*_import_problems(), *library_problems(), *provider_problems(trials, devices)]
     if store.free_bytes < _LITTLE_DISK:
-        free = f"{store.free_bytes / 1e9:.1f} GB"
         problems.append(
-            Problem("warning", f"the disk of {store.path} has {free} left", "free some, or set PHI3_ONNX_HOME")
+            Problem(
+                "warning",
+                f"the disk of {store.path} has {size(store.free_bytes)} left",
+                "free some, or set PHI3_ONNX_HOME",
+            )
         )
     return Report(
         python=f"{platform.python_implementation()} {platform.python_version()}",

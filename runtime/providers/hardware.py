@@ -67,12 +67,3 @@ def _reclaimable() -> int:
         return 0
     fields = dict(line.split(maxsplit=1) for line in lines if " " in line)
     return int(fields.get("inactive_file", 0)) + int(fields.get("active_file", 0))
-
-
-def format_bytes(count: float) -> str:
-    """Return a size for people, in binary units: `512 B`, `3.2 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -21,12 +21,12 @@ from ...configs import UsageError
 from .errors import ApiError, api_error, unavailable
 from .guard import Counted, Guard
 from .limits import GuidanceTrials
-from .messages import Accepted, Finished, Job, Prompt, Ready, Refused
+from .messages import Accepted, Finished, Job, Prompt, Ready, Refused, Tokenized
 from .metrics import Metrics
 from .parameters import WARNING_HEADER, Notes, OnceAClient, quoted
 from .process import Answers, EngineProcess
 from .replies import ChatReply, CompletionReply, Reply, usage
-from .requests import ChatRequest, CompletionRequest, parse
+from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, parse
 from .settings import Settings
 from .streaming import Events, EventStream
 from .tools import conversation, guidance
@@ -53,6 +53,9 @@ def create_app(engine: EngineProcess, settings: Settings) -> Starlette:
         Route("/v1/models/{model:path}", server.model, methods=["GET"]),
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
         Route("/v1/completions", server.complete, methods=["POST"]),
+        Route("/tokenize", server.tokenize, methods=["POST"]),
+        Route("/detokenize", server.detokenize, methods=["POST"]),
+        Route("/v1/embeddings", server.embeddings, methods=["POST"]),
     ]
     middleware = [Middleware(Counted, metrics=server.metrics, paths=[route.path for route in routes])]
     if settings.cors:
@@ -188,6 +191,49 @@ class Server:
                 _LOG.debug("%s sends %s, which has no effect on answers", client, hint)
         return response
 
+    async def tokenize(self, request: Request) -> Response:
+        """`POST /tokenize`: the tokens that a prompt of `/v1/completions` has."""
+        notes = Notes(self._settings.strict)
+        body = parse(TokenizeRequest, await self._body(request), notes)
+        tokens = (await self._tokenized(request, body.model, body.prompt, notes)).tokens[0]
+        table = {"count": len(tokens), "max_model_len": self._info().context_length, "tokens": tokens}
+        return self._noted(request, JSONResponse(table), notes)
+
+    async def detokenize(self, request: Request) -> Response:
+        """`POST /detokenize`: the text of token ids, special tokens included."""
+        notes = Notes(self._settings.strict)
+        body = parse(DetokenizeRequest, await self._body(request), notes)
+        context = self._info().context_length
+        if len(body.tokens) > context:  # all answers wait while they are decoded
+            raise ApiError(
+                400,
+                f"tokens must hold at most {context} ids, as the context does; got {len(body.tokens)}",
+                param="tokens",
+                code="context_length_exceeded",
+            )
+        found = await self._tokenized(request, body.model, tuple(body.tokens), notes)
+        return self._noted(request, JSONResponse({"prompt": found.texts[0]}), notes)
+
+    async def _tokenized(self, request: Request, model: str | None, prompt: Prompt, notes: Notes) -> Tokenized:
+        self._check_model(model, self._info(), notes)
+        answers = self._submit(Job(0, (prompt,), 1, {}, stream=False, tokens_only=True))
+        try:
+            first = await _unless_gone(request, answers.accepted())
+        finally:
+            self._engine.cancel(answers)
+        if isinstance(first, Refused):
+            raise api_error(first)
+        return first
+
+    async def embeddings(self, request: Request) -> Response:
+        """`POST /v1/embeddings`: always 501, with the reason."""
+        await self._body(request)
+        raise ApiError(
+            501,
+            "this server has no embeddings: a language model's hidden states make poor ones; use an embedding model",
+            code="embeddings_not_supported",
+        )
+
     async def _answer(
         self,
         request: Request,
@@ -292,6 +338,7 @@ class Server:
             "created": int(self._started),
             "owned_by": "phi3-onnx",
             "context_length": info.context_length,
+            "max_model_len": info.context_length,  # the name that clients of vLLM look for
         }
 
 

@@ -31,6 +31,8 @@ class Job:
     """As for `Model.options`; a seed counts up with each choice of a prompt."""
     stream: bool
     """Whether to send the answer piece by piece, or whole at its end."""
+    tokens_only: bool = False
+    """Whether to return the prompts' tokens (`Tokenized`) instead of answers."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,15 @@ class Accepted:
     id: int
     prompt_tokens: int
     """Of all prompts together."""
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """The tokens of each prompt of a job, and the text of each, special tokens included; the job is complete."""
+
+    id: int
+    tokens: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,6 @@ class Refused:
     message: str
 
 
-FromEngine = Ready | LoadFailed | Accepted | Piece | Finished | Refused
+FromEngine = Ready | LoadFailed | Accepted | Tokenized | Piece | Finished | Refused
 Event = Piece | Finished | Refused
 """What a job comes to, after it was accepted."""

@@ -33,8 +33,6 @@ class Parameter:
     """What it does, what it hints at, or why it is refused."""
     neutral: tuple[Any, ...] = ()
     """Values that ask for nothing, and count as not given. null always does."""
-    stands_for: str = ""
-    """The name of the parameter that this is another spelling of."""
 
     def asks_for_nothing(self, value: Any) -> bool:
         """Whether a value is one of the neutral ones."""
@@ -169,6 +167,15 @@ _BOTH = (
     *_refused("log probabilities are the model's own", "post_sampling_probs", False),
     *_refused("tokens are given as texts", "return_tokens_as_token_ids return_token_ids", False),
     *_refused("adapters are not chosen in a request", "lora", []),
+    *_refused("not implemented; use temperature, top_p, top_k or min_p", "typical_p", 1),
+    *_refused("not implemented under this name; use repetition_penalty", "repeat_penalty", 1),
+    *_refused("an answer ends where the model ends it, or at max_tokens", "ignore_eos", False),
+    *_refused("an answer ends where the model ends it", "min_tokens", 0),
+    *_refused("not implemented", "logit_bias", {}),
+    *_refused(
+        "not implemented under this name; use response_format with json_schema",
+        "grammar regex json_schema guided_json guided_regex guided_choice guided_grammar structured_outputs",
+    ),
 )
 
 PLACES: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
@@ -200,8 +207,10 @@ PLACES: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
             _refused("it was replaced by tool_choice", "function_call", "none"),
             _refused("the package's own template is used always", "chat_template"),
             _refused("the chat template puts special tokens in", "add_special_tokens", False),
-            _refused("not implemented for chats; use /v1/completions", "echo", False),
-            _refused("not implemented", "logit_bias", {}),
+            _refused("not implemented", "echo", False),
+            _refused("the chat template gets no values of a request's own", "chat_template_kwargs", {}),
+            _refused("an answer is always a new message", "continue_final_message", False),
+            _refused("an answer is always a new message", "add_generation_prompt", True),
         ),
         "completions": _place(
             _BOTH,
@@ -218,7 +227,6 @@ PLACES: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
             ],
             _refused("the model writes what comes next, not what stands between", "suffix", ""),
             _refused("the tokenizer's special tokens are put in always", "add_special_tokens", True),
-            _refused("not implemented", "logit_bias", {}),
             _refused("not implemented", "echo", False),
             _refused("/v1/completions gives free text; use /v1/chat/completions", "response_format", {"type": "text"}),
             _refused("/v1/completions knows no tools; use /v1/chat/completions", "tools", []),
@@ -226,7 +234,15 @@ PLACES: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
         "stream_options": _place(
             _used(include_usage="End the stream with the count of its tokens."),
             _hints("It pads events against eavesdroppers; the answer is the same.", "include_obfuscation"),
+            _refused("usage comes at the end of a stream; use include_usage", "continuous_usage_stats", False),
         ),
+        "tokenize": _place(
+            _used(model="The model's name.", prompt="The text."),
+            _refused("not implemented; render the chat template and send the prompt", "messages"),
+            _refused("special tokens are put in as the tokenizer does it", "add_special_tokens", True),
+            _refused("the answer holds token ids", "return_token_strs", False),
+        ),
+        "detokenize": _place(_used(model="The model's name.", tokens="The token ids.")),
         "messages[]": _place(
             _used(
                 role="`system`, `developer` (the same), `user`, `assistant`, or `tool`.",
@@ -282,9 +298,9 @@ PLACES: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
         ),
     }
 )
-"""The parameters by where they stand in the body: `chat` and `completions` are its top."""
+"""The parameters by where they stand in the body: `_TOPS` are its top."""
 
-_TOPS = frozenset({"chat", "completions"})
+_TOPS = frozenset({"chat", "completions", "tokenize", "detokenize"})
 
 
 def path_of(place: str, name: str) -> str:

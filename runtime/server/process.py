@@ -10,7 +10,19 @@ from typing import Any, Literal
 
 from ...configs import EngineError, Phi3OnnxError
 from .channel import WebEnd, socket_pair
-from .messages import Accepted, Cancel, Event, Finished, FromEngine, Job, LoadFailed, Ready, Refused, Shutdown
+from .messages import (
+    Accepted,
+    Cancel,
+    Event,
+    Finished,
+    FromEngine,
+    Job,
+    LoadFailed,
+    Ready,
+    Refused,
+    Shutdown,
+    Tokenized,
+)
 from .worker import run_engine
 
 _LOG = logging.getLogger(__name__)
@@ -36,25 +48,25 @@ class Answers:
         self.job = job
         self.started = time.monotonic()
         self._events: list[Event] = []
-        self._accepted: asyncio.Future[Accepted | Refused] = asyncio.get_running_loop().create_future()
+        self._accepted: asyncio.Future[Accepted | Refused | Tokenized] = asyncio.get_running_loop().create_future()
         self._arrived = asyncio.Event()
         self.listener: Callable[[], None] | None = None
         """Called after each event, instead of waking whoever waits in `next`."""
 
-    def put(self, event: "Accepted | Event") -> None:
-        """Add an event; the first is `Accepted` or `Refused`."""
+    def put(self, event: "Accepted | Tokenized | Event") -> None:
+        """Add an event; the first is `Accepted`, `Tokenized` or `Refused`."""
         if not self._accepted.done():
-            assert isinstance(event, Accepted | Refused)
+            assert isinstance(event, Accepted | Refused | Tokenized)
             self._accepted.set_result(event)
             return
-        assert not isinstance(event, Accepted)
+        assert not isinstance(event, Accepted | Tokenized)
         self._events.append(event)
         if self.listener:
             self.listener()
         else:
             self._arrived.set()
 
-    async def accepted(self) -> Accepted | Refused:
+    async def accepted(self) -> Accepted | Refused | Tokenized:
         """Wait for the first event: whether the engine takes the job."""
         return await self._accepted
 
@@ -194,7 +206,7 @@ class EngineProcess:
             else:
                 _LOG.error("the model cannot be loaded again: %s", message.message)
         elif answers := self._jobs.get(message.id):
-            if isinstance(message, Refused) or (isinstance(message, Finished) and message.last):
+            if isinstance(message, Refused | Tokenized) or (isinstance(message, Finished) and message.last):
                 del self._jobs[message.id]
             answers.put(message)
 

@@ -136,6 +136,22 @@ class CompletionRequest(_Generation):
         return tuple(entry if isinstance(entry, str) else tuple(entry) for entry in self.prompt)  # pyright: ignore[reportArgumentType]
 
 
+class TokenizeRequest(_Part):
+    """The body of `POST /tokenize`."""
+
+    place = "tokenize"
+    model: str | None = None
+    prompt: str = Field(max_length=2**24)
+
+
+class DetokenizeRequest(_Part):
+    """The body of `POST /detokenize`."""
+
+    place = "detokenize"
+    model: str | None = None
+    tokens: list[int] = Field(max_length=2**24)
+
+
 class TextPart(_Part):
     """A part of a message's content."""
 

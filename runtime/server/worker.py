@@ -34,6 +34,7 @@ from .messages import (
     Refused,
     Shutdown,
     ToEngine,
+    Tokenized,
     TokenText,
 )
 from .prompts import ContextError, Prompts, Tokens
@@ -213,6 +214,14 @@ class Scheduler:
         self._send(Refused(job, kind, reason))
 
     def _accept(self, job: Job, prompts: Tokens) -> None:
+        if job.tokens_only:
+            # A text is not decoded again: it may be long, and all answers wait meanwhile.
+            texts = (
+                given if isinstance(given, str) else self._model.tokenizer.decode(tokens, skip_special=False)
+                for given, tokens in zip(job.prompts, prompts, strict=True)
+            )
+            self._send(Tokenized(job.id, prompts, tuple(texts)))
+            return
         options = self._model.options(**job.options)
         for prompt in prompts:
             try:

@@ -47,7 +47,7 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_with_both_numbers(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"[GM]B free, the package needs 1000000\.00 GB"):
+    with pytest.raises(OutputError, match=r"[GM]B free, the package needs 1\.00 PB"):
         check_destination(tmp_path / "new", 10**15, force=False)
 
 

@@ -39,10 +39,3 @@ def test_memory_is_what_the_container_has_left(monkeypatch, tmp_path):
     assert hardware.available_memory() == 100000
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 20000\nactive_file 5000\n")
     assert hardware.available_memory() == 125000
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (300 << 20, "300 MiB"), (48 << 30, "48.0 GiB")]
-)
-def test_sizes_for_people(count, text):
-    assert hardware.format_bytes(count) == text

@@ -220,3 +220,17 @@ def test_pages_of_other_origins_read_answers_only_where_asked(server: RunningSer
         assert refused.headers["Access-Control-Allow-Origin"] == "https://app.example"
         other = http.get("/v1/models", headers={"Origin": "https://other.example"})
         assert other.headers.get("Access-Control-Allow-Origin") != "https://other.example"
+
+
+def test_embeddings_are_refused_with_the_reason(server: RunningServer) -> None:
+    with pytest.raises(openai.InternalServerError) as caught:
+        server.client(max_retries=0).embeddings.create(model="fake", input="a")
+    assert (caught.value.status_code, caught.value.code) == (501, "embeddings_not_supported")
+    assert "use an embedding model" in caught.value.message
+
+
+def test_a_models_card_states_its_context_length(server: RunningServer) -> None:
+    with server.http() as http:
+        (card,) = http.get("/v1/models").json()["data"]
+        assert http.get(f"/v1/models/{card['id']}").json() == card
+    assert card["context_length"] == card["max_model_len"] == 4096
