@@ -66,7 +66,7 @@ def test_a_conversation(chat):
     assert result.exit_code == 0
     assert result.stdout == "Hello!\nFine.\n"
     assert result.stderr == (
-        OPENING + "KV cache: 541 KiB for 1082 tokens\n"
+        OPENING + "KV cache: 554 kB for 1082 tokens\n"
         "prompt 8 tokens, 32.0 tok/s; answer 7 tokens, 4.0 tok/s\n"
         "prompt 34 tokens (14 cached), 80.0 tok/s; answer 6 tokens, 4.0 tok/s\n"
     )
@@ -121,7 +121,7 @@ def test_stats(chat):
     assert result.stderr == (
         OPENING + "0 answers, 0 messages, forgotten 0\nin the KV cache: 0 of 2000 tokens\n"
         "prompts: 0 tokens, 0 of them cached, no speed yet\nanswers: 0 tokens, no speed yet\n"
-        "KV cache: 541 KiB for 1082 tokens\n"
+        "KV cache: 554 kB for 1082 tokens\n"
         "prompt 8 tokens, 32.0 tok/s; answer 6 tokens, 4.0 tok/s\n"
         "1 answers, 2 messages, forgotten 0\nin the KV cache: 13 of 2000 tokens\n"
         "prompts: 8 tokens, 0 of them cached, 32.0 tok/s\nanswers: 6 tokens, 4.0 tok/s\n"

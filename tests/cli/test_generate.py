@@ -44,7 +44,7 @@ def test_the_answer_is_on_stdout_and_all_else_on_stderr(run):
     assert result.exit_code == 0
     assert result.stdout == "Hello!\n"
     assert result.stderr == (
-        LOADED + "KV cache: 29.0 KiB for 58 tokens\nprompt 8 tokens, 32.0 tok/s; answer 7 tokens, 4.0 tok/s\n"
+        LOADED + "KV cache: 29.7 kB for 58 tokens\nprompt 8 tokens, 32.0 tok/s; answer 7 tokens, 4.0 tok/s\n"
     )
     assert result.engine.closed
     assert result.engine.open_count == 0

@@ -215,10 +215,10 @@ def test_the_memory_of_all_rows_is_stated_and_kept_within_what_is_free(
     said: list[str] = []
     results = list(answer_all(model, jobs, batch=8, notify=said.append))
     assert [type(result) for result in results] == [Response] * 3 + [UsageError]
-    assert "the KV cache of 410 tokens takes 205 KiB and 125 KiB of memory are free" in str(results[3])
+    assert "the KV cache of 410 tokens takes 210 kB and 128 kB of memory are free" in str(results[3])
     assert said == [
-        "3 KV caches of 100 tokens take 150 KiB and 125 KiB of memory are free; 2 at a time",
-        "KV cache: 100 KiB for 2 times 100 tokens",
+        "3 KV caches of 100 tokens take 154 kB and 128 kB of memory are free; 2 at a time",
+        "KV cache: 102 kB for 2 times 100 tokens",
     ]
     assert max(pools[-1].runs) == 2
 
