@@ -13,9 +13,9 @@ PAGE = Path(__file__).with_name("parameters.md")
 _HEAD = f"""\
 # Parameters of a request
 
-What the server does with the parameters of `POST /v1/chat/completions`, `POST /v1/completions`,
-`POST /tokenize` and `POST /detokenize`. A value of null
-counts as not given everywhere. A name that is on none of these lists is ignored, and the answer has a header
+What the server does with the parameters of `POST /v1/chat/completions`, `POST /v1/completions`, `POST /tokenize` and
+`POST /detokenize`. A value of null counts as not given everywhere. A name that is on none of these lists is ignored,
+and the answer has a header
 `{WARNING_HEADER}` that names it; with `phi3-onnx serve --strict` it is refused with status 400. A model's name that is
 not the served one gets the same header, or status 404. The ranges of the options are in [options.md](options.md).
 `[]` stands for the entries of a list. This page is written by `docs/write_parameters.py`.

@@ -96,10 +96,9 @@ class _LayerQuantizer:
         return groups.mean(1, keepdim=True).expand_as(groups)
 
     def _rounding(self, scheme: WeightScheme) -> Callable[[Tensor, Tensor], Tensor]:
-        def weighted(weight: Tensor, gram: Tensor) -> Tensor:
-            return round_matrix(weight, scheme, self._scale_dtype, column_importance(gram)).dequantize()
-
-        return weighted
+        return lambda weight, gram: round_matrix(
+            weight, scheme, self._scale_dtype, column_importance(gram)
+        ).dequantize()
 
     def _cost(self, gram: Tensor) -> Callable[[Tensor], float]:
         """Return what tells how much a difference of weights [N, K] costs: the error of the outputs.

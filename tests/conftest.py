@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from phi3_onnx.configs.store import HOME_VARIABLE, cache_folder
 
-# Both are read when their library is first imported, so they have to stand before any test module is.
+# All are read when their library is first imported, so they have to stand before any test module is.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes that each take all cores would wait for one another
     for variable in ("OMP_NUM_THREADS", "PHI3_ONNX_THREADS"):
         os.environ.setdefault(variable, "1")
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 # The small real model's wheel is 93 MB: it is kept between runs, in a folder settled before tests are isolated.
 _SHARED_CACHE = Path(os.environ.get("PHI3_ONNX_TEST_CACHE") or cache_folder()).expanduser().absolute()

@@ -172,6 +172,7 @@ _BOTH = (
     *_refused("an answer ends where the model ends it, or at max_tokens", "ignore_eos", False),
     *_refused("an answer ends where the model ends it", "min_tokens", 0),
     *_refused("not implemented", "logit_bias", {}),
+    *_refused("not implemented", "echo", False),
     *_refused(
         "not implemented under this name; use response_format with json_schema",
         "grammar regex json_schema guided_json guided_regex guided_choice guided_grammar structured_outputs",
@@ -207,7 +208,6 @@ PLACES: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
             _refused("it was replaced by tool_choice", "function_call", "none"),
             _refused("the package's own template is used always", "chat_template"),
             _refused("the chat template puts special tokens in", "add_special_tokens", False),
-            _refused("not implemented", "echo", False),
             _refused("the chat template gets no values of a request's own", "chat_template_kwargs", {}),
             _refused("an answer is always a new message", "continue_final_message", False),
             _refused("an answer is always a new message", "add_generation_prompt", True),
@@ -227,7 +227,6 @@ PLACES: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
             ],
             _refused("the model writes what comes next, not what stands between", "suffix", ""),
             _refused("the tokenizer's special tokens are put in always", "add_special_tokens", True),
-            _refused("not implemented", "echo", False),
             _refused("/v1/completions gives free text; use /v1/chat/completions", "response_format", {"type": "text"}),
             _refused("/v1/completions knows no tools; use /v1/chat/completions", "tools", []),
         ),
