@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 from .errors import UsageError
-from .target import METHODS, Method, Quantization, Target, Thresholds, WeightScheme, published
+from .target import METHODS, Method, Quantization, Target, Thresholds, WeightScheme, published, targets
 
 _DOT = "."
 _OWN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -81,7 +81,8 @@ def with_quantization(
 ) -> Target:
     """Return a target whose weights are quantized otherwise, under a variant's name; None leaves what the target says.
 
-    A target without quantization gets int4, block 32, symmetric as the start. Overrides by tensor name stay.
+    A target without quantization gets int4, block 32, symmetric as the start, and the thresholds of a published int4
+    target. Overrides by tensor name stay.
 
     Raises:
         UsageError: a value is out of range, or the target's weights are not quantized and no method is named.
@@ -93,13 +94,10 @@ def with_quantization(
         return target
     if method is not None and method not in METHODS:
         raise UsageError(f"unknown quantization method {method!r}; known: {', '.join(METHODS)}")
-    start = target.quantization
-    if start is None:
-        if method is None:
-            raise UsageError(f"target {target.name} keeps its weights in {target.io_dtype}; name a method with --quant")
-        start = _first_quantization(target, method)
-    weights = replace(start.weights, **changes)
-    return requantized(target, replace(start, method=method or start.method, weights=weights))
+    if target.quantization is None and method is None:
+        raise UsageError(f"target {target.name} keeps its weights in {target.io_dtype}; name a method with --quant")
+    start = _as_quantized(target, method or "rtn")[1]
+    return requantized(target, replace(start, method=method or start.method, weights=replace(start.weights, **changes)))
 
 
 def requantized(target: Target, quantization: Quantization) -> Target:
@@ -107,27 +105,33 @@ def requantized(target: Target, quantization: Quantization) -> Target:
     if quantization == target.quantization:
         return target
     name = target.name if _DOT in target.name else f"{target.name}{_DOT}"
-    return identified(replace(target, name=name, quantization=quantization))
+    return identified(replace(_as_quantized(target, quantization.method)[0], name=name, quantization=quantization))
 
 
-def _first_quantization(target: Target, method: Method) -> Quantization:
+def _as_quantized(target: Target, method: Method) -> tuple[Target, Quantization]:
+    """Return a target and its quantization; one without it gets a first one, and is judged as int4 packages are."""
+    if target.quantization is not None:
+        return target, target.quantization
     level = 4 if target.provider == "cpu" else 0
     eight = WeightScheme(8, 32, True)
     overrides = (("lm_head.weight", eight), ("model.embed_tokens.weight", eight))
-    return Quantization(method, WeightScheme(4, 32, True), level, overrides)
+    first = Quantization(method, WeightScheme(4, 32, True), level, overrides)
+    alike = next(
+        t for t in targets().values() if t.quantization and (t.quantization.method == "rtn") == (method == "rtn")
+    )
+    return replace(target, quantization=first, thresholds=alike.thresholds), first
 
 
 def _changes(base: Target, target: Target) -> str:
     """Say what was changed in words that can be read back, and the rest, if there is any, as a digest."""
     words: list[str] = []
-    start, now = base.quantization, target.quantization
+    now, said = target.quantization, None
     if now is not None:
-        start = start or _first_quantization(base, now.method)
-        words = _quantization_words(start, now, named=base.quantization is None)
-    said = (
-        start and now and replace(now, method=start.method, accuracy_level=start.accuracy_level, weights=start.weights)
-    )
-    if _content(replace(target, quantization=said)) != _content(replace(base, quantization=start)):
+        unquantized = base.quantization is None
+        base, start = _as_quantized(base, now.method)
+        words = _quantization_words(start, now, named=unquantized)
+        said = replace(now, method=start.method, accuracy_level=start.accuracy_level, weights=start.weights)
+    if _content(replace(target, quantization=said)) != _content(base):
         words.append(_digest(target))
     return "-".join(words)
 

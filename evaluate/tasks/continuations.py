@@ -7,6 +7,7 @@ import numpy as np
 
 from ...configs import UsageError
 from ...runtime import Model
+from ...runtime.decoding.kvcache import common_length
 from ...runtime.decoding.sampling import log_softmax
 
 _KEPT_ROWS = 64
@@ -93,8 +94,7 @@ class ContinuationScorer:
 
     def _valid(self, tokens: list[int]) -> int:
         """Return how many leading tokens the cache holds, if it can be gone on with at all."""
-        pairs = zip(self._cache.tokens, tokens, strict=False)
-        common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self._cache.tokens), len(tokens)))
+        common = common_length(self._cache.tokens, tokens)
         # Less is shared where the engine cannot continue, or where LongRoPE needs its other factors. One token cannot
         # tell.
         return common if len(tokens) > 1 and self._cache.shared(tokens) == min(common, len(tokens) - 1) else 0

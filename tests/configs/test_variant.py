@@ -46,6 +46,22 @@ def test_names_say_what_was_changed(target: str, changes: dict[str, Any], name: 
         assert variant.aliases == ()
 
 
+@pytest.mark.parametrize(
+    ("target", "method", "judged_as"),
+    [
+        ("cpu-fp32", "rtn", "cpu-int4-rtn"),
+        ("cuda-fp16", "awq+gptq", "dml-int4-awq"),
+        ("cpu-fp32", "awq", "cpu-int4-awq"),
+    ],
+)
+def test_a_plain_target_that_gets_quantized_is_judged_as_quantized_ones_are(
+    target: str, method: Any, judged_as: str
+) -> None:
+    variant = with_quantization(find_target(target), method=method)
+    assert variant.thresholds == find_target(judged_as).thresholds
+    assert variant.name.count(".") == 1 and variant == identified(variant)
+
+
 def test_no_two_variants_share_a_name() -> None:
     made: dict[str, Target] = {}
     for target, method, bits, block, symmetric in product(
