@@ -59,7 +59,7 @@ SUMMARIES = MappingProxyType(
         "demo": "Fetch a small real model, export it, verify it and ask it something.",
         "export": "Make an ONNX package of a Phi-3 checkpoint.",
         "quantize": "Quantize an unquantized package or a checkpoint.",
-        "verify": "Prove that a package still is the model it was made of.",
+        "verify": "Check a package against the model that it was made from.",
         "matrix": "Verify every target on every provider, in one table.",
         "chat": "Talk to a package.",
         "generate": "Answer one prompt.",
@@ -88,7 +88,7 @@ SUMMARIES = MappingProxyType(
     is_eager=True,
     expose_value=False,
     callback=print_versions,
-    help="Print the versions of this program and of what it stands on, and exit.",
+    help="Print the versions of this program and of its dependencies, and exit.",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error, and log each step.")
 @click.option("--quiet", is_flag=True, help="Print only results and errors.")

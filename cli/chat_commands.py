@@ -143,7 +143,7 @@ class ChatCommands:
         reply(f"saved {len(self._session.messages)} messages to {path}")
 
     def do_load(self, name: str) -> None:
-        """Go on with a saved conversation: /load FILE."""
+        """Continue a saved conversation: /load FILE."""
         path = _path(name)
         text = read_text(path, UsageError)
         if text is None:

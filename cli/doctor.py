@@ -86,7 +86,7 @@ def print_devices() -> None:
 
     for device in list_devices():
         click.echo(f"{device.kind} {device.number}: {describe(device)}")
-    notice("a GPU's number is what --device takes; whether a provider runs here says: phi3-onnx doctor")
+    notice("--device takes a GPU's number; to see whether a provider runs here: phi3-onnx doctor")
 
 
 def _heading(text: str) -> None:

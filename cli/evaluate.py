@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--reference",
     metavar="SOURCE|PACKAGE",
-    help="What to compare with: a checkpoint, or another package.  [default: what the package was made of]",
+    help="What to compare with: a checkpoint, or another package.  [default: what the package was made from]",
 )
 @click.option("--no-reference", is_flag=True, help="Measure the package's perplexity alone.")
 @click.option("--revision", help="Commit, tag or branch of a hub checkpoint.")

@@ -25,7 +25,7 @@ _OPTIONS = (
         "--calibration",
         "text",
         type=click.Path(path_type=Path),
-        help='Text for calibrated methods: .txt, or .jsonl with "text" or "messages".  [default: ours]',
+        help='Text for calibrated methods: .txt, or .jsonl with "text" or "messages".  [default: built in]',
     ),
     click.option("--num-samples", type=click.IntRange(1), help="Sequences to draw.  [default: 128; imatrix: 16]"),
     click.option("--sequence-length", type=click.IntRange(1), default=512, show_default=True, help="Tokens of each."),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("package")
-@click.option("--reference", metavar="SOURCE", help="The checkpoint.  [default: what the package was made of]")
+@click.option("--reference", metavar="SOURCE", help="The checkpoint.  [default: what the package was made from]")
 @click.option("--revision", help="Commit, tag or branch of a hub checkpoint.")
 @click.option("--adapter", metavar="DIR", help="PEFT adapter to merge into the checkpoint.  [default: the package's]")
 @click.option("--provider", default="auto", show_default=True, help="Where the package runs: auto, cpu, cuda, dml.")
@@ -44,7 +44,7 @@ def command(
     strict_clients: bool,
     as_json: bool,
 ) -> None:
-    """Prove that a package still is the model it was made of.
+    """Check a package against the model that it was made from.
 
     Token ids, chat template, logits over text and greedy answers are compared with those of the checkpoint in float32
     PyTorch, which runs layer by layer. Exit code 1 if a figure is out of the target's threshold. On 2 CPU cores a
@@ -75,13 +75,13 @@ def command(
 
 
 def open_reference(folder: Path, named: str | None, revision: str | None, adapter: str | None = None) -> "Checkpoint":
-    """Open the checkpoint that was named, or else the one that the package was made of; so too for the adapter.
+    """Open the checkpoint that was named, or else the one that the package was made from; so too for the adapter.
 
     A checkpoint that was named without an adapter has none: it may be what a trainer merged.
 
     Raises:
         UsageError: none was named, and the package does not say, or what it names is gone.
-        SourceError: the checkpoint or the adapter cannot be used, or no longer what the package was made of.
+        SourceError: the checkpoint or the adapter cannot be used, or no longer what the package was made from.
 
     """
     from ..configs import SourceError, UsageError, read_manifest
@@ -91,7 +91,7 @@ def open_reference(folder: Path, named: str | None, revision: str | None, adapte
     if named is not None:
         return open_checkpoint(named, revision=revision, adapter=adapter)
     if not (folder / MANIFEST_NAME).is_file():
-        raise UsageError(f"{folder} does not say what it was made of; name its checkpoint with --reference")
+        raise UsageError(f"{folder} does not say what it was made from; name its checkpoint with --reference")
     manifest = read_manifest(folder)
     merged = manifest.adapter
     try:
@@ -101,12 +101,12 @@ def open_reference(folder: Path, named: str | None, revision: str | None, adapte
             adapter=adapter or (str(merged) if merged else None),
         )
     except SourceError as error:
-        raise SourceError(f"{error} (the package was made of it; name another with --reference)") from error
+        raise SourceError(f"{error} (the package was made from it; name another with --reference)") from error
     if adapter is None and merged and checkpoint.adapter and checkpoint.adapter.sums != merged.sums:
         (expected, got), *_ = ((a, b) for a, b in zip(merged.sums, checkpoint.adapter.sums, strict=True) if a != b)
         file = "weights" if expected == merged.sha256 else "adapter_config.json"
         raise SourceError(
-            f"the adapter {merged} is not what the package was made of any more: expected sha256 {expected} of its "
+            f"the adapter {merged} is not what the package was made from any more: expected sha256 {expected} of its "
             f"{file}, got {got}; name the right one with --adapter, or export again"
         )
     return checkpoint

@@ -49,7 +49,7 @@ class ProviderError(Phi3OnnxError):
 
 
 class EngineError(Phi3OnnxError):
-    """The engine failed while it ran a package that it had loaded, such as for want of memory."""
+    """The engine failed while it ran a package that it had loaded, for example because memory ran out."""
 
 
 def first_line(error: BaseException) -> str:

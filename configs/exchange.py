@@ -114,7 +114,7 @@ def _finish(place: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder under the name of what is not complete, so that none that is half gone is taken for whole."""
+    """Rename a folder to an incomplete one's name, then remove it: a partly removed one never looks complete."""
     if not folder.exists():
         return
     doomed = folder

@@ -1,4 +1,4 @@
-"""The manifest of a package, `phi3_onnx.json`: what it was made of, how, and how close it is to its source."""
+"""The manifest of a package, `phi3_onnx.json`: what it was made from, how, and how close it is to its source."""
 
 import json
 import re
@@ -126,7 +126,7 @@ class Manifest:
 
     @property
     def origin(self) -> str:
-        """Say what it was made of: the source, its revision, and the adapter."""
+        """Say what it was made from: the source, its revision, and the adapter."""
         return origin(self.source, self.revision, self.adapter)
 
     @property

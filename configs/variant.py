@@ -61,7 +61,7 @@ def check_names(target: Target) -> Target:
 
 
 def folder_name(text: str) -> str:
-    """Return a text as a name that a target of one's own can have."""
+    """Return a text as a name that a target of your own can have."""
     return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")[:63] or "unnamed"
 
 

@@ -30,7 +30,7 @@ class Entry:
 
 
 def base_model(manifest: Manifest, named: str | None) -> str | None:
-    """Return the hub id of what a package was made of: as named, or its source where that is one."""
+    """Return the hub id of what a package was made from: as named, or its source where that is one."""
     if named is not None:
         if not _HUB_ID.fullmatch(named):
             raise UsageError(f"the base model must be a hub id (organization/name), got {named!r}")

@@ -1,4 +1,4 @@
-"""Measuring a package on a text of one's own: perplexity, and its distance from a reference."""
+"""Measuring a package on your own text: perplexity, and its distance from a reference."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence

@@ -53,7 +53,7 @@ class QuantizedWeight:
     shape: tuple[int, int]
     """(N, K)"""
     squared_error: float | None = None
-    """Sum of squared differences to the weights it was made of, where that was counted."""
+    """Sum of squared differences to the weights it was made from, where that was counted."""
 
     @property
     def rows(self) -> np.ndarray:

@@ -51,7 +51,7 @@ def compare_weights(stored: StoredWeights, manifest: Manifest, checkpoint: Check
     Args:
         stored: the package's weights.
         manifest: its manifest.
-        checkpoint: what it was made of.
+        checkpoint: what it was made from.
         notify: called with a line of progress for each tensor.
 
     Raises:

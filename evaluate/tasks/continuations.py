@@ -93,7 +93,7 @@ class ContinuationScorer:
         self._cache.reserve(count, min(_SPARE_TOKENS, self._context_length - count))
 
     def _valid(self, tokens: list[int]) -> int:
-        """Return how many leading tokens the cache holds, if it can be gone on with at all."""
+        """Return how many leading tokens the cache holds, if it can be continued at all."""
         common = common_length(self._cache.tokens, tokens)
         # Less is shared where the engine cannot continue, or where LongRoPE needs its other factors. One token cannot
         # tell.

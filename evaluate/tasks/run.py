@@ -86,7 +86,7 @@ def run_tasks(
             raise
         raise UsageError(
             f"of {', '.join(tasks)}, one runs the programs that the model writes; allow that with --run-code, "
-            "on a machine where they can do no harm"
+            "on a machine where they cannot do harm"
         ) from error
     finally:
         model.model.close()

@@ -161,7 +161,7 @@ class _Traced(nn.Module):
 
 
 def fits_fused_rotary(config: ModelConfig) -> bool:
-    """Whether GroupQueryAttention can rotate by itself: it wants tables of a multiple of 8 columns."""
+    """Whether GroupQueryAttention can rotate by itself: it needs tables of a multiple of 8 columns."""
     return config.rotary_dim // 2 % 8 == 0
 
 

@@ -1,4 +1,4 @@
-"""`genai_config.json`: what ONNX Runtime GenAI, from 0.13 on, wants to know about a package."""
+"""`genai_config.json`: what ONNX Runtime GenAI, from 0.13 on, reads about a package."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -42,7 +42,7 @@ def _open_base(source: str | Path, revision: str | None, token: str | None) -> C
     if path and (path / "genai_config.json").is_file() and not any(path.glob("*.safetensors*")):
         raise SourceError(
             f"{source} is a package that phi3-onnx did not make, whose weights it does not read; "
-            "name the checkpoint it was made of"
+            "name the checkpoint it was made from"
         )
     if path and path.is_dir():
         return open_folder(path, source=str(source))

@@ -329,7 +329,7 @@ class Server:
             raise ApiError(
                 404, f"there is no model {model!r}; this is {self._name(info)!r}", param="model", code="model_not_found"
             )
-        notes.remarks.append(f"the model {quoted(model)} is not here: {quoted(self._name(info))} answers")
+        notes.remarks.append(f"the model {quoted(model)} is not served; {quoted(self._name(info))} answers instead")
 
     def _card(self, info: Ready) -> dict[str, Any]:
         return {

@@ -80,7 +80,7 @@ def test_verify_takes_the_packages_adapter_or_what_is_named(
     merged = read_manifest(package).adapter
     assert merged and f"any more: expected sha256 {merged.sha256} of its weights" in last_line(changed)
     shutil.rmtree(adapter)
-    assert "does not exist (the package was made of it; name another with" in last_line(run("verify", package))
+    assert "does not exist (the package was made from it; name another with" in last_line(run("verify", package))
 
 
 def test_quantize_merges_too(run: Run, base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_package_with_our_target_is_judged_by_it(published: Path, tiny: Factor
         (("show", "PACKAGE", "--plot", "errors.svg"), r"has no phi3_onnx.json, .*; leave --plot out"),
         (("show", "PACKAGE", "--tensors"), r"has no phi3_onnx.json, .*; leave --tensors out"),
         (("export", "PACKAGE", "-o", "out"), "is a package that phi3-onnx did not make, .* name the checkpoint"),
-        (("verify", "PACKAGE"), "does not say what it was made of; name its checkpoint with --reference"),
+        (("verify", "PACKAGE"), "does not say what it was made from; name its checkpoint with --reference"),
     ],
     ids=lambda value: "-".join(value[:1] + value[2:]) if isinstance(value, tuple) else "",
 )

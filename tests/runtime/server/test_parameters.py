@@ -65,7 +65,7 @@ def test_the_page_of_the_documentation_is_up_to_date() -> None:
         ({"chat_id": "a", "session_id": "b"}, "unknown and ignored: chat_id, session_id"),
         (after({"mood": "good"}), "unknown and ignored: messages[].mood"),
         ({"a\r\nSet-Cookie: b": 1, "é": 2}, r"unknown and ignored: a\r\nSet-Cookie: b, \u00e9"),
-        ({"model": "gpt-4o-mini"}, "the model 'gpt-4o-mini' is not here: 'fake' answers"),
+        ({"model": "gpt-4o-mini"}, "the model 'gpt-4o-mini' is not served; 'fake' answers instead"),
     ],
 )
 def test_bodies_of_clients_are_answered(server: RunningServer, body: dict[str, Any], warned: str) -> None:
