@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import wraps
@@ -28,15 +28,43 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def _flag(option: Option) -> Callable[[_F], _F]:
     """Return the flag of an option of an answer."""
     help_text = option.help if option.default in ("", "none") else f"{option.help}  [default: {option.default}]"
-    names = (*option.short, f"--{option.name.replace('_', '-')}")
+    # The name first, so that the parameter has it whatever other names there are.
+    names = (option.name, *option.short, *(f"--{name.replace('_', '-')}" for name in (option.name, *option.spellings)))
     if option.kind is bool:
         return click.option(*names, is_flag=True, default=None, help=help_text)
     if option.kind is tuple:
         return click.option(*names, multiple=True, metavar="TEXT", help=help_text)
+    if option.kind is dict:
+        help_text = help_text.replace("  [", " May be repeated.  [")
+        return click.option(*names, multiple=True, metavar="TOKEN=NUMBER", callback=_read_pairs, help=help_text)
     bounds = {"min": option.range.least, "max": option.range.most}
     bounds = {name: option.kind(bound) for name, bound in bounds.items() if math.isfinite(bound)}
     number = click.IntRange if option.kind is int else click.FloatRange
     return click.option(*names, type=number(**bounds, min_open=option.range.open), help=help_text)
+
+
+def _read_pairs(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> Mapping[int, float]:
+    try:
+        return read_pairs(given)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def read_pairs(texts: Iterable[str]) -> Mapping[int, float]:
+    """Return numbers by token id, from texts such as `15043=-100`.
+
+    Raises:
+        ValueError: a text is not of this form.
+
+    """
+    pairs: dict[int, float] = {}
+    for text in texts:
+        token, _, number = text.partition("=")
+        try:
+            pairs[int(token)] = float(number)
+        except ValueError as error:
+            raise ValueError(f"{text!r} must be a token's id and a number, such as 15043=-100") from error
+    return pairs
 
 
 _OPTIONS = (
@@ -140,7 +168,7 @@ def answering_options(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def bundled(**values: Any) -> None:
         named = {key: values.pop(key) for key in OPTIONS}
-        command(options={key: value for key, value in named.items() if value not in (None, ())}, **values)
+        command(options={key: value for key, value in named.items() if value not in (None, (), {})}, **values)
 
     return _with(_OPTIONS, loading_options(bundled))
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..configs import UsageError
 from ..configs.files import parse_json, read_text, replacing
-from ..configs.options import OPTIONS
+from ..configs.options import OPTIONS, SPELLINGS
+from .answering import read_pairs
 from .screen import reply
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ _READERS: Mapping[type, Callable[[str], Any]] = {
     int: int,
     bool: lambda text: {"on": True, "off": False}[text],
     tuple: shlex.split,
+    dict: lambda text: read_pairs(shlex.split(text)),
 }
 
 
@@ -93,6 +95,7 @@ class ChatCommands:
             return
         name, _, value = argument.partition(" ")
         name, value = name.replace("-", "_"), value.strip()
+        name = SPELLINGS.get(name, name)
         if name not in OPTIONS or not value:
             raise UsageError(f"say /set NAME VALUE with a name of {', '.join(OPTIONS)}")
         settings: dict[str, Any] = {**self._session.settings}

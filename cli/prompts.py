@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from ..configs import UsageError
-from ..configs.options import OPTIONS
+from ..configs.options import OPTIONS, spelled
 
 _KINDS = {"logprobs": int, **{name: option.kind for name, option in OPTIONS.items()}}
 _KEYS = ("id", "prompt", "messages", "system", "raw", *_KINDS)
-_EXPECTED = {float: "a number", int: "a whole number", bool: "true or false", tuple: "a text or a list of texts"}
+_EXPECTED = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    tuple: "a text or a list of texts",
+    dict: "numbers by token id",
+}
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ def _parse_request(line: str, system: str | None, raw: bool, options: Mapping[st
         raise UsageError(f"not valid JSON ({error})") from error
     if not isinstance(table, dict):
         raise UsageError(f"must be a JSON object, got {line!r:.40}")
+    table = spelled(table)
     if unknown := sorted(set(table) - set(_KEYS)):
         raise UsageError(f"unknown key {unknown[0]!r}; known: {', '.join(_KEYS)}")
     if ("prompt" in table) == ("messages" in table):
@@ -131,6 +138,8 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
 def _is_of(value: Any, kind: type) -> bool:
     if kind is tuple:
         return all(isinstance(text, str) for text in (value if isinstance(value, list) else [value]))
+    if kind is dict:
+        return isinstance(value, dict) and all(_is_of(number, float) for number in value.values())
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     return isinstance(value, int | float if kind is float else int)

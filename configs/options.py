@@ -52,13 +52,17 @@ class Option:
     draws: bool = False
     """Whether it only matters where tokens are drawn: not where the most likely one is taken."""
     guided: bool = False
-    """Whether it can be used with guidance: ONNX Runtime GenAI draws then, with a search option of the same name."""
+    """Whether ONNX Runtime GenAI can follow guidance with it: its search has an option of the same name. With others,
+    guidance is a mask on the logits."""
+    spellings: tuple[str, ...] = ()
+    """Other names that it is given by."""
     name: str = ""
     kind: type = float
-    """`float`, `int`, `bool`, or `tuple` for texts; like the name, it is taken from the declaration."""
+    """`float`, `int`, `bool`, `tuple` for texts, or `dict` for numbers by token id; like the name, it is taken from the
+    declaration."""
 
     def check(self, value: Any) -> None:
-        """Check a number's range.
+        """Check a number's range, or that of each number by token id.
 
         Raises:
             UsageError: it is out of range.
@@ -66,6 +70,10 @@ class Option:
         """
         if self.kind in (float, int) and value not in self.range:
             raise UsageError(f"{self.name} must be {self.range}, got {value}")
+        if self.kind is dict:
+            for token, number in value:
+                if number not in self.range:
+                    raise UsageError(f"{self.name} of token {token} must be {self.range}, got {number}")
 
     @property
     def label(self) -> str:
@@ -107,9 +115,23 @@ class SamplingOptions(TypedDict, total=False):
         float | None,
         Option("Draw from tokens at least this share as likely as the most likely one.", Range(0, 1), draws=True),
     ]
+    typical_p: Annotated[
+        float | None,
+        Option(
+            "Draw from the tokens whose surprise is nearest to the expected one, with this probability in all.",
+            Range(0, 1, open=True),
+            draws=True,
+        ),
+    ]
     repetition_penalty: Annotated[
         float | None,
-        Option("Above 1, repeat less.", Range(0, open=True), server=Range(0.01, 100), guided=True),
+        Option(
+            "Above 1, repeat less.",
+            Range(0, open=True),
+            server=Range(0.01, 100),
+            guided=True,
+            spellings=("repeat_penalty",),
+        ),
     ]
     presence_penalty: Annotated[
         float | None,
@@ -123,6 +145,10 @@ class SamplingOptions(TypedDict, total=False):
             server=Range(-2, 2),
         ),
     ]
+    logit_bias: Annotated[
+        Mapping[int, float] | None,
+        Option("Added to the logits of tokens, by their ids; -100 bars a token.", Range(-100, 100), default="none"),
+    ]
 
 
 class AnswerOptions(SamplingOptions, total=False):
@@ -130,6 +156,14 @@ class AnswerOptions(SamplingOptions, total=False):
 
     max_tokens: Annotated[
         int | None, Option("Longest answer.", Range(1), default="1024, or what fits", short=("-n",), guided=True)
+    ]
+    min_tokens: Annotated[
+        int | None,
+        Option("Shortest answer: before, no end token is drawn and no stop text looked for.", Range(0), default="0"),
+    ]
+    ignore_eos: Annotated[
+        bool | None,
+        Option("Draw no end token: an answer ends at max_tokens or a stop text.", default="false"),
     ]
     seed: Annotated[
         int | None,
@@ -158,7 +192,9 @@ def _table(declaration: type) -> Mapping[str, Option]:
 
 def _kind(hint: Any) -> type:
     kinds = [part for part in get_args(hint) if part is not type(None)] if _is_union(hint) else [hint]
-    return kinds[0] if len(kinds) == 1 else tuple
+    if len(kinds) > 1:
+        return tuple
+    return dict if get_origin(kinds[0]) is Mapping else kinds[0]
 
 
 def _is_union(hint: Any) -> bool:
@@ -169,6 +205,48 @@ OPTIONS = _table(AnswerOptions)
 """Every option by name, in the order of the declarations."""
 SAMPLING = _table(SamplingOptions)
 """Those of them that are fields of `Sampling`."""
+SPELLINGS = MappingProxyType({other: option.name for option in OPTIONS.values() for other in option.spellings})
+"""Other names of options, and what each stands for."""
+
+
+def spelled(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options under their own names.
+
+    Raises:
+        UsageError: an option is given by two names.
+
+    """
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        own = SPELLINGS.get(name, name)
+        if own in found:
+            raise UsageError(f"{own} is given twice, under two names")
+        found[own] = value
+    return found
+
+
+def biases(given: Any) -> tuple[tuple[int, float], ...]:
+    """Return numbers by token id in the order of the ids.
+
+    Args:
+        given: a mapping, whose keys are whole numbers or such in digits, or pairs.
+
+    Raises:
+        UsageError: it is neither.
+
+    """
+    pairs = given.items() if isinstance(given, Mapping) else given
+    try:
+        found = {int(token): float(number) for token, number in pairs if _is_id(token)}
+        if len(found) == len(pairs):
+            return tuple(sorted(found.items()))
+    except (TypeError, ValueError):
+        pass
+    raise UsageError(f"logit_bias must be numbers by token id, such as {{15043: -100}}, got {given!r:.80}")
+
+
+def _is_id(token: Any) -> bool:
+    return isinstance(token, int) and not isinstance(token, bool) if not isinstance(token, str) else token.isdecimal()
 
 
 @dataclass(frozen=True)
@@ -189,8 +267,13 @@ class Sampling:
     """Taken from the logits of tokens that the answer, not the prompt, holds; negative values favor them."""
     frequency_penalty: float = 0.0
     """Taken from the logits of tokens that the answer holds, times how often it does."""
+    typical_p: float = 1.0
+    """Draw from the tokens nearest to the expected surprise that have this probability together (arXiv:2202.00666)."""
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
+    """Added to logits before all else, by token id; kept as pairs in the order of the ids."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "logit_bias", biases(self.logit_bias))
         for name, option in SAMPLING.items():
             option.check(getattr(self, name))
 
@@ -212,7 +295,7 @@ class Sampling:
     def __str__(self) -> str:
         shown = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, **self.changed}
         parts = [
-            f"{SAMPLING[name].label} {value:g}"
+            f"{SAMPLING[name].label} {f'of {len(value)} tokens' if isinstance(value, tuple) else format(value, 'g')}"
             for name, value in shown.items()
             if not (self.greedy and SAMPLING[name].draws)
         ]

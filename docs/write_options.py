@@ -15,12 +15,21 @@ _HEAD = """\
 They have the same names in Python (`model.generate(prompt, top_p=0.9)`), in the server's requests, in the lines of
 `generate --jsonl` and in chat (`/set top_p 0.9`); on the command line they are flags (`--top-p 0.9`). Where nothing is
 said about how to draw, the model's `generation_config.json` decides, and that is greedy unless it asks for sampling.
-Draws with a seed are the same on every engine. This page is written by `docs/write_options.py`.
+Draws with a seed are the same on every engine. With guidance, ONNX Runtime GenAI draws itself; where an option is not
+one of its own ("by a mask"), guidance is a mask on the logits instead, which needs the package `llguidance`. On the
+command line numbers by token id are `--logit-bias 15043=-100`, which may be repeated. This page is written by
+`docs/write_options.py`.
 
 | option | type | range | in the server | default | with guidance | effect |
 |---|---|---|---|---|---|---|
 """
-_KINDS = {float: "number", int: "whole number", bool: "true or false", tuple: "text, or several"}
+_KINDS = {
+    float: "number",
+    int: "whole number",
+    bool: "true or false",
+    tuple: "text, or several",
+    dict: "numbers by token id",
+}
 
 
 def page() -> str:
@@ -35,8 +44,8 @@ def _row(option: Option) -> str:
         _range(option.range),
         _range(option.server) if option.server else "the same",
         option.default,
-        "yes" if option.guided else "no",
-        option.help,
+        "yes" if option.guided else "by a mask",
+        " ".join([option.help, *(f"Also called `{name}`." for name in option.spellings)]),
     )
     return f"| {' | '.join(cells)} |\n"
 

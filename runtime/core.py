@@ -6,10 +6,10 @@
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
 from ..configs import UsageError
-from ..configs.options import SAMPLING
+from ..configs.options import SAMPLING, Sampling, biases, spelled
 from .decoding.engine import Engine, GuidedDraws
 from .decoding.generation import GenerateOptions, Generation, Options, TextCache, room_for
 from .decoding.guide import Guides
@@ -110,13 +110,21 @@ class ModelCore:
             UsageError: a value is out of range, or guidance is malformed.
 
         """
-        given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+        given = spelled({name: value for name, value in named.items() if value is not None})
         drawing = {name: given.pop(name) for name in SAMPLING if name in given}
         sampling = self.package.sampling
         if sampling.greedy and any(SAMPLING[name].draws for name in drawing):
             drawing.setdefault("temperature", 1.0)
         stop = given.pop("stop", ())
-        return Options(replace(sampling, **drawing), stop=(stop,) if isinstance(stop, str) else tuple(stop), **given)
+        options = Options(replace(sampling, **drawing), stop=(stop,) if isinstance(stop, str) else tuple(stop), **given)
+        self._check_tokens(options.sampling)
+        return options
+
+    def _check_tokens(self, sampling: Sampling) -> None:
+        size = self.package.contract.vocab_size
+        for token, _ in biases(sampling.logit_bias):
+            if not 0 <= token < size:
+                raise UsageError(f"logit_bias names token {token}; the model has tokens 0 to {size - 1}")
 
     def new_cache(self) -> KvCache:
         """Return an empty KV cache for one text, which reserves nothing yet.
@@ -185,6 +193,7 @@ class ModelCore:
             EngineError: the engine failed.
 
         """
+        self._check_tokens(options.sampling)
         room = self.room(prompt, options)
         used = cache or self.new_cache()
         used.reserve(len(prompt) + room, spare, self.opened_under(options))
@@ -198,11 +207,11 @@ class ModelCore:
             UsageError: prompt and answer do not fit into the context.
 
         """
-        return room_for(len(prompt), options.max_tokens, self.context_length)
+        return room_for(len(prompt), options, self.context_length)
 
     def opened_under(self, options: Options) -> GuidedDraws | None:
-        """Return the guidance that the engine itself has to follow; None where there is none, or it masks logits."""
-        return options.guided if self.engine.guides else None
+        """Return the guidance that the engine itself has to follow; None where there is none, or logits are masked."""
+        return options.guided if self.engine.guides and options.searchable else None
 
     def generation(
         self,
@@ -226,7 +235,7 @@ class ModelCore:
             UsageError: prompt and answer do not fit into the context, or the guidance is not understood.
 
         """
-        guided = options.guidance is not None and not self.engine.guides
+        masked = options.guidance if self.opened_under(options) is None else None
         return Generation(
             cache,
             prompt,
@@ -234,7 +243,7 @@ class ModelCore:
             room=self.room(prompt, options),
             end_tokens=self.package.end_tokens,
             decoder=self.tokenizer.stream(),
-            guide=self.guides.guide(options.guidance) if guided and options.guidance else None,
+            guide=self.guides.guide(masked) if masked else None,
             cancel=cancel,
             on_prefill=on_prefill,
         )

@@ -151,7 +151,7 @@ class Package:
         values = {
             name: option.kind(stated[name])
             for name, option in SAMPLING.items()
-            if stated.get(name) is not None and (draws or not option.draws)
+            if option.kind is not dict and stated.get(name) is not None and (draws or not option.draws)
         }
         return Sampling(**values) if draws else Sampling(**{**values, "temperature": 0.0})
 

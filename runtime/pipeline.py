@@ -97,7 +97,7 @@ class TextGenerationPipeline:
             prompt = self._encode(given)
             answers = []
             for i in range(num_return_sequences):
-                options = Options(drawn, limit, None if seed is None else seed + i)
+                options = Options(drawn, limit, seed=None if seed is None else seed + i)
                 answer = last_response(self.model.run(prompt, options)).text
                 answers.append({"generated_text": _joined(given, answer) if return_full_text else answer})
             results.append(answers)

@@ -39,6 +39,10 @@ class Options:
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     """Tokens of the answer at most; None is `DEFAULT_MAX_TOKENS`, or what the context has room for if that is less."""
+    min_tokens: int = 0
+    """Tokens of the answer at least; where guidance leaves nothing but the end, it ends before."""
+    ignore_eos: bool = False
+    """Whether an end token is never drawn, but where guidance leaves nothing else."""
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
@@ -48,16 +52,22 @@ class Options:
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
             OPTIONS["max_tokens"].check(self.max_tokens)
-        if self.guidance:
-            self._check_guided()
+        OPTIONS["min_tokens"].check(self.min_tokens)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise UsageError(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}")
         if self.logprobs is not None and self.logprobs < 0:
             raise UsageError(f"logprobs must be 0 or more, got {self.logprobs}")
         StopFilter(self.stop)  # refuses an empty one
 
-    def _check_guided(self) -> None:
-        for name in self.sampling.changed:
-            if not OPTIONS[name].guided:
-                raise UsageError(f"{name} cannot be used with guidance: ONNX Runtime GenAI, which draws then, lacks it")
+    @property
+    def puts_off_end(self) -> bool:
+        """Whether there are places where no end token may be drawn."""
+        return self.ignore_eos or self.min_tokens > 0
+
+    @property
+    def searchable(self) -> bool:
+        """Whether ONNX Runtime GenAI's own search can do it under guidance."""
+        return not self.puts_off_end and all(OPTIONS[name].guided for name in self.sampling.changed)
 
     @property
     def guided(self) -> GuidedDraws | None:
@@ -65,17 +75,22 @@ class Options:
         return GuidedDraws(self.guidance, self.sampling, self.seed) if self.guidance else None
 
 
-def room_for(prompt: int, max_tokens: int | None, context: int) -> int:
+def room_for(prompt: int, options: Options, context: int) -> int:
     """Return how many tokens an answer may have.
+
+    Args:
+        prompt: its tokens.
+        options: of the answer.
+        context: tokens that the model can have in all.
 
     Raises:
         UsageError: prompt and answer do not fit into the model's context.
 
     """
-    wanted = max_tokens or 1
+    wanted = options.max_tokens or max(1, options.min_tokens)
     if prompt + wanted > context:
         raise UsageError(f"prompt {prompt} tokens + {wanted} > context {context}; shorten the prompt or ask for fewer")
-    return max_tokens or min(DEFAULT_MAX_TOKENS, context - prompt)
+    return options.max_tokens or min(max(DEFAULT_MAX_TOKENS, options.min_tokens), context - prompt)
 
 
 class TextCache(Protocol):
@@ -147,6 +162,7 @@ class Generation:
         self._options = options
         self._room = room
         self._end_tokens = end_tokens
+        self._ends = sorted(end_tokens)
         self._decoder = decoder
         self._cancel = cancel or threading.Event()
         self._on_prefill = on_prefill
@@ -154,6 +170,7 @@ class Generation:
         self._stops = StopFilter(options.stop)
         # What is to be reported or changed has to be read, and then it can be picked here as well.
         plain = options.sampling.greedy and not options.sampling.changes_logits and options.logprobs is None
+        plain = plain and not options.puts_off_end
         self._guide = guide
         self._engine_chooses = guide is None and (bool(options.guidance) or (plain and cache.chooses))
         self._ids: list[int] = []
@@ -201,7 +218,9 @@ class Generation:
                 if token in self._end_tokens:
                     reason = "stop"
                     break
-                yield self._chunk(self._stops.push(self._decoder.push(token)), token)
+                text = self._decoder.push(token)
+                early = len(self._ids) <= self._options.min_tokens
+                yield self._chunk(text if early else self._stops.push(text), token)
                 if self._stops.stopped or (self._guide and self._guide.ended):
                     reason = "stop"
                     break
@@ -224,7 +243,7 @@ class Generation:
             token, logits = self._chosen_token()
         else:
             logits = self._cache.logits()
-            masked = self._guide.mask(logits) if self._guide else logits
+            masked = self._without_end(self._guide.mask(logits) if self._guide else logits)
             token = self._sampler.pick(masked, self._prompt, self._ids)
             self._check(logits, token)
             if self._guide and token not in self._end_tokens:
@@ -233,6 +252,14 @@ class Generation:
         if self._options.logprobs is not None and logits is not None:
             self._logprobs.append(token_logprobs(logits, token, self._options.logprobs))
         return token
+
+    def _without_end(self, logits: np.ndarray) -> np.ndarray:
+        """Return logits with minus infinity for end tokens, where none may come yet and another token can."""
+        if not (self._options.ignore_eos or len(self._ids) < self._options.min_tokens):
+            return logits
+        barred = logits.copy()
+        barred[self._ends] = -np.inf
+        return barred if np.isfinite(barred.max()) else logits
 
     def _chosen_token(self) -> tuple[int, np.ndarray | None]:
         # Reading logits takes 0.05 ms more (a vocabulary of 49152), 1 % of a small model's token. A cache that holds

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...configs.options import OPTIONS, Sampling
+from ...configs.options import OPTIONS, Sampling, biases
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Sampler:
             OPTIONS["seed"].check(seed)
         self.sampling = sampling
         self._random = None if sampling.greedy else np.random.default_rng(seed)
+        pairs = biases(sampling.logit_bias)
+        self._biased = np.array([token for token, _ in pairs], np.int64)
+        self._biases = np.array([number for _, number in pairs], np.float32)
 
     def pick(self, logits: np.ndarray, prompt: Sequence[int] = (), answer: Sequence[int] = ()) -> int:
         """Return the next token.
@@ -43,6 +46,9 @@ class Sampler:
             answer: the tokens after it so far; read only where there is a penalty.
 
         """
+        if len(self._biased):
+            logits = logits.copy()
+            logits[self._biased] += self._biases
         if self.sampling.repetition_penalty != 1:
             logits = penalize(logits, (*prompt, *answer), self.sampling.repetition_penalty)
         if self.sampling.presence_penalty or self.sampling.frequency_penalty:
@@ -102,7 +108,21 @@ def distribution(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np
     if sampling.min_p > 0:
         kept = probabilities >= sampling.min_p * probabilities.max()
         tokens, probabilities = tokens[kept], probabilities[kept] / probabilities[kept].sum()
+    if sampling.typical_p < 1:
+        kept = _typical(probabilities, sampling.typical_p)
+        tokens, probabilities = tokens[kept], probabilities[kept] / probabilities[kept].sum()
     return tokens, probabilities
+
+
+def _typical(probabilities: np.ndarray, mass: float) -> np.ndarray:
+    """Return where the tokens are that are nearest to the distribution's entropy, until they have `mass` together."""
+    logarithms = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+    entropy = -(probabilities * logarithms).sum()
+    distances = np.abs(-logarithms - entropy)
+    order = np.argsort(distances, kind="stable")
+    before = np.cumsum(probabilities[order]) - probabilities[order]
+    last = order[np.count_nonzero(before < mass) - 1]
+    return np.flatnonzero(distances <= distances[last])  # ties come along, as in transformers
 
 
 def _likelier_than(probabilities: np.ndarray, least: float) -> np.ndarray:

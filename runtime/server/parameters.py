@@ -33,6 +33,8 @@ class Parameter:
     """What it does, what it hints at, or why it is refused."""
     neutral: tuple[Any, ...] = ()
     """Values that ask for nothing, and count as not given. null always does."""
+    same_as: str = ""
+    """The parameter that it is another name of."""
 
     def asks_for_nothing(self, value: Any) -> bool:
         """Whether a value is one of the neutral ones."""
@@ -119,6 +121,8 @@ def _options() -> Iterator[Parameter]:
     neutral = {"max_tokens": (-1,)}
     for option in OPTIONS.values():
         yield Parameter(option.name, "used", option.help, neutral.get(option.name, ()))
+        for name in option.spellings:
+            yield Parameter(name, "used", f"The same as {option.name}.", same_as=option.name)
 
 
 _BOTH = (
@@ -167,11 +171,6 @@ _BOTH = (
     *_refused("log probabilities are the model's own", "post_sampling_probs", False),
     *_refused("tokens are given as texts", "return_tokens_as_token_ids return_token_ids", False),
     *_refused("adapters are not chosen in a request", "lora", []),
-    *_refused("not implemented; use temperature, top_p, top_k or min_p", "typical_p", 1),
-    *_refused("not implemented under this name; use repetition_penalty", "repeat_penalty", 1),
-    *_refused("an answer ends where the model ends it, or at max_tokens", "ignore_eos", False),
-    *_refused("an answer ends where the model ends it", "min_tokens", 0),
-    *_refused("not implemented", "logit_bias", {}),
     *_refused("not implemented", "echo", False),
     *_refused(
         "not implemented under this name; use response_format with json_schema",

@@ -37,7 +37,15 @@ class _Part(BaseModel):
         if not isinstance(values, dict):
             return values
         notes = info.context if isinstance(info.context, Notes) else Notes()
-        return {name: value for name, value in values.items() if value is not None and cls._wanted(name, value, notes)}
+        wanted = {name: value for name, value in values.items() if value is not None}
+        wanted = {name: value for name, value in wanted.items() if cls._wanted(name, value, notes)}
+        named: dict[str, Any] = {}
+        for name, value in wanted.items():
+            own = PLACES[cls.place][name].same_as or name
+            if own in named and named[own] != value:
+                raise ValueError(f"{own} is given under two names, with two values; give one of them")
+            named[own] = value
+        return named
 
     @classmethod
     def _wanted(cls, name: str, value: Any, notes: Notes) -> bool:
@@ -62,11 +70,17 @@ class StreamOptions(_Part):
     include_usage: bool = False
 
 
+_TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+
+
 def _field(option: Option) -> Any:
     """Return the type of an option's parameter, with its range and None as default."""
     bounds = option.server or option.range
-    limits = {"gt" if bounds.open else "ge": bounds.least, "le": bounds.most}
-    limits = {name: option.kind(limit) for name, limit in limits.items() if math.isfinite(limit)}
+    number = float if option.kind is dict else option.kind
+    ends = {"gt" if bounds.open else "ge": bounds.least, "le": bounds.most}
+    limits: dict[str, Any] = {name: number(limit) for name, limit in ends.items() if math.isfinite(limit)}
+    if option.kind is dict:
+        return dict[_TokenId, Annotated[float, Field(**limits)]] | None, Field(default=None)
     return option.kind | None, Field(default=None, **limits)
 
 

@@ -107,6 +107,16 @@ def test_clear_and_undo_of_nothing(chat):
     assert result.stderr.endswith("the conversation is empty\nthere is nothing to undo\nsystem message: none\n")
 
 
+def test_settings_of_every_kind(chat):
+    typed = "/set logit_bias 5=-100 6=2.5\n/set ignore_eos on\n/set repeat_penalty 1.1\n/set min_tokens 3\n/show\n"
+    result = chat([], typed, "--logit-bias", "7=1", "--typical-p", "0.5")
+    assert result.exit_code == 0, result.output
+    assert "logit_bias: {5: -100.0, 6: 2.5}" in result.stderr and "ignore_eos: True" in result.stderr
+    assert "repetition_penalty: 1.1" in result.stderr and "logit-bias of 2 tokens" in result.stderr
+    refused = CliRunner().invoke(command, ["pkg", "--logit-bias", "7"])
+    assert refused.exit_code == 2 and "'7' must be a token's id and a number, such as 15043=-100" in refused.output
+
+
 def test_set_and_show(chat):
     result = chat([], "/set temperature 0.5\n/set stop 'a b' c\n/set top-k 3\n/set temperature default\n/set\n")
     assert result.stderr == (
@@ -153,6 +163,8 @@ def test_two_slashes_begin_a_message_with_one(chat, tmp_path):
         ("/nope\n", "unknown command /nope; /help lists them"),
         ("/set tempo 3\n", "say /set NAME VALUE with a name of temperature"),
         ("/set temperature hot\n", "temperature cannot be 'hot'"),
+        ("/set logit-bias 5\n", "logit_bias cannot be '5'"),
+        ("/set logit-bias 5=200\n", "logit_bias of token 5 must be -100 to 100"),
         ("/set temperature -1\n", "temperature must be 0 or more"),
         ("/load nowhere.json\n", "nowhere.json cannot be read"),
         ("/read nowhere.txt\n", "nowhere.txt cannot be read"),

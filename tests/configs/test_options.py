@@ -8,7 +8,7 @@ from typing import get_type_hints
 import pytest
 from phi3_onnx.cli.generate import command
 from phi3_onnx.configs import UsageError
-from phi3_onnx.configs.options import OPTIONS, SAMPLING, AnswerOptions, Range, Sampling
+from phi3_onnx.configs.options import OPTIONS, SAMPLING, AnswerOptions, Range, Sampling, spelled
 from phi3_onnx.runtime.decoding.engine import Guidance
 from phi3_onnx.runtime.decoding.generation import Options
 from phi3_onnx.runtime.server.requests import ChatRequest, CompletionRequest
@@ -57,8 +57,15 @@ def test_a_value_out_of_range_is_named():
         OPTIONS["top_k"].check(-1)
 
 
-def test_guidance_refuses_what_the_search_behind_it_lacks():
+def test_guidance_takes_a_mask_where_the_search_behind_it_lacks_an_option():
     guidance = Guidance("regex", "a+")
-    Options(Sampling(top_p=0.5), guidance=guidance)
-    with pytest.raises(UsageError, match="min_p cannot be used with guidance"):
-        Options(Sampling(min_p=0.5), guidance=guidance)
+    assert Options(Sampling(top_p=0.5), guidance=guidance).searchable
+    for sampling in (Sampling(min_p=0.5), Sampling(logit_bias={1: 2})):
+        assert not Options(sampling, guidance=guidance).searchable
+    assert not Options(min_tokens=3, guidance=guidance).searchable
+
+
+def test_other_spellings():
+    assert spelled({"repeat_penalty": 1.1, "top_k": 3}) == {"repetition_penalty": 1.1, "top_k": 3}
+    with pytest.raises(UsageError, match="repetition_penalty is given twice"):
+        spelled({"repeat_penalty": 1.1, "repetition_penalty": 1.2})

@@ -51,6 +51,33 @@ def test_max_tokens(ask):
     assert model.engine.opened == [8 + 5]
 
 
+def test_min_tokens_puts_the_end_off(ask):
+    # Where the script would end, another token comes instead, and after it the next answer of the script.
+    response = ask("Hello", "World").generate("Hi", min_tokens=8)
+    assert response.text.startswith("Hello") and response.text.endswith("World")
+    assert ask("Hello").generate("Hi", min_tokens=5).text == "Hello"
+    with pytest.raises(UsageError, match="min_tokens 5 is more than max_tokens 4"):
+        ask("Hello").generate("Hi", min_tokens=5, max_tokens=4)
+    with pytest.raises(UsageError, match="prompt 8 tokens"):
+        ask("Hello").generate("Hi", min_tokens=400)
+
+
+def test_min_tokens_puts_stop_texts_off(ask):
+    assert ask("one two one two").generate("Hi", stop="two").text == "one "
+    assert ask("one two one two").generate("Hi", stop="two", min_tokens=7).text == "one two one "
+
+
+def test_ignore_eos_goes_on_to_the_longest_answer(ask):
+    response = ask("Hello", "World").generate("Hi", ignore_eos=True, max_tokens=9)
+    assert (response.completion_tokens, response.finish_reason) == (9, "length")
+    assert response.text.startswith("Hello")
+
+
+def test_a_bias_on_a_token_that_is_not_there_is_refused(ask):
+    with pytest.raises(UsageError, match="logit_bias names token 5000; the model has tokens 0 to"):
+        ask("Hello").generate("Hi", logit_bias={5000: 1})
+
+
 def test_by_default_an_answer_ends_with_the_context(ask):
     model = ask("x" * 1000)
     response = model.generate("Hi")

@@ -19,20 +19,28 @@ def logits():
 @pytest.mark.parametrize("top_k", [0, 1, 5, 500])
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("min_p", [0.0, 0.02, 0.3, 1.0])
-def test_the_distribution_is_that_of_transformers(logits, temperature, top_k, top_p, min_p):
+@pytest.mark.parametrize("typical_p", [0.1, 0.6, 1.0])
+def test_the_distribution_is_that_of_transformers(logits, temperature, top_k, top_p, min_p, typical_p):
     import torch
-    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import (
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+        TypicalLogitsWarper,
+    )
 
     scores = torch.from_numpy(logits)[None].double()
     warpers: list[Any] = [TemperatureLogitsWarper(temperature)]
     warpers += [TopKLogitsWarper(top_k)] if top_k else []
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     warpers += [MinPLogitsWarper(min_p)] if min_p else []
+    warpers += [TypicalLogitsWarper(typical_p)] if typical_p < 1 else []
     for warper in warpers:
         scores = warper(None, scores)
     expected = scores.softmax(-1)[0].numpy()
 
-    tokens, probabilities = distribution(logits, Sampling(temperature, top_k, top_p, min_p=min_p))
+    tokens, probabilities = distribution(logits, Sampling(temperature, top_k, top_p, min_p=min_p, typical_p=typical_p))
     actual = np.zeros(VOCABULARY)
     actual[tokens] = probabilities
     # Both compute in float64 from float32 logits; only the order of the sums differs.
@@ -70,6 +78,29 @@ def test_penalties_count_the_answer_alone():
         assert sampler.pick(level, prompt=[0, 0]) == 0
         assert sampler.pick(level, prompt=[1], answer=[0]) == 1
     assert Sampler(Sampling(temperature=0, presence_penalty=-1)).pick(level, answer=[1]) == 1
+
+
+def test_a_bias_comes_before_all_else(logits):
+    assert Sampler(Sampling(temperature=0, logit_bias={7: 100})).pick(logits) == 7
+    first, second = np.argsort(-logits)[:2]
+    assert Sampler(Sampling(temperature=0, logit_bias={int(first): -100})).pick(logits) == second
+    before = logits.copy()
+    only = Sampler(Sampling(temperature=1, top_k=2, logit_bias=((4, 90.0), (5, 90.0))), 3)
+    assert {only.pick(logits) for _ in range(200)} == {4, 5}
+    np.testing.assert_array_equal(logits, before)
+
+
+@pytest.mark.parametrize("given", [{"7": -1, 3: 2.5}, ((3, 2.5), (7, -1))])
+def test_biases_are_pairs_in_order(given):
+    sampling = Sampling(logit_bias=given)
+    assert sampling.logit_bias == ((3, 2.5), (7, -1.0))
+    assert sampling.changes_logits and "logit-bias of 2 tokens" in str(sampling)
+
+
+@pytest.mark.parametrize("given", [{"a": 1}, {1.5: 1}, {True: 1}, {1: "x"}, {1: None}, [1, 2], 5, {"1": 1, 1: 2}])
+def test_what_is_no_bias_is_refused(given):
+    with pytest.raises(UsageError, match="logit_bias must be numbers by token id"):
+        Sampling(logit_bias=given)
 
 
 def test_greedy_takes_the_first_of_the_most_likely():
@@ -126,6 +157,9 @@ def test_log_probabilities(logits):
         ({"top_p": 1.1}, "top_p must be above 0"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
         ({"min_p": 1.1}, "min_p must be 0 to 1"),
+        ({"typical_p": 0.0}, "typical_p must be above 0"),
+        ({"logit_bias": {3: 101}}, "logit_bias of token 3 must be -100 to 100, got 101"),
+        ({"logit_bias": {3: float("nan")}}, "logit_bias of token 3 must be -100 to 100"),
     ],
 )
 def test_values_out_of_range_are_refused(values, message):

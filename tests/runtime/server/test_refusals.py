@@ -23,7 +23,7 @@ def post(server: RunningServer, body: Any, path: str = "/v1/chat/completions", *
 @pytest.mark.parametrize(
     ("extra", "param"),
     [
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"stop_token_ids": [5]}, "stop_token_ids"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"audio": {"voice": "alloy"}}, "audio"),
         ({"modalities": ["audio"]}, "modalities"),
@@ -85,6 +85,9 @@ def test_what_asks_for_nothing_is_taken(server: RunningServer) -> None:
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": True}, "temperature"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"min_tokens": 5, "max_tokens": 4}, None),
+        ({"repeat_penalty": 1.1, "repetition_penalty": 1.2}, None),
         ({"top_p": 0}, "top_p"),
         ({"min_p": 1.5}, "min_p"),
         ({"frequency_penalty": 2.5}, "frequency_penalty"),
