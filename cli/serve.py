@@ -11,7 +11,10 @@ from .screen import notice, warn_of_clashing_wheels
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option(
-    "--api-key", metavar="KEY", show_envvar=True, help="Answer only requests with this bearer token.  [default: all]"
+    "--api-key",
+    metavar="KEY",
+    show_envvar=True,
+    help="Answer only requests that carry it, as bearer token or as x-api-key.  [default: all]",
 )
 @click.option(
     "--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin read answers; may be repeated; * is all."

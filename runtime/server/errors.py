@@ -1,6 +1,6 @@
-"""Errors in the shape that OpenAI's clients know."""
+"""Errors, in the shape that the clients of each protocol know."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -20,6 +20,14 @@ _TYPES = {
     429: "rate_limit_error",
     501: "not_implemented_error",
     503: "service_unavailable_error",
+}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
 }
 
 
@@ -52,16 +60,38 @@ class ApiError(Exception):
         self.code = code
         self.headers = dict(headers or {})
 
-    @property
-    def body(self) -> dict[str, Any]:
-        """The JSON object that says it."""
-        kind = _TYPES.get(self.status, "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    @property
-    def response(self) -> JSONResponse:
-        """The response that says it."""
-        return JSONResponse(self.body, self.status, self.headers)
+Shape = Callable[[ApiError], dict[str, Any]]
+"""Returns the JSON object that tells an error in one protocol."""
+
+
+def openai_shape(error: ApiError) -> dict[str, Any]:
+    """Return an error as OpenAI's protocols have it."""
+    kind = _TYPES.get(error.status, "server_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def anthropic_shape(error: ApiError) -> dict[str, Any]:
+    """Return an error as Anthropic's protocol has it; its types are fewer than the statuses of HTTP."""
+    other = "invalid_request_error" if error.status < 500 else "api_error"
+    return {"type": "error", "error": {"type": _ANTHROPIC_TYPES.get(error.status, other), "message": error.message}}
+
+
+def ollama_shape(error: ApiError) -> dict[str, Any]:
+    """Return an error as Ollama's protocol has it."""
+    return {"error": error.message}
+
+
+def shape_at(path: str) -> Shape:
+    """Return the shape of errors at a path."""
+    if path == "/api" or path.startswith("/api/"):
+        return ollama_shape
+    return anthropic_shape if path == "/v1/messages" or path.startswith("/v1/messages/") else openai_shape
+
+
+def response(error: ApiError, path: str) -> JSONResponse:
+    """Return the response that tells an error to whoever asked at a path."""
+    return JSONResponse(shape_at(path)(error), error.status, error.headers)
 
 
 def unavailable(message: str) -> ApiError:

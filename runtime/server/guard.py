@@ -6,7 +6,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError
+from .errors import ApiError, response
 from .metrics import Metrics
 from .settings import Settings
 
@@ -30,7 +30,7 @@ class Guard:
             try:
                 self._check(scope["path"], Headers(scope=scope))
             except ApiError as error:
-                await error.response(scope, receive, send)
+                await response(error, scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -42,15 +42,20 @@ class Guard:
             )
         if self._key is None or path in _OPEN_PATHS:
             return
-        scheme, _, key = headers.get("authorization", "").partition(" ")
         # Headers come as Latin-1, whatever was meant: this gives back the bytes that were sent.
-        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self._key):
+        if not any(hmac.compare_digest(key.strip().encode("latin-1"), self._key) for key in _keys(headers)):
             raise ApiError(
                 401,
                 "the API key is missing or wrong; send it as header: Authorization: Bearer <key>",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+
+
+def _keys(headers: Headers) -> list[str]:
+    """Return the keys that a request brings: as bearer token, or in the header of Anthropic's protocol."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return [*([token] if scheme.lower() == "bearer" else []), *headers.getlist("x-api-key")]
 
 
 def _without_port(host: str) -> str:

@@ -5,21 +5,20 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from pydantic_core import to_json
-
 from .calls import Call, CallFilter
+from .errors import ApiError, openai_shape
+from .framing import EVENTS, Framing
 from .messages import Finished, Piece, TokenText
 from .requests import ChatRequest, CompletionRequest
 from .texts import text_bytes
-
-_TEXT = secrets.token_hex(16)
-"""Stands for a text that is not known yet, and is in nothing else."""
 
 
 class Reply(Protocol):
     """The JSON of one request's answers; made anew for each request."""
 
-    def opening(self) -> list[dict[str, Any]]:
+    framing: Framing
+
+    def opening(self, prompt_tokens: int) -> list[dict[str, Any]]:
         """Return the chunks that a stream begins with."""
         ...
 
@@ -27,8 +26,8 @@ class Reply(Protocol):
         """Return the chunks of some more text."""
         ...
 
-    def frame_around(self, choice: int) -> tuple[bytes, bytes] | None:
-        """Return the JSON before and after the text in the chunk of a piece; None where a piece is not shown so."""
+    def plain(self, choice: int, text: str) -> dict[str, Any] | None:
+        """Return the chunk of a piece that is nothing but text; None where chunks differ in more than their text."""
         ...
 
     def ending(self, finished: Finished) -> list[dict[str, Any]]:
@@ -37,6 +36,10 @@ class Reply(Protocol):
 
     def closing(self, usage: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the chunks that end a stream."""
+        ...
+
+    def failed(self, error: ApiError) -> dict[str, Any]:
+        """Return the chunk that ends a stream with an error."""
         ...
 
     def whole(self, answers: Sequence[Finished], usage: dict[str, Any]) -> dict[str, Any]:
@@ -65,9 +68,43 @@ def usage(prompt_tokens: int, answers: Sequence[Finished], prompts: int) -> dict
     }
 
 
+class ChatTexts:
+    """What the answers to a chat hold: text as it can be shown, and tool calls at the end."""
+
+    def __init__(self, request: ChatRequest, most_calls: int) -> None:
+        """Begin.
+
+        Args:
+            request: what was asked for.
+            most_calls: tool calls of one answer at most.
+
+        """
+        names = frozenset(tool.function.name for tool in request.tools)
+        self._filters = [CallFilter(names, most_calls) for _ in range(request.n)] if request.calls_tools else []
+
+    @property
+    def plain(self) -> bool:
+        """Whether all text can be shown as it comes."""
+        return not self._filters
+
+    def shown(self, piece: Piece) -> str:
+        """Return what can be shown after some more text; nothing while it may be a tool call."""
+        return self._filters[piece.choice].push(piece.text) if self._filters else piece.text
+
+    def rest(self, finished: Finished) -> tuple[str, list[Call]]:
+        """Return what is left to show of an answer, and its calls."""
+        if not self._filters:
+            return finished.text, []
+        filter_ = self._filters[finished.choice]
+        shown = filter_.push(finished.text)
+        rest, calls = filter_.finish()
+        return shown + rest, calls
+
+
 class _Reply:
     """What both kinds of reply share: the fields around the choices, and the usage."""
 
+    framing = EVENTS
     kind = ""
     chunk_kind = ""
     prefix = ""
@@ -80,15 +117,14 @@ class _Reply:
         }
         self._include_usage = include_usage
 
-    def opening(self) -> list[dict[str, Any]]:
+    def opening(self, prompt_tokens: int) -> list[dict[str, Any]]:
         return []
+
+    def failed(self, error: ApiError) -> dict[str, Any]:
+        return openai_shape(error)
 
     def closing(self, usage: dict[str, Any]) -> list[dict[str, Any]]:
         return [{**self._head, "object": self.chunk_kind, "choices": [], "usage": usage}] if self._include_usage else []
-
-    def _split(self, chunk: dict[str, Any]) -> tuple[bytes, bytes]:
-        before, _, after = to_json(chunk).partition(b'"%b"' % _TEXT.encode())
-        return before, after
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         chunk = {**self._head, "object": self.chunk_kind, "choices": [choice]}
@@ -116,27 +152,26 @@ class ChatReply(_Reply):
         """
         super().__init__(model, request.include_usage)
         self._request = request
-        names = frozenset(tool.function.name for tool in request.tools)
-        self._filters = [CallFilter(names, most_calls) for _ in range(request.n)] if request.calls_tools else []
+        self._texts = ChatTexts(request, most_calls)
 
-    def opening(self) -> list[dict[str, Any]]:
+    def opening(self, prompt_tokens: int) -> list[dict[str, Any]]:
         """Return the chunks that say who speaks."""
         return [self._delta(number, {"role": "assistant", "content": ""}) for number in range(self._request.n)]
 
     def piece(self, piece: Piece) -> list[dict[str, Any]]:
         """Return the chunks of some more text; none while it may be a tool call."""
-        text = self._filters[piece.choice].push(piece.text) if self._filters else piece.text
+        text = self._texts.shown(piece)
         if not text and not piece.logprobs:
             return []
         return [self._delta(piece.choice, {"content": text}, piece.logprobs)]
 
-    def frame_around(self, choice: int) -> tuple[bytes, bytes] | None:
-        """Return the JSON around a piece's text; None while it may be a tool call."""
-        return None if self._filters else self._split(self._delta(choice, {"content": _TEXT}))
+    def plain(self, choice: int, text: str) -> dict[str, Any] | None:
+        """Return the chunk of a piece of text; None where it may be a tool call."""
+        return self._delta(choice, {"content": text}) if self._texts.plain else None
 
     def ending(self, finished: Finished) -> list[dict[str, Any]]:
         """Return the rest of one answer, or its tool calls, and why it ended."""
-        shown, calls = self._rest(finished)
+        shown, calls = self._texts.rest(finished)
         chunks: list[dict[str, Any]] = []
         if shown or finished.logprobs:
             chunks.append(self._delta(finished.choice, {"content": shown}, finished.logprobs))
@@ -150,7 +185,7 @@ class ChatReply(_Reply):
         return self._object([self._choice(answer) for answer in answers], usage)
 
     def _choice(self, finished: Finished) -> dict[str, Any]:
-        text, calls = self._rest(finished)
+        text, calls = self._texts.rest(finished)
         message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
         if calls:
             message["tool_calls"] = [call.as_json() for call in calls]
@@ -160,14 +195,6 @@ class ChatReply(_Reply):
             "logprobs": self._logprobs(finished.logprobs),
             "finish_reason": _reason(finished, calls),
         }
-
-    def _rest(self, finished: Finished) -> tuple[str, list[Call]]:
-        if not self._filters:
-            return finished.text, []
-        filter_ = self._filters[finished.choice]
-        shown = filter_.push(finished.text)
-        rest, calls = filter_.finish()
-        return shown + rest, calls
 
     def _delta(
         self,
@@ -211,9 +238,9 @@ class CompletionReply(_Reply):
         """Return the chunk of some more text."""
         return [self._chunk(self._choice(piece.choice, piece.text, piece.logprobs, None))]
 
-    def frame_around(self, choice: int) -> tuple[bytes, bytes] | None:
-        """Return the JSON around a piece's text."""
-        return self._split(self._chunk(self._choice(choice, _TEXT, (), None)))
+    def plain(self, choice: int, text: str) -> dict[str, Any] | None:
+        """Return the chunk of a piece of text."""
+        return self._chunk(self._choice(choice, text, (), None))
 
     def ending(self, finished: Finished) -> list[dict[str, Any]]:
         """Return the chunk with the rest of one answer, and why it ended."""

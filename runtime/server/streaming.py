@@ -1,6 +1,7 @@
-"""Answers as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+"""Answers as streams, piece by piece, in the framing of their protocol."""
 
 import asyncio
+import secrets
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
@@ -16,10 +17,12 @@ from .replies import Reply, usage
 # Proxies cut connections that are silent for a minute, and a long prompt takes longer than that on a CPU.
 _KEEP_ALIVE_SECONDS = 15.0
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_TEXT = secrets.token_hex(16)
+"""Stands for a text that is not known yet, and is in nothing else."""
 
 
 class Events:
-    """A request's answers as events, each with the JSON of a chunk; an error that comes late is one, too."""
+    """A request's answers as framed chunks; an error that comes late is one, too."""
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class Events:
 
         """
         self.answers = answers
+        self.framing = reply.framing
         self._accepted = accepted
         self._reply = reply
         self._done = done
@@ -51,7 +55,7 @@ class Events:
 
     def opening(self) -> bytes:
         """Return what comes before any text."""
-        return _events(self._reply.opening())
+        return self._framed(self._reply.opening(self._accepted.prompt_tokens))
 
     def more(self) -> bytes:
         """Return what came since the last call; empty where nothing can be shown yet."""
@@ -62,24 +66,34 @@ class Events:
             return self._piece(event)
         if isinstance(event, Refused):
             self.over = True
-            return _events([api_error(event).body])
+            return self._framed([self._reply.failed(api_error(event))])
         self._finished.append(event)
         chunks = self._reply.ending(event)
         if not event.last:
-            return _events(chunks)
+            return self._framed(chunks)
         self.over = True
         self._done(self.answers, self._finished)
         counts = usage(self._accepted.prompt_tokens, self._finished, self._prompts)
-        return _events([*chunks, *self._reply.closing(counts)]) + b"data: [DONE]\n\n"
+        return self._framed([*chunks, *self._reply.closing(counts)]) + self.framing.end
 
     def _piece(self, piece: Piece) -> bytes:
         # Nearly all of a stream are pieces that differ in their text alone: the rest of their JSON is made once.
         if piece.choice not in self._around:
-            self._around[piece.choice] = self._reply.frame_around(piece.choice)
+            self._around[piece.choice] = self._frame_around(piece.choice)
         around = self._around[piece.choice]
         if around is None or piece.logprobs:
-            return _events(self._reply.piece(piece))
-        return b"data: %b%b%b\n\n" % (around[0], to_json(piece.text), around[1])
+            return self._framed(self._reply.piece(piece))
+        return b"%b%b%b" % (around[0], to_json(piece.text), around[1])
+
+    def _frame_around(self, choice: int) -> tuple[bytes, bytes] | None:
+        chunk = self._reply.plain(choice, _TEXT)
+        if chunk is None:
+            return None
+        before, _, after = self.framing.frame(chunk).partition(b'"%b"' % _TEXT.encode())
+        return before, after
+
+    def _framed(self, chunks: list[dict[str, Any]]) -> bytes:
+        return b"".join([self.framing.frame(chunk) for chunk in chunks])
 
 
 class EventStream(Response):
@@ -97,7 +111,7 @@ class EventStream(Response):
             on_end: called when the response is over, complete or not.
 
         """
-        super().__init__(headers=_HEADERS, media_type="text/event-stream")
+        super().__init__(headers=_HEADERS, media_type=events.framing.media_type)
         del self.headers["content-length"]
         self._events = events
         self._on_end = on_end
@@ -148,8 +162,8 @@ class EventStream(Response):
             async with asyncio.timeout(_KEEP_ALIVE_SECONDS):
                 await self._wake.wait()
         except TimeoutError:
-            if sent == self._sent:
-                await self._send(_body(b": still at it\n\n"))
+            if sent == self._sent and (alive := self._events.framing.alive):
+                await self._send(_body(alive))
 
     def _pass_on(self) -> None:
         """Send what there is, now; wake the task where that is not all."""
@@ -199,7 +213,3 @@ async def _disconnect(receive: Receive) -> None:
 
 def _body(body: bytes) -> dict[str, Any]:
     return {"type": "http.response.body", "body": body, "more_body": True}
-
-
-def _events(chunks: list[dict[str, Any]]) -> bytes:
-    return b"".join([b"data: %b\n\n" % to_json(chunk) for chunk in chunks])

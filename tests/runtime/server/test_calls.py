@@ -154,7 +154,7 @@ def test_streamed_and_whole_replies_are_equal(text: str, data: st.DataObject) ->
 
     (whole,) = ChatReply(request, "m", 8).whole([finished(text)], {})["choices"]
     stream = ChatReply(request, "m", 8)
-    chunks = stream.opening()
+    chunks = stream.opening(3)
     for piece in pieces[:-1]:
         chunks += stream.piece(Piece(1, 0, piece, ()))
     chunks += stream.ending(finished(pieces[-1]))

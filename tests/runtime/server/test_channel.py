@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from phi3_onnx.runtime.server.channel import Decoder, encode
-from phi3_onnx.runtime.server.errors import api_error
+from phi3_onnx.runtime.server.errors import api_error, response
 from phi3_onnx.runtime.server.messages import Accepted, Finished, Job, Piece, RefusalKind, Refused, TokenText
 from phi3_onnx.runtime.server.process import Answers
 from phi3_onnx.runtime.server.replies import CompletionReply
@@ -110,7 +110,7 @@ def test_a_late_refusal_has_the_body_of_an_early_one(kind: RefusalKind, code: st
     sent, _ = stream_of(Accepted(1, 3), PIECES[0], refused)
     last = json.loads(sent.rstrip("\n").rpartition("data: ")[2])
     assert last["error"]["code"] == code
-    assert last == json.loads(bytes(api_error(refused).response.body))
+    assert last == json.loads(bytes(response(api_error(refused), "/v1/completions").body))
 
 
 def test_a_client_that_leaves_ends_a_stream() -> None:

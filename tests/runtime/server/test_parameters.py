@@ -81,7 +81,7 @@ def test_bodies_of_clients_are_answered(server: RunningServer, body: dict[str, A
 
 
 def test_a_hint_is_logged_once_a_client(start_server: StartServer, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "phi3_onnx.runtime.server.app")
+    caplog.set_level(logging.DEBUG, "phi3_onnx.runtime.server.service")
     with start_server().http() as http:
         for _ in range(2):
             assert http.post("/v1/completions", json={"prompt": "x", "store": True}).status_code == 200

@@ -1,0 +1,242 @@
+"""The way of a request to the engine and back, the same for every protocol."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from .errors import ApiError, api_error, unavailable
+from .limits import GuidanceTrials
+from .messages import Accepted, Conversation, Finished, Job, Prompt, Ready, Refused, Tokenized
+from .metrics import Metrics
+from .parameters import WARNING_HEADER, Notes, OnceAClient, quoted
+from .process import Answers, EngineProcess
+from .replies import Reply, usage
+from .requests import ChatRequest
+from .settings import Settings
+from .streaming import Events, EventStream
+from .tools import conversation, guidance, most_calls
+
+_LOG = logging.getLogger(__name__)
+
+
+class Service:
+    """One engine, and what all protocols share on the way to it."""
+
+    def __init__(self, engine: EngineProcess, settings: Settings) -> None:
+        """Put it together; nothing starts yet."""
+        self.engine = engine
+        self.settings = settings
+        self.metrics = Metrics()
+        self._pace = 1.0  # seconds that a request takes, a moving average
+        self._trials = GuidanceTrials()
+        self._hints = OnceAClient()
+        watch = self.metrics.watch
+        watch("phi3_onnx_requests_running", "Requests that the engine works on.", lambda: self.running)
+        watch("phi3_onnx_requests_waiting", "Requests that wait for their turn.", lambda: self.waiting)
+        watch("phi3_onnx_engine_up", "Whether the engine is ready.", lambda: float(engine.state == "ready"))
+        watch("phi3_onnx_engine_restarts", "How often the engine was started again.", lambda: engine.restarts)
+
+    @property
+    def running(self) -> int:
+        """Requests that the engine works on."""
+        return min(self.engine.jobs, self.settings.parallel)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self.engine.jobs - self.running
+
+    def info(self) -> Ready:
+        """Return what the model is.
+
+        Raises:
+            ApiError: the engine is not ready.
+
+        """
+        if self.engine.info is None or self.engine.state != "ready":
+            raise unavailable(f"the engine is {self.engine.state}")
+        return self.engine.info
+
+    def name(self, info: Ready) -> str:
+        """Return what clients call the model."""
+        return self.settings.model_name or info.model
+
+    def notes(self) -> Notes:
+        """Return the notes of a new request."""
+        return Notes(self.settings.strict)
+
+    def check_model(self, model: str | None, info: Ready, notes: Notes) -> None:
+        """Note where another model was asked for than the one that answers, or refuse it where notes are strict."""
+        if model in (None, self.name(info)):
+            return
+        if notes.strict:
+            raise ApiError(
+                404, f"there is no model {model!r}; this is {self.name(info)!r}", param="model", code="model_not_found"
+            )
+        notes.remarks.append(f"the model {quoted(model)} is not served; {quoted(self.name(info))} answers instead")
+
+    def noted(self, request: Request, response: Response, notes: Notes) -> Response:
+        """Return an answer with its warning, after logging what had no effect on it."""
+        if warning := notes.warning:
+            response.headers[WARNING_HEADER] = warning
+        if _LOG.isEnabledFor(logging.DEBUG):
+            client = request.client.host if request.client else "a client"
+            for hint in self._hints.new(client, notes.hints):
+                _LOG.debug("%s sends %s, which has no effect on answers", client, hint)
+        return response
+
+    async def body(self, request: Request) -> bytes:
+        """Return a request's body.
+
+        Raises:
+            ApiError: it is no JSON, or too large.
+
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            # Browsers send other kinds across origins without asking first.
+            raise ApiError(415, f"the content type must be application/json, got {kind or 'none'!r}")
+        limit = self.settings.max_request_bytes
+        stated = request.headers.get("content-length", "")
+        parts, size = [], int(stated) if stated.isdecimal() else 0
+        if size <= limit:
+            size = 0
+            async for part in request.stream():
+                parts.append(part)
+                size += len(part)
+                if size > limit:
+                    break
+        if size > limit:
+            raise ApiError(413, f"the request's body is larger than {limit} bytes", code="request_too_large")
+        return b"".join(parts)
+
+    def conversation(self, body: ChatRequest) -> Conversation:
+        """Return the prompt of a chat.
+
+        Raises:
+            ApiError: the model has no chat template.
+
+        """
+        info = self.info()
+        if not info.can_chat:
+            raise ApiError(400, f"{self.name(info)} has no chat template; use /v1/completions", code="no_chat_template")
+        return conversation(body, info.tools)
+
+    async def chat(
+        self, request: Request, body: ChatRequest, reply: Callable[[str, int], Reply], prompt: Prompt | None = None
+    ) -> Response:
+        """Answer a chat.
+
+        Args:
+            request: whose answer it is.
+            body: what is asked for.
+            reply: makes the reply, of the model's name and of how many tool calls an answer may hold.
+            prompt: replaces the conversation.
+
+        """
+        info, most = self.info(), self.settings.tool_calls
+        prompt = self.conversation(body) if prompt is None else prompt
+        options = body.options()
+        options["guidance"] = form = guidance(body, info.tools, most)
+        if form is not None:
+            await self._trials.check(form)
+        made = reply(self.name(info), most_calls(body, most))
+        return await self.answer(request, Job(0, (prompt,), body.n, options, body.stream), made)
+
+    async def tokens(self, request: Request, prompt: Prompt) -> Tokenized:
+        """Return the tokens of a prompt."""
+        async with self._begun(request, Job(0, (prompt,), 1, {}, stream=False, tokens_only=True)) as (_, first):
+            return first
+
+    async def answer(self, request: Request, job: Job, reply: Reply) -> Response:
+        """Let the engine answer, and return the whole answer, or the stream of its pieces."""
+        prompts = len(job.prompts)
+        async with self._begun(request, job) as (answers, first):
+            if job.stream:
+                events = Events(answers, first, reply, self._done, prompts)
+                return EventStream(events, lambda: self.engine.cancel(answers))
+            return JSONResponse(await _unless_gone(request, self._whole(answers, first, reply, prompts)))
+
+    @asynccontextmanager
+    async def _begun(self, request: Request, job: Job) -> AsyncIterator[tuple[Answers, Any]]:
+        """Hand a job over, and give it up at the end unless it is streamed; the second value is its first event.
+
+        Raises:
+            ApiError: the engine refuses it.
+
+        """
+        answers = self._submit(job)
+        handed_on = False
+        try:
+            first = await _unless_gone(request, answers.accepted())
+            if isinstance(first, Refused):
+                raise api_error(first)
+            yield answers, first
+            handed_on = job.stream
+        finally:
+            if not handed_on:
+                self.engine.cancel(answers)
+
+    async def _whole(self, answers: Answers, accepted: Accepted, reply: Reply, prompts: int) -> dict[str, Any]:
+        finished: list[Finished] = []
+        while not (finished and finished[-1].last):
+            for event in await answers.next():
+                if isinstance(event, Refused):
+                    raise api_error(event)
+                if isinstance(event, Finished):
+                    finished.append(event)
+        self._done(answers, finished)
+        return reply.whole(finished, usage(accepted.prompt_tokens, finished, prompts))
+
+    def _done(self, answers: Answers, finished: list[Finished]) -> None:
+        """Count a request whose answers are all complete."""
+        seconds = time.monotonic() - answers.started
+        # What the engine worked on it, without the wait: that is what a slot takes to become free.
+        work = sum(entry.prefill_seconds + entry.decode_seconds for entry in finished)
+        self._pace += 0.2 * (min(work, seconds) - self._pace)
+        self.metrics.latency.observe(seconds)
+        for entry in finished:
+            self.metrics.answered(entry)
+
+    def _submit(self, job: Job) -> Answers:
+        limit = self.settings.parallel + self.settings.queue
+        if self.engine.jobs >= limit:
+            # The time until a slot becomes free for whoever asks next, at the pace of late.
+            wait = max(1, round(self._pace))
+            raise ApiError(
+                429,
+                f"{limit} requests are under way or waiting, which is the limit; try again in {wait} s",
+                code="queue_full",
+                headers={"Retry-After": str(wait)},
+            )
+        self.info()
+        return self.engine.submit(job)
+
+
+async def _unless_gone(request: Request, waiting: Awaitable[Any]) -> Any:
+    """Return what is waited for; where the client hangs up before, give it up.
+
+    Raises:
+        ClientDisconnect: it hung up.
+
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(waiting), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        watch.cancel()
