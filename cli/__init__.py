@@ -134,7 +134,8 @@ def main() -> None:
     except OSError as error:
         if _debug():
             raise
-        click.echo(f"phi3-onnx: {error}", err=True)
+        where = error.filename or "cannot read or write"  # a stream has no file name
+        click.echo(f"phi3-onnx: {where}: {error.strerror or error}", err=True)
         # What is still to be written would fail once more when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 1

@@ -85,6 +85,10 @@ def find_package(name: str) -> Path:
         PackageError: nothing fits.
 
     """
+    try:
+        name.encode()  # what runs a package takes no other names
+    except UnicodeEncodeError:
+        raise PackageError(f"the name {name!r:.80} is not UTF-8 text; rename the folder") from None
     path = Path(name).expanduser()
     if path.name:
         settle(path)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -209,10 +210,7 @@ def run_export(plan: ExportPlan, *, verify: Verify | None = None, progress: Prog
         try:
             _write(plan, folder, report)
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                message = f"the disk of {plan.output} is full; {size(plan.package_bytes)} are needed"
-                raise OutputError(message) from error
-            raise OutputError(f"{plan.output} cannot be written: {error}") from error
+            raise OutputError(_unwritten(plan, folder, error)) from error
         if verify is not None:
             try:
                 verify(folder, plan.checkpoint, plan.target)
@@ -221,6 +219,13 @@ def run_export(plan: ExportPlan, *, verify: Verify | None = None, progress: Prog
                 put_in_place(folder, failed)
                 raise VerificationError(f"{error}; the package was kept as {failed}") from error
     return plan.output
+
+
+def _unwritten(plan: ExportPlan, folder: Path, error: OSError) -> str:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return f"{plan.output} cannot be written: {error.strerror or error}"
+    needed, free = size(plan.package_bytes), size(shutil.disk_usage(folder).free)
+    return f"the disk of {plan.output} is full: the package needs {needed}, {free} are left; free some space"
 
 
 def _write(plan: ExportPlan, folder: Path, progress: Progress) -> None:

@@ -58,7 +58,11 @@ def check_destination(output: Path, needed_bytes: int, *, force: bool) -> Path:
 
 def _check_names(output: Path) -> None:
     """Refuse names that no file has, with room for what stands beside a package while it is made."""
-    if "\0" in str(output):
+    try:
+        text = str(output).encode()  # ONNX Runtime takes no other names
+    except UnicodeEncodeError:
+        raise OutputError(f"the name {str(output)!r:.80} is not UTF-8 text; name another folder with -o") from None
+    if b"\0" in text:
         raise OutputError("the name of a folder must not hold a null character; name another with -o")
     longest = output.name and beside(output.with_name(f"{output.name}.failed"), PARTIAL).name
     for name in (longest, *output.parts):

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...configs import ModelConfig, OutputError, Target, TensorSummary
+from ...configs.lifeline import end_with
 from ...quantize.packed import QuantizedWeight, pack_codes
 from ...quantize.rtn import quantize_rtn
 from ..sources.checkpoint import Checkpoint
 from .data_file import DataFile
 from .layout import EMBEDDING
-from .lifeline import end_with
 
 _log = logging.getLogger(__name__)
 

@@ -5,14 +5,17 @@ one prompt) it looks for messages, and a job that was given up is gone by its ne
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ...configs import EngineError, Phi3OnnxError, UsageError
+from ...configs.lifeline import end_with
 from ..decoding.generation import Options
 from ..decoding.kvcache import KvCache
 from ..decoding.response import Chunk
@@ -81,30 +84,35 @@ def run_engine(connection: socket.socket, loader: Callable[[], Model], parallel:
     # decides what happens then; where it dies, the connection closes.
     for name in ("SIGINT", "SIGTERM"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if parent := multiprocessing.parent_process():
+        # While a model loads, which takes a minute for large ones, nothing reads the connection.
+        end_with(parent.pid or 0)
     web = EngineEnd(connection)
+    gone = suppress(EOFError, OSError)
     try:
         model = loader()
     except Phi3OnnxError as error:
-        web.send(LoadFailed(str(error), error.exit_code))
+        with gone:
+            web.send(LoadFailed(str(error), error.exit_code))
         return
+    with gone:
+        _serve(model, web, parallel)
+
+
+def _serve(model: Model, web: EngineEnd, parallel: int) -> None:
+    """Serve until `Shutdown` comes. Raises EOFError or OSError when the web process is gone."""
     web.send(_ready(model))
     with model:
         scheduler = Scheduler(model, parallel, web.send)
-        try:
-            while scheduler.failures < _FAILURES_IN_A_ROW:
-                while scheduler.idle or web.waiting():
-                    if not scheduler.take(web.receive()):
-                        return
-                scheduler.step()
-        except (EOFError, OSError):  # the web process is gone
-            return
+        while scheduler.failures < _FAILURES_IN_A_ROW:
+            while scheduler.idle or web.waiting():
+                if not scheduler.take(web.receive()):
+                    return
+            scheduler.step()
     os._exit(BROKEN_ENGINE_EXIT)
 
 
 def _ready(model: Model) -> Ready:
-    import re
-
-    source = model.template.source if model.template else ""
     return Ready(
         model=model.package.name,
         provider=model.provider,
@@ -112,7 +120,7 @@ def _ready(model: Model) -> Ready:
         engine=model.engine.name,
         context_length=model.context_length,
         can_chat=model.template is not None,
-        native_tools=re.search(r"\btools\b", source) is not None,
+        tools=model.template.dialect if model.template else "convention",
         turns_because=model.turns_because,
     )
 

@@ -24,10 +24,11 @@ def one_line(done: subprocess.CompletedProcess[bytes]) -> str:
 
 @POSIX
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_behind_stdout() -> None:
-    done = shell("targets > /dev/full")
+@pytest.mark.parametrize("command", ['generate "$1" -n 3 -p a', 'chat "$1"', 'show "$1"', "targets", "--help"])
+def test_a_full_disk_behind_stdout(command: str, tiny_package: Callable[..., Path]) -> None:
+    done = shell(f"{command} > /dev/full <<END\nhi\nEND\n", tiny_package("plain"))
     assert done.returncode == 1
-    assert "No space left on device" in one_line(done)
+    assert one_line(done) == "phi3-onnx: cannot read or write: No space left on device"
 
 
 @POSIX

@@ -83,3 +83,8 @@ def test_what_is_no_package_is_passed_over() -> None:
     assert find_package("Model/theirs") == foreign
     with pytest.raises(PackageError, match="the store is empty"):
         find_package("nothing")
+
+
+def test_a_name_that_is_no_text() -> None:
+    with pytest.raises(PackageError, match="is not UTF-8 text; rename the folder"):
+        find_package("a\udcff")

@@ -27,8 +27,14 @@ class FakeLoader:
 
     folder: Path
     fail: bool = False
+    gate: Path | None = None
+    """Loading ends when this file is there; `.waits` beside it says that it has begun."""
 
     def __call__(self) -> Model:
+        if self.gate:
+            self.gate.with_suffix(".waits").touch()
+            while not self.gate.exists():
+                time.sleep(0.01)
         if self.fail:
             os._exit(3)
         package = open_package(self.folder)

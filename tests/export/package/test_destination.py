@@ -51,6 +51,11 @@ def test_a_full_disk_is_said_with_both_numbers(tmp_path: Path) -> None:
         check_destination(tmp_path / "new", 10**15, force=False)
 
 
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is not UTF-8 text"):
+        check_destination(tmp_path / "a\udcff", 1, force=False)
+
+
 def test_an_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Root may write anywhere, so the answer of the operating system is played here.
     monkeypatch.setattr(os, "access", lambda *_: False)

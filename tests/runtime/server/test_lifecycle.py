@@ -1,11 +1,15 @@
 """Many clients, clients that leave, an engine that dies, and the end of a server."""
 
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fake_engine
 import httpx
 import openai
 import pytest
@@ -138,6 +142,36 @@ def test_an_engine_that_is_broken_ends_itself_for_a_new_one(start_server: StartS
 def test_a_model_that_does_not_load_is_said_at_once(start_server: StartServer, fake_package: Path) -> None:
     with pytest.raises(LoadError, match="ended with exit code 3 while it loaded"):
         start_server(FakeLoader(fake_package, fail=True))
+
+
+SERVE_SLOWLY = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from fake_engine import FakeLoader
+from phi3_onnx.runtime.server.run import serve
+from phi3_onnx.runtime.server.settings import Settings
+if __name__ == "__main__":
+    serve(FakeLoader(Path(sys.argv[2]), gate=Path(sys.argv[3])), Settings(port=0), print)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a POSIX system")
+@pytest.mark.parametrize("opened", [False, True], ids=["loading", "loaded at once"])
+def test_an_engine_ends_quietly_with_a_server_that_is_killed(opened: bool, fake_package: Path, tmp_path: Path) -> None:
+    (tmp_path / "serve.py").write_text(SERVE_SLOWLY, encoding="utf-8")
+    gate, doubles = tmp_path / "gate", str(Path(fake_engine.__file__).parent)
+    begin = [sys.executable, tmp_path / "serve.py", doubles, fake_package, gate]
+    with subprocess.Popen(begin, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as server:
+        try:
+            wait_until(lambda: gate.with_suffix(".waits").exists())
+        finally:
+            server.kill()
+        if opened:  # what it says when it has loaded reaches nobody
+            gate.touch()
+        # The engine holds the stream, so its end is the engine's.
+        said = server.communicate(timeout=60)[1].decode()
+    assert "Traceback" not in said
 
 
 def test_metrics_count_requests_and_tokens(start_server: StartServer) -> None:
