@@ -15,6 +15,7 @@ from .decoding.generation import GenerateOptions, Generation, Options, TextCache
 from .decoding.guide import Guides
 from .decoding.kvcache import KvCache
 from .decoding.response import Chunk
+from .decoding.speculation import AUTO, Speculation
 from .engines.ort import OrtEngine, load_ort_engine
 from .engines.together import PackedEngine, Together
 from .package import Package
@@ -248,15 +249,16 @@ class ModelCore:
             on_prefill=on_prefill,
         )
 
-    def together(self, texts: int, cache_bytes: int = 0) -> Together | None:
+    def together(self, texts: int, cache_bytes: int = 0, speculation: Speculation = AUTO) -> Together | None:
         """Return what decodes several texts together with the same logits as each alone; None where nothing can.
 
         Args:
             texts: how many at a time.
             cache_bytes: bytes that texts may keep after their end.
+            speculation: how far answers run ahead.
 
         """
-        return self.engine.together(texts, cache_bytes) if isinstance(self.engine, PackedEngine) else None
+        return self.engine.together(texts, cache_bytes, speculation) if isinstance(self.engine, PackedEngine) else None
 
     def joined(
         self,

@@ -106,6 +106,16 @@ class TextCache(Protocol):
         """Whether tokens wait to be run together with other texts'."""
         ...
 
+    @property
+    def drafted(self) -> int:
+        """Tokens that were run ahead so far."""
+        ...
+
+    @property
+    def accepted(self) -> int:
+        """How many of them came true."""
+        ...
+
     def shared(self, prompt: Sequence[int]) -> int:
         """Return how many leading tokens of the prompt need no run."""
         ...
@@ -235,6 +245,8 @@ class Generation:
             decode_seconds=last - first,
             finish_reason="stop" if self._stops.stopped else reason,
             logprobs=tuple(self._logprobs) if self._options.logprobs is not None else None,
+            drafted_tokens=self._cache.drafted,
+            accepted_tokens=self._cache.accepted,
         )
         yield Chunk(rest, response=response)
 

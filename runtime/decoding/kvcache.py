@@ -17,6 +17,8 @@ from .engine import Engine, GuidedDraws, TokenSequence
 class KvCache:
     """One text's cache in an engine. Not for use by two threads at a time."""
 
+    drafted = accepted = 0
+
     def __init__(
         self,
         engine: Engine,

@@ -27,6 +27,10 @@ class Response:
     """`stop`: an end token or a stop string; `length`: max_tokens or the context's end; `cancelled`: by the caller."""
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """One entry for each of `token_ids`, where asked for."""
+    drafted_tokens: int = 0
+    """Tokens that were run ahead of the answer; see `speculation`."""
+    accepted_tokens: int = 0
+    """How many of them came true."""
 
     @property
     def completion_tokens(self) -> int:

@@ -6,6 +6,7 @@ else is in the run. Which numbers those are is tried out when the graph is loade
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -102,6 +103,8 @@ class PackedGraph:
         self._bound_to = 0
         self.padding: Padding | None = None
         """What makes a token's logits the same in every run; None where nothing does."""
+        self.trial_seconds: dict[int, float] = {}
+        """What a step of so many tokens took at its best, while a text is short."""
         self.padding = self._settle_padding()
 
     def run(self, arena: Arena, rows: Sequence[RowRun]) -> list[np.ndarray]:
@@ -151,7 +154,7 @@ class PackedGraph:
             wanted[row.slot] = len(index)
             stop = int(begins[row.slot - first]) + len(row.tokens)
             index += range(stop - row.logits, stop)
-        more, more_logits = self._missing(len(tokens)), self._missing(max(len(index), 1))
+        more, more_logits = self.filled(len(tokens)) - len(tokens), self.filled(max(len(index), 1)) - max(len(index), 1)
         total = max(row.stop for row in rows)
         if rows[0].beyond and self.switch is not None:
             total = max(total, self.switch + 1)
@@ -167,8 +170,9 @@ class PackedGraph:
         }
         return feeds, wanted
 
-    def _missing(self, count: int) -> int:
-        return self.padding.missing(count) if self.padding else 0
+    def filled(self, count: int) -> int:
+        """Return how many tokens a run of so many has, with those that fill it up."""
+        return count + (self.padding.missing(count) if self.padding else 0)
 
     def _binding(self, arena: Arena, first: int, count: int) -> Any:
         """Return the binding of neighbouring slots, which stays the same from run to run until the arena moves."""
@@ -209,4 +213,11 @@ class PackedGraph:
         """Return the logits of all tokens of a text that is run so many at a time."""
         arena, pieces = Arena(self.shape, 1, len(tokens)), range(0, len(tokens), size)
         rows = [RowRun(0, start, tokens[start : start + size], len(tokens[start : start + size])) for start in pieces]
-        return np.concatenate([self.run(arena, [row])[0] for row in rows])
+        return np.concatenate([self._timed(arena, row) for row in rows])
+
+    def _timed(self, arena: Arena, row: RowRun) -> np.ndarray:
+        begun = time.perf_counter()
+        (logits,) = self.run(arena, [row])
+        seconds, count = time.perf_counter() - begun, self.filled(len(row.tokens))
+        self.trial_seconds[count] = min(seconds, self.trial_seconds.get(count, seconds))
+        return logits

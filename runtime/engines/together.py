@@ -16,11 +16,14 @@ import numpy as np
 from ...configs import EngineError, ProviderError, UsageError
 from ..decoding.engine import GuidedDraws
 from ..decoding.kvcache import check_memory, common_length
+from ..decoding.lookup import LookupDrafter
+from ..decoding.speculation import AUTO, NO_DRAFT, OFF, Draft, Drafter, Speculation, choose
 from ..package import Package
 from ..providers.choice import Candidate, ProviderChoice
 from ..providers.hardware import available_memory
 from ..providers.names import canonical
 from .arena import Arena
+from .costs import StepCosts
 from .packed import DECODE_NAME, PackedGraph, RowRun
 from .prefixes import Kept, PrefixStore
 
@@ -36,11 +39,18 @@ _SETTLING = 0.3  # share of the newest measurement in what a token costs
 class LiveText:
     """The cache of one live text, as `Generation` uses it; `Together.open` makes it."""
 
-    def __init__(self, owner: "Together", slot: int, prompt: Sequence[int], needed: int) -> None:
+    def __init__(
+        self, owner: "Together", slot: int, prompt: Sequence[int], needed: int, drafter: Drafter | None = None
+    ) -> None:
         self._owner = owner
         self._prompt = tuple(prompt)
-        self._logits = np.empty((0, 0), np.float32)
+        self._logits = np.empty((0, 0), np.float32)  # of the last token, and of those of a draft after it
         self._failure: EngineError | None = None
+        self._drafter = drafter
+        self._noted = False  # whether the drafter has the prompt
+        self._draft: Sequence[int] = ()  # of what was run ahead, those that may still come true
+        self._ahead = 0  # tokens of the last draft that was run, and how many of them came true
+        self._came = 0
         self.slot = slot
         self.needed = needed
         """Tokens that room is accounted for."""
@@ -51,6 +61,8 @@ class LiveText:
         self.beyond = owner.is_beyond(len(prompt))
         self.cached = 0
         """Tokens of the prompt that came from another text."""
+        self.drafted = self.accepted = 0
+        """Tokens that were run ahead, and those of them that came true."""
 
     chooses = False
 
@@ -82,7 +94,16 @@ class LiveText:
             self._raise()
 
     def append(self, token: int) -> None:
-        """Let one more token wait; see `KvCache.append`."""
+        """Let one more token wait, unless it was run ahead; see `KvCache.append`."""
+        if self._drafter:
+            self._drafter.extend([token] if self._noted else [*self.tokens, token])
+            self._noted = True
+        if self._draft and self._draft[0] == token:
+            self.tokens.append(token)
+            self._draft, self._logits = self._draft[1:], self._logits[1:]
+            self._came, self.accepted = self._came + 1, self.accepted + 1
+            return
+        self._forget_draft()
         if not self.beyond and self._owner.is_beyond(len(self.tokens) + 1):
             # Keys under the short factors are of no use any more.
             self.pending, self.beyond = [*self.tokens, token], True
@@ -100,21 +121,36 @@ class LiveText:
         while self.pending and not self._failure:
             self._owner.step()
         self._raise()
-        return self._logits[-1]
+        return self._logits[0]
 
     def choose_token(self) -> int:
         """Refuse: tokens are chosen by the caller."""
         raise EngineError("this engine chooses no tokens")
 
-    def take(self, count: int, logits: np.ndarray) -> None:
-        """Note that the first tokens of those that wait were run."""
+    def draft(self, most: int) -> Draft:
+        """Return what may follow the token that waits: `most` tokens at most, and no more than there is room for."""
+        if not self._drafter or self.in_prompt or len(self.pending) != 1:
+            return NO_DRAFT
+        left = self.needed - len(self.tokens) - 2  # the last token of an answer is never run
+        if not self.beyond and self._owner.graph.switch is not None:
+            left = min(left, self._owner.graph.switch - len(self.tokens) - 1)
+        return self._drafter.draft(min(most, left)) if left > 0 else NO_DRAFT
+
+    def take(self, count: int, logits: np.ndarray, ahead: Sequence[int] = ()) -> None:
+        """Note that the first tokens of those that wait were run, and a draft after them."""
         self.tokens += self.pending[:count]
         self.pending = self.pending[count:]
-        self._logits = logits
+        self._logits, self._draft = logits, ahead
+        self._ahead, self.drafted = len(ahead), self.drafted + len(ahead)
+
+    def _forget_draft(self) -> None:
+        if self._drafter and self._ahead:
+            self._drafter.learn(self._ahead, self._came)
+        self._draft, self._ahead, self._came = (), 0, 0
 
     def fail(self, error: EngineError) -> None:
         """Note that a run failed, and with it what is cached."""
-        self.tokens, self.pending, self._failure = [], (), error
+        self.tokens, self.pending, self._failure, self._draft = [], (), error, ()
 
     def close(self) -> None:
         """End the text; what is cached stays for others while there is room."""
@@ -149,6 +185,7 @@ class Together:
         context_length: int,
         cache_bytes: int,
         step_seconds: float = STEP_SECONDS,
+        speculation: Speculation = AUTO,
     ) -> None:
         """Begin without texts.
 
@@ -158,9 +195,12 @@ class Together:
             context_length: tokens that a text may have.
             cache_bytes: bytes that texts may keep after their end, outside of the slots.
             step_seconds: how long a step may take where answers wait for it.
+            speculation: how far answers run ahead. `AUTO` is `OFF` where that could change their tokens.
 
         """
         self.graph = graph
+        self.speculation = speculation if graph.padding or speculation.always else OFF
+        self._costs = StepCosts(graph.trial_seconds)
         self.store = PrefixStore(cache_bytes)
         self._context = context_length
         self._step_seconds = step_seconds
@@ -174,6 +214,8 @@ class Together:
         """(texts, tokens) of the last runs."""
         self.hit_tokens = self.miss_tokens = 0
         """Tokens of prompts that were taken from memory, and that were run."""
+        self.drafted = self.accepted = 0
+        """Tokens that texts which ended ran ahead, and those of them that came true."""
 
     @property
     def live(self) -> list[LiveText]:
@@ -217,7 +259,7 @@ class Together:
         self._turn += 1
         number = self._place(source, shared)
         slot = self._slots[number]
-        cache = LiveText(self, number, prompt, needed)
+        cache = LiveText(self, number, prompt, needed, LookupDrafter() if self.speculation.most else None)
         cache.tokens, cache.cached = list(prompt[:shared]), shared
         slot.live, slot.tokens, slot.beyond, slot.used = cache, cache.tokens, beyond, self._turn
         slot.touched = max(slot.touched, shared)
@@ -238,6 +280,7 @@ class Together:
         if slot.live is text:
             self._turn += 1
             slot.live, slot.tokens, slot.beyond, slot.used = None, text.tokens, text.beyond, self._turn
+            self.drafted, self.accepted = self.drafted + text.drafted, self.accepted + text.accepted
 
     def give_up_one(self) -> bool:
         """Give back the memory of a text that ended; return whether there was one."""
@@ -258,20 +301,21 @@ class Together:
         self._arena = Arena(self.graph.shape, 1, 1)
 
     def _run(self, waiting: Sequence[LiveText]) -> None:
-        rows = [self._row(text, count) for text, count in self._pieces(waiting)]
-        texts = {text.slot: text for text in waiting}
+        pieces = self._pieces(waiting)
+        drafts = self._drafts(waiting)
+        rows = [self._row(text, count, drafts.get(text, NO_DRAFT)) for text, count in pieces]
         started = time.perf_counter()
         try:
             results = self.graph.run(self._arena, rows)
         except EngineError as error:
-            for row in rows:
-                texts[row.slot].fail(error)
-                self._slots[row.slot].tokens = []
+            for text, _ in pieces:
+                text.fail(error)
+                self._slots[text.slot].tokens = []
             return
-        self._measure(rows, time.perf_counter() - started)
-        for row, logits in zip(rows, results, strict=True):
-            text, slot = texts[row.slot], self._slots[row.slot]
-            text.take(len(row.tokens), logits)
+        self._measure(rows, time.perf_counter() - started, prompts=any(len(text.pending) > 1 for text in waiting))
+        for (text, count), row, logits in zip(pieces, rows, results, strict=True):
+            slot = self._slots[text.slot]
+            text.take(count, logits, row.tokens[count:])
             slot.tokens, slot.beyond = text.tokens, text.beyond
             slot.touched = max(slot.touched, row.stop)
 
@@ -297,20 +341,39 @@ class Together:
         seconds = self._step_seconds - self._answer_seconds
         return int(min(max(seconds / self._token_seconds, _LEAST_PIECE), _LONGEST_PIECE))
 
-    def _measure(self, rows: Sequence[RowRun], seconds: float) -> None:
-        tokens, prompts = sum(len(row.tokens) for row in rows), sum(len(row.tokens) > 1 for row in rows)
+    def _drafts(self, waiting: Sequence[LiveText]) -> dict[LiveText, Draft]:
+        """Return what to run ahead: nothing beside prompts, which have the time that a step may take beyond answers."""
+        if not self.speculation.most or any(len(text.pending) > 1 for text in waiting):
+            return {}
+        found = {text: draft for text in waiting if (draft := text.draft(self.speculation.most)).tokens}
+        if not found:
+            return {}
+        seconds = {}
+
+        def cost(tokens: int) -> float:
+            filled = self.graph.filled(tokens)
+            if filled not in seconds:
+                seconds[filled] = self._costs.seconds(filled)
+            return seconds[filled]
+
+        return choose(found, len(waiting), cost, always=self.speculation.always)
+
+    def _measure(self, rows: Sequence[RowRun], seconds: float, *, prompts: bool) -> None:
+        tokens = sum(len(row.tokens) for row in rows)
         self.steps.append((len(rows), tokens))
         if not prompts:
             before = self._answer_seconds or seconds
             self._answer_seconds = before + _SETTLING * (seconds - before)
+            self._costs.note(self.graph.filled(tokens), seconds)
         elif tokens >= 2 * _LEAST_PIECE or not self._token_seconds:
             cost = seconds / tokens
             before = self._token_seconds or cost
             self._token_seconds = before + _SETTLING * (cost - before)
 
-    def _row(self, text: LiveText, count: int) -> RowRun:
-        last = count == len(text.pending)
-        return RowRun(text.slot, len(text.tokens), text.pending[:count], int(last), text.beyond)
+    def _row(self, text: LiveText, count: int, draft: Draft) -> RowRun:
+        tokens = [*text.pending[:count], *draft.tokens]
+        logits = len(draft.tokens) + 1 if count == len(text.pending) else 0
+        return RowRun(text.slot, len(text.tokens), tokens, logits, text.beyond)
 
     def _longest(self, prompt: Sequence[int], beyond: bool) -> tuple["_Slot | Kept | None", int]:
         """Return what shares the longest beginning with a prompt, and how many tokens; the last one always runs."""
@@ -415,9 +478,11 @@ class PackedEngine:
             raise UsageError(f"{self.name} takes guidance as a mask, not when a sequence is opened")
         return PackedSequence(self, capacity)
 
-    def together(self, slots: int, cache_bytes: int) -> Together:
+    def together(self, slots: int, cache_bytes: int, speculation: Speculation = AUTO) -> Together:
         """Return what decodes several texts together."""
-        return Together(self.graph, slots, context_length=self._context, cache_bytes=cache_bytes)
+        return Together(
+            self.graph, slots, context_length=self._context, cache_bytes=cache_bytes, speculation=speculation
+        )
 
     def close(self) -> None:
         """Give the model's memory back."""

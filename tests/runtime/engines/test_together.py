@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from phi3_onnx.runtime import Guidance, Model, Response, load
 from phi3_onnx.runtime.batch import Job, answer_all
 from phi3_onnx.runtime.decoding.kvcache import common_length
 from phi3_onnx.runtime.decoding.response import last_response
+from phi3_onnx.runtime.decoding.speculation import AUTO, OFF, Speculation
 from phi3_onnx.runtime.engines import together as module
 from phi3_onnx.runtime.engines.packed import PackedGraph, RowRun
 from phi3_onnx.runtime.engines.prefixes import Kept, PrefixStore
@@ -40,8 +42,8 @@ def text(count: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(5, 300, count).tolist()
 
 
-def core(model: Model, slots: int = 4, cache_bytes: int = MANY) -> Together:
-    found = model.together(slots, cache_bytes)
+def core(model: Model, slots: int = 4, cache_bytes: int = MANY, speculation: Speculation = AUTO) -> Together:
+    found = model.together(slots, cache_bytes, speculation)
     assert found is not None
     return found
 
@@ -97,6 +99,52 @@ def test_an_answer_is_the_same_alone_in_a_crowd_and_with_any_cache(model: Model)
     # And in a batch.
     answers = [result for result in answer_all(model, jobs, batch=3) if isinstance(result, Response)]
     assert [exact(response) for response in answers] == expected
+
+
+@pytest.mark.parametrize("speculation", ["auto", "1", "6", "64"])
+def test_an_answer_is_the_same_with_speculation_and_without(model: Model, speculation: str) -> None:
+    loop = [*text(30, 11), *text(30, 11), *text(9, 11)]  # a prompt that repeats itself, so that there are drafts
+    jobs = [
+        Job([*loop, *text(2, seed)] if seed % 2 else loop, job.options) for seed, job in enumerate(make_jobs(model))
+    ]
+    jobs = [Job(job.prompt, replace(job.options, max_tokens=40)) for job in jobs]
+    refrain = model.options(temperature=0.8, seed=2, guidance=Guidance("regex", "(over and over, ){9}"), logprobs=1)
+    jobs.append(Job(text(5), replace(refrain, max_tokens=100)))
+    expected = [exact(answer(model, core(model, speculation=OFF), job)[0]) for job in jobs]
+    crowd = core(model, speculation=Speculation.parse(speculation))
+    assert [exact(response) for response in answer(model, crowd, *jobs)] == expected
+    assert [exact(answer(model, crowd, job)[0]) for job in jobs] == expected  # what was left in slots is right, too
+    if speculation != "auto":  # which depends on what this machine's steps cost
+        assert 0 < crowd.accepted < crowd.drafted
+
+
+def test_speculation_takes_fewer_steps(plain: Model) -> None:
+    options = plain.options(max_tokens=120, temperature=0)
+    steps, responses = [], []
+    for speculation in (OFF, Speculation(8, always=True)):
+        together = core(plain, slots=1, speculation=speculation)
+        responses += answer(plain, together, Job([7, 8, 9] * 5, options))
+        steps.append(len(together.steps))
+        assert responses[-1].drafted_tokens == together.drafted
+        assert responses[-1].accepted_tokens == together.accepted
+    assert exact(responses[0]) == exact(responses[1])
+    assert responses[1].accepted_tokens > 10
+    assert steps[1] == steps[0] - responses[1].accepted_tokens
+
+
+def test_drafts_do_not_pass_the_room_of_an_answer(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    stops: list[int] = []
+    run = PackedGraph.run
+
+    def noted(self: PackedGraph, arena: Any, rows: Sequence[RowRun]) -> list[np.ndarray]:
+        stops.extend(row.stop for row in rows)
+        return run(self, arena, rows)
+
+    monkeypatch.setattr(PackedGraph, "run", noted)
+    together = core(plain, slots=1, speculation=Speculation(64, always=True))
+    (response,) = answer(plain, together, Job([7, 8, 9] * 5, plain.options(max_tokens=30, temperature=0)))
+    assert response.drafted_tokens > 0
+    assert max(stops) < 15 + 30
 
 
 def test_a_text_takes_the_longest_beginning_of_any_by_copy(plain: Model) -> None:
