@@ -93,6 +93,11 @@ _LOADING_OPTIONS = (
     click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: the physical cores]"),
     click.option("--device", type=click.IntRange(0), help="Number of the GPU, where there are several."),
     click.option(
+        "--self-test/--no-self-test",
+        default=True,
+        help="Replay the package's self-test before its first use on this device and version.  [default: self-test]",
+    ),
+    click.option(
         "--list-devices",
         is_flag=True,
         is_eager=True,
@@ -110,6 +115,7 @@ class Loading:
     provider: str
     threads: int | None
     device: int | None
+    self_test: bool
 
     def find(self, package: str | None) -> Path:
         """Return the folder of the package that was named, or of the newest that fits the provider, and say which.
@@ -143,7 +149,7 @@ class Loading:
         folder = self.find(package)
         warn_of_clashing_wheels(self.provider)
         how = asdict(self)
-        model = load_to_batch(folder, **how, notify=notice) if to_batch else load(folder, **how)
+        model = (load_to_batch if to_batch else load)(folder, **how, notify=notice)
         model.on_reserve = lambda tokens, taken: notice(f"KV cache: {size(taken)} for {tokens} tokens")
         notice(f"{model.package.name} on {model.provider} ({model.choice})")
         return model
@@ -153,8 +159,8 @@ def loading_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the flags that decide how a package is loaded; it takes them together, as `loading`."""
 
     @wraps(command)
-    def bundled(*, provider: str, threads: int | None, device: int | None, **values: Any) -> None:
-        command(loading=Loading(provider, threads, device), **values)
+    def bundled(*, provider: str, threads: int | None, device: int | None, self_test: bool, **values: Any) -> None:
+        command(loading=Loading(provider, threads, device, self_test), **values)
 
     return _with(_LOADING_OPTIONS, bundled)
 

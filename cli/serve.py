@@ -1,9 +1,11 @@
 """`phi3-onnx serve`."""
 
+from dataclasses import asdict
+
 import click
 
 from .answering import Loading, loading_options
-from .screen import notice, warn_of_clashing_wheels
+from .screen import notice, quiet, warn_of_clashing_wheels
 
 
 @click.command()
@@ -89,7 +91,7 @@ def command(
         strict=strict,
         shutdown_seconds=shutdown_seconds,
     )
-    loader = PackageLoader(str(loading.find(package)), loading.provider, loading.threads, loading.device)
+    loader = PackageLoader(str(loading.find(package)), **asdict(loading), notify=None if quiet() else notice)
     warn_of_clashing_wheels(loading.provider)
     if not settings.local and api_key is None:
         notice(f"everyone who reaches {host} can use this server; --api-key keeps others out")

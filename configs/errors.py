@@ -48,6 +48,10 @@ class ProviderError(Phi3OnnxError):
     exit_code = 3
 
 
+class SelfTestError(ProviderError):
+    """A package's self-test was replayed where it is to run, and is out of its limits there."""
+
+
 class EngineError(Phi3OnnxError):
     """The engine failed while it ran a package that it had loaded, for example because memory ran out."""
 

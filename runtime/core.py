@@ -10,7 +10,7 @@ from typing import Self, Unpack
 
 from ..configs import UsageError
 from ..configs.options import SAMPLING, Sampling, biases, spelled
-from .decoding.engine import Engine, GuidedDraws
+from .decoding.engine import Engine, GuidedDraws, Prove
 from .decoding.generation import GenerateOptions, Generation, Options, TextCache, room_for
 from .decoding.guide import Guides
 from .decoding.kvcache import KvCache
@@ -40,6 +40,7 @@ class ModelCore:
         *,
         threads: int | None = None,
         device: int | None = None,
+        prove: Prove | None = None,
     ) -> None:
         """Put a model together from its parts; `load` does this for a package on disk."""
         self.package = package
@@ -52,6 +53,7 @@ class ModelCore:
         """Called with tokens and bytes before a KV cache is reserved."""
         self._threads = threads
         self._device = device
+        self._prove = prove
         self._batching: OrtEngine | None = None
         self._closed = False
         self.turns_because: str | None = None
@@ -165,7 +167,7 @@ class ModelCore:
                 return self.engine
             if self._batching is None:
                 self._batching, _ = load_ort_engine(
-                    self.package, self.provider, threads=self._threads, device=self._device
+                    self.package, self.provider, threads=self._threads, device=self._device, prove=self._prove
                 )
             return self._batching
 

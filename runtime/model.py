@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal, Unpack
 
-from ..configs import PackageError, Phi3OnnxError, ProviderError, find_package
+from ..configs import PackageError, Phi3OnnxError, ProviderError, SelfTestError, find_package
 from .batch import DEFAULT_BATCH, Job, Notify, answer_all
 from .chat import ChatSession, Overflow
 from .core import ModelCore, Prompt
@@ -16,6 +17,7 @@ from .engines.genai import load_engine
 from .engines.ort import load_ort_engine
 from .engines.together import load_packed_engine
 from .package import open_package
+from .proof.prove import Prover
 from .text.template import read_template
 from .text.tokenizer import Tokenizer
 
@@ -29,6 +31,8 @@ def load(
     threads: int | None = None,
     device: int | None = None,
     engine: EngineName = "genai",
+    self_test: bool = True,
+    notify: Notify | None = None,
 ) -> "Model":
     """Load a package: one of this project, of Microsoft's published folders, or of the GenAI model builder.
 
@@ -41,22 +45,26 @@ def load(
         engine: `genai` is ONNX Runtime GenAI. `onnxruntime` is without it, on the CPU and CUDA: `generate_many` then
             needs no second copy of the weights in memory. `together` is ONNX Runtime on the CPU with the package's
             `decode.onnx`: an answer has the same tokens and log probabilities whatever is decoded beside it.
+        self_test: replay the package's self-test, where it has one, before its first use on this engine, provider,
+            device and version; `auto` passes over a provider that computes wrongly.
+        notify: called with a line for each replay; by default it goes to the log.
 
     Raises:
         PackageError: there is no such package, or it is damaged.
-        ProviderError: the provider cannot run here; the message has the command that fixes it.
+        ProviderError: the provider cannot run here, or computes wrongly; the message says what to do.
         UsageError: the package's or the provider's name fits nothing.
 
     """
     opened = open_package(package)
+    prove = Prover(opened, device=device, notify=notify) if self_test else None
     if engine == "together":
-        loaded, choice = load_packed_engine(opened, provider, threads=threads)
+        loaded, choice = load_packed_engine(opened, provider, threads=threads, prove=prove)
     else:
         loader = load_ort_engine if engine == "onnxruntime" else load_engine
-        loaded, choice = loader(opened, provider, threads=threads, device=device)
+        loaded, choice = loader(opened, provider, threads=threads, device=device, prove=prove)
     tokenizer = Tokenizer(opened.folder)
     template = read_template(opened.folder, tokenizer.config, tokenizer.special_tokens)
-    return Model(opened, loaded, tokenizer, template, choice, threads=threads, device=device)
+    return Model(opened, loaded, tokenizer, template, choice, threads=threads, device=device, prove=prove)
 
 
 class Model(ModelCore):
@@ -197,6 +205,7 @@ def load_to_batch(
     provider: str = "auto",
     threads: int | None = None,
     device: int | None = None,
+    self_test: bool = True,
     notify: Notify,
 ) -> Model:
     """Load a package for `answer_all`: in plain ONNX Runtime, or in GenAI where it cannot be batched.
@@ -206,20 +215,29 @@ def load_to_batch(
 
     """
     find_package(str(package))  # where there is none, that is the error, once
+    load_here = partial(load, package, provider=provider, threads=threads, self_test=self_test, notify=notify)
     try:
-        return load(package, provider=provider, threads=threads, engine="together")
+        return load_here(engine="together")
+    except SelfTestError as error:
+        notify(f"warning: {error}")
     except (PackageError, ProviderError):
         pass
     try:
-        return load(package, provider=provider, threads=threads, device=device, engine="onnxruntime")
+        return load_here(device=device, engine="onnxruntime")
     except (PackageError, ProviderError) as error:
-        model = load(package, provider=provider, threads=threads, device=device)
+        model = load_here(device=device)
         notify(f"prompts are answered one at a time: {error}")
         return model
 
 
 def load_to_serve(
-    package: str | Path, *, provider: str = "auto", threads: int | None = None, device: int | None = None
+    package: str | Path,
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    device: int | None = None,
+    self_test: bool = True,
+    notify: Notify | None = None,
 ) -> Model:
     """Load a package for a server: with the engine that decodes together, or with GenAI (`turns_because` says why).
 
@@ -228,10 +246,11 @@ def load_to_serve(
 
     """
     find_package(str(package))
+    load_here = partial(load, package, provider=provider, threads=threads, self_test=self_test, notify=notify)
     try:
-        return load(package, provider=provider, threads=threads, engine="together")
+        return load_here(engine="together")
     except (PackageError, ProviderError) as error:
-        model = load(package, provider=provider, threads=threads, device=device)
+        model = load_here(device=device)
         model.turns_because = str(error)
         return model
 

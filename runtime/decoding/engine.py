@@ -1,7 +1,7 @@
 """The seam between this project and what runs the graph: any object with these methods can serve a model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -130,3 +130,7 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give the model's memory back."""
         ...
+
+
+Prove = Callable[[Engine, str], None]
+"""Lets a loaded engine pass on the provider named, or raises ProviderError: it computes wrongly there."""

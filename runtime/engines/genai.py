@@ -12,11 +12,11 @@ import numpy as np
 from ...configs import EngineError, PackageError, ProviderError, UsageError
 from ...configs.errors import first_line
 from ...configs.options import SAMPLING
-from ..decoding.engine import GuidedDraws
+from ..decoding.engine import GuidedDraws, Prove
 from ..decoding.guide import tight_schema
 from ..package import Package
 from ..providers import plugins
-from ..providers.choice import ProviderChoice, choose, resolve_ort_providers
+from ..providers.choice import ProviderChoice, choose, refusals, resolve_ort_providers
 from ..providers.hardware import default_threads
 from ..providers.imports import import_genai, load_libraries
 from ..providers.known_faults import refuse_known_faults
@@ -38,7 +38,12 @@ _GUIDANCE_WORDS = ("grammar", "Parser Error", "Lexer Error", "lexer", "committin
 
 
 def load_engine(
-    package: Package, provider: str, *, threads: int | None = None, device: int | None = None
+    package: Package,
+    provider: str,
+    *,
+    threads: int | None = None,
+    device: int | None = None,
+    prove: Prove | None = None,
 ) -> tuple["GenAiEngine", ProviderChoice]:
     """Load a package with ONNX Runtime GenAI on the provider named, or with `auto` on the first that runs it.
 
@@ -47,10 +52,11 @@ def load_engine(
         provider: `auto`, `cpu`, `cuda`, `dml`, or another that ONNX Runtime knows by name.
         threads: threads of one operator on the CPU; by default the physical cores.
         device: number of the GPU, for CUDA and DirectML.
+        prove: tries each engine before it is taken; `auto` goes on to the next provider where it raises.
 
     Raises:
         UsageError: there is no such provider.
-        ProviderError: the provider cannot run here; the message has the remedy.
+        ProviderError: the provider cannot run here, or `prove` refuses it; the message has the remedy.
         PackageError: the CPU, which is always there, cannot load the package.
 
     """
@@ -60,13 +66,9 @@ def load_engine(
     placements: dict[str, Placement | None] = {}
 
     def attempt(name: str) -> GenAiEngine:
-        try:
+        with refusals(goes_on=provider == "auto"):
             refuse_known_faults(package.folder / package.contract.filename, name)
             _refuse_capture(package, name)
-        except ProviderError as error:
-            if provider != "auto":
-                raise
-            raise RuntimeError(str(error)) from error  # what `choose` takes for a reason to try the next
         load_libraries(name)
         placements[name] = None if name == "cpu" else _placement(package, name, threads, device)
         check_placement(placements[name])
@@ -78,6 +80,9 @@ def load_engine(
             raise
         if name != "cpu":
             engine.try_out()
+        if prove:
+            with refusals(goes_on=provider == "auto" and name != "cpu"):
+                prove(engine, name)
         return engine
 
     engine, choice = choose(provider, package.made_for, attempt)

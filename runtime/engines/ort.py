@@ -3,7 +3,7 @@
 import numpy as np
 
 from ...configs import EngineError, PackageError
-from ..decoding.engine import GuidedDraws
+from ..decoding.engine import GuidedDraws, Prove
 from ..package import Package
 from ..providers.choice import ProviderChoice
 from ..providers.imports import import_onnxruntime
@@ -21,7 +21,12 @@ _TRIAL_LENGTHS = (3, 8)
 
 
 def load_ort_engine(
-    package: Package, provider: str, *, threads: int | None = None, device: int | None = None
+    package: Package,
+    provider: str,
+    *,
+    threads: int | None = None,
+    device: int | None = None,
+    prove: Prove | None = None,
 ) -> tuple["OrtEngine", ProviderChoice]:
     """Load a package in plain ONNX Runtime on the provider named, or with `auto` on the first that runs it.
 
@@ -30,10 +35,11 @@ def load_ort_engine(
         provider: `auto`, `cpu`, or `cuda`.
         threads: threads of one operator on the CPU; by default the physical cores.
         device: number of the GPU.
+        prove: tries each engine before it is taken; `auto` goes on to the next provider where it raises.
 
     Raises:
         UsageError: there is no such provider.
-        ProviderError: the provider cannot run here; the message has the remedy.
+        ProviderError: the provider cannot run here, or `prove` refuses it; the message has the remedy.
         PackageError: the package cannot be loaded, or not be run on several texts at a time.
 
     """
@@ -55,6 +61,7 @@ def load_ort_engine(
         longrope=package.longrope_switch or 0,
         threads=threads,
         device=device,
+        prove=(lambda session, name: prove(OrtEngine(session), name)) if prove else None,
     )
     engine = OrtEngine(session)
     check_rows(engine)

@@ -11,7 +11,7 @@ import numpy as np
 from ...configs import PackageError, ProviderError, UsageError
 from ..package import longrope_switch, read_contract
 from ..providers import plugins
-from ..providers.choice import ProviderChoice, choose, remedy, resolve_ort_providers
+from ..providers.choice import ProviderChoice, choose, refusals, remedy, resolve_ort_providers
 from ..providers.hardware import default_threads
 from ..providers.imports import import_onnxruntime, load_libraries
 from ..providers.known_faults import refuse_known_faults
@@ -222,6 +222,7 @@ def open_session(
     longrope: int | None = None,
     threads: int | None = None,
     device: int | None = None,
+    prove: Callable[[LogitsSession, str], None] | None = None,
 ) -> tuple[LogitsSession, ProviderChoice]:
     """Load a package on the provider named, or with `auto` on the first that runs it.
 
@@ -232,6 +233,8 @@ def open_session(
         longrope: as `LogitsSession` takes it.
         threads: likewise.
         device: likewise.
+        prove: tries each session on its provider before it is taken; where it raises ProviderError, that provider
+            cannot run here.
 
     Returns:
         The session, and why it runs on this provider and on no other.
@@ -244,17 +247,15 @@ def open_session(
     """
 
     def attempt(name: str) -> LogitsSession:
-        try:
+        with refusals(goes_on=name != "cpu" and canonical(provider) == "auto"):
             names = resolve_ort_providers(name)
             session = LogitsSession(package, providers=names, longrope=longrope, threads=threads, device=device)
             if name != "cpu":  # a provider can load a graph and yet fail in it, or leave all of it to the CPU's
                 check_placement(session.placement)
                 next(session.logits(np.zeros(1)))
-        except (ProviderError, PackageError) as error:
-            if name == "cpu" or canonical(provider) != "auto":
-                raise
-            raise RuntimeError(str(error)) from error  # what `choose` takes for a reason to try the next
-        return session
+            if prove:
+                prove(session, name)
+            return session
 
     session, choice = choose(provider, made_for, attempt)
     return session, replace(choice, placement=session.placement)

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...configs import EngineError, ProviderError, UsageError
-from ..decoding.engine import GuidedDraws
+from ..decoding.engine import GuidedDraws, Prove
 from ..decoding.kvcache import check_memory, common_length
 from ..decoding.lookup import LookupDrafter
 from ..decoding.speculation import AUTO, NO_DRAFT, OFF, Draft, Drafter, Speculation, choose
@@ -490,7 +490,7 @@ class PackedEngine:
 
 
 def load_packed_engine(
-    package: Package, provider: str, *, threads: int | None = None
+    package: Package, provider: str, *, threads: int | None = None, prove: Prove | None = None
 ) -> tuple[PackedEngine, ProviderChoice]:
     """Load a package's second graph on the CPU.
 
@@ -498,10 +498,11 @@ def load_packed_engine(
         package: the package.
         provider: `auto`, which has to mean the CPU for this package, or `cpu`.
         threads: threads of one operator; by default the physical cores.
+        prove: tries the engine before it is taken.
 
     Raises:
         UsageError: there is no such provider.
-        ProviderError: another provider was asked for.
+        ProviderError: another provider was asked for, or `prove` refuses this one.
         PackageError: the package has no such graph, or it does not run here.
 
     """
@@ -510,7 +511,10 @@ def load_packed_engine(
         raise ProviderError(f"{DECODE_NAME} runs on the CPU, not on {package.made_for if wanted == 'auto' else wanted}")
     graph = PackedGraph(package, threads=threads)
     why = "it was asked for" if wanted == "cpu" else "the package was made for it"
-    return PackedEngine(graph, package.context_length), ProviderChoice("cpu", (Candidate("cpu", True, why),))
+    engine = PackedEngine(graph, package.context_length)
+    if prove:
+        prove(engine, "cpu")
+    return engine, ProviderChoice("cpu", (Candidate("cpu", True, why),))
 
 
 class PackedSequence:

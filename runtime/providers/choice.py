@@ -1,10 +1,12 @@
 """Which provider runs a package, why it and no other, and what to do about one that cannot."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ...configs import ProviderError
+from ...configs import PackageError, ProviderError, SelfTestError
 from ...configs.errors import first_line
 from ...configs.extras import cuda_of, extra_for, least_driver
 from . import plugins
@@ -13,6 +15,7 @@ from .names import ORT_NAMES, canonical, ort_name, without_suffix
 from .placement import Placement
 from .wheels import Wheel, change_to, check_wheels, installed_wheels, missing_here
 
+_LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -106,9 +109,27 @@ def choose(wanted: str, made_for: str | None, attempt: Callable[[str], _T]) -> t
     )
 
 
+@contextmanager
+def refusals(*, goes_on: bool) -> Iterator[None]:
+    """Turn a refusal of ours into what `choose` takes for a reason to try the next provider, where it may go on.
+
+    Raises:
+        RuntimeError: what was done within raised ProviderError or PackageError, and there is another provider to try.
+
+    """
+    try:
+        yield
+    except (ProviderError, PackageError) as error:
+        if not goes_on:
+            raise
+        if isinstance(error, SelfTestError):  # wrong answers are worth a line wherever `auto` ends
+            _LOG.warning("warning: %s", error)
+        raise RuntimeError(str(error)) from error
+
+
 def _why(provider: str, error: BaseException) -> str:
     found = installed_wheels()
-    extra = extra_for(provider)
+    extra = None if isinstance(error.__cause__, SelfTestError) else extra_for(provider)  # such a provider did run
     if extra and found and not extra.wheels & {wheel.name for wheel in found}:
         names = " and ".join(f"{wheel.name} {wheel.version}" for wheel in found)
         return f"the installed {names} are built without it"

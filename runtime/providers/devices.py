@@ -1,6 +1,7 @@
 """The processors of this machine: its CPU and its GPUs, with their drivers, as the operating system tells."""
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -15,6 +16,7 @@ import psutil
 
 from .hardware import available_memory
 
+_LOG = logging.getLogger(__name__)
 _SECONDS = 20
 _DRM = Path("/sys/class/drm")
 # https://pci-ids.ucw.cz, the makers of GPUs.
@@ -84,6 +86,44 @@ def cuda_device(devices: Sequence[Device], number: int, environment: Mapping[str
     numbers = [str(device.number) for device in devices] if visible is None else visible.split(",")
     wanted = numbers[number].strip() if number < len(numbers) else ""
     return next((device for device in devices if str(device.number) == wanted), None)
+
+
+def device_identity(provider: str, number: int = 0) -> str:
+    """Return what tells the device that a provider runs on from others, with its driver, as far as that is known.
+
+    Args:
+        provider: by this project's name.
+        number: the GPU's, as `--device` takes it.
+
+    """
+    if provider == "cpu":
+        return _cpu_name()
+    if sys.platform == "win32" and provider != "cuda":
+        return f"{number} of {', '.join(_registered_adapters())}"
+    gpus = _nvidia() if provider == "cuda" else [device for device in list_devices() if device.kind != "cpu"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    among = f" (CUDA_VISIBLE_DEVICES={visible})" if provider == "cuda" and visible is not None else ""
+    return f"{number} of {', '.join(f'{device.name} driver {device.driver}' for device in gpus)}{among}"
+
+
+# Display adapters: https://learn.microsoft.com/windows-hardware/drivers/install/system-defined-device-setup-classes
+_ADAPTERS = r"SYSTEM\CurrentControlSet\Control\Class\{4d36e968-e325-11ce-bfc1-08002be10318}"
+
+
+def _registered_adapters() -> list[str]:
+    """Return Windows' display adapters with their drivers, from the registry: asking PowerShell takes a second."""
+    registry: Any = import_module("winreg")
+    found: list[str] = []
+    try:
+        with registry.OpenKey(registry.HKEY_LOCAL_MACHINE, _ADAPTERS) as adapters:
+            names = [registry.EnumKey(adapters, index) for index in range(registry.QueryInfoKey(adapters)[0])]
+            for name in (name for name in names if name.isdecimal()):
+                with registry.OpenKey(adapters, name) as adapter:
+                    values = (registry.QueryValueEx(adapter, value)[0] for value in ("DriverDesc", "DriverVersion"))
+                    found.append(" driver ".join(map(str, values)))
+    except OSError as error:  # one that is not for us to read, or has no driver
+        _LOG.debug("display adapters: %s", error)
+    return found
 
 
 def _cpu() -> Device:

@@ -65,10 +65,20 @@ class PackageLoader:
     provider: str = "auto"
     threads: int | None = None
     device: int | None = None
+    self_test: bool = True
+    notify: Callable[[str], None] | None = None
+    """Has to be picklable."""
 
     def __call__(self) -> Model:
         """Load it."""
-        return load_to_serve(self.package, provider=self.provider, threads=self.threads, device=self.device)
+        return load_to_serve(
+            self.package,
+            provider=self.provider,
+            threads=self.threads,
+            device=self.device,
+            self_test=self.self_test,
+            notify=self.notify,
+        )
 
 
 def run_engine(connection: socket.socket, loader: Callable[[], Model], parallel: int) -> None:
