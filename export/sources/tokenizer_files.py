@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.errors import SourceError
+from ...configs.files import parse_json
 
 TOKENIZER, TOKENIZER_CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 _OTHERS = (
@@ -109,9 +110,10 @@ def _template(config: Mapping[str, Any], files: Mapping[str, bytes], folder: Pat
 
 def _object(data: bytes, path: Path) -> dict[str, Any]:
     try:
-        table = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path} is not valid JSON: {error}") from error
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is not UTF-8 text: {error}") from error
+    table = parse_json(text, path, SourceError)
     if not isinstance(table, dict):
         raise SourceError(f"{path} must hold a JSON object, got {type(table).__name__}")
     return table
