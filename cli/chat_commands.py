@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..configs import UsageError
-from ..configs.files import replacing
+from ..configs.files import parse_json, read_text, replacing
 from ..configs.options import OPTIONS
 from .screen import reply
 
@@ -145,10 +145,10 @@ class ChatCommands:
     def do_load(self, name: str) -> None:
         """Go on with a saved conversation: /load FILE."""
         path = _path(name)
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{path} cannot be read: {error}") from error
+        text = read_text(path, UsageError)
+        if text is None:
+            raise UsageError(f"{path} cannot be read: there is no such file")
+        table = parse_json(text, path, UsageError)
         messages = table.get("messages") if isinstance(table, dict) else table
         if not isinstance(messages, list):
             raise UsageError(f"{path} holds no list of messages")

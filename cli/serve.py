@@ -28,6 +28,9 @@ from .screen import notice, warn_of_clashing_wheels
     "--max-request-mb", default=4.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Largest request."
 )
 @click.option(
+    "--tool-calls", default=8, show_default=True, type=click.IntRange(1, 128), help="Tool calls of one answer at most."
+)
+@click.option(
     "--strict",
     is_flag=True,
     help="Refuse requests with unknown parameters or for another model.  [default: warn in a header]",
@@ -51,6 +54,7 @@ def command(
     parallel: int,
     queue: int,
     max_request_mb: float,
+    tool_calls: int,
     strict: bool,
     shutdown_seconds: float,
     loading: Loading,
@@ -78,6 +82,7 @@ def command(
         parallel=parallel,
         queue=queue,
         max_request_bytes=int(max_request_mb * 2**20),
+        tool_calls=tool_calls,
         strict=strict,
         shutdown_seconds=shutdown_seconds,
     )

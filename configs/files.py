@@ -57,20 +57,31 @@ def read_json(
         if optional:
             return {}
         raise error(f"{path} cannot be read: {os.strerror(errno.ENOENT)}", remedy=remedy)
+    return parse_object(text, path, error, remedy=remedy)
+
+
+def parse_object(text: str | bytes, path: Path, error: type[Phi3OnnxError], *, remedy: str = "") -> dict[str, Any]:
+    """Return the JSON object that the content of a file stands for; see `read_json`.
+
+    Raises:
+        Phi3OnnxError: of the kind `error`: it is not valid JSON, or stands for something else.
+
+    """
     table = parse_json(text, path, error, remedy=remedy)
     if not isinstance(table, dict):
         raise error(f"{path} must hold a JSON object, got {type(table).__name__}", remedy=remedy)
     return table
 
 
-def parse_json(text: str, path: Path, error: type[Phi3OnnxError], *, remedy: str = "") -> Any:
-    """Return the value that the text of a file stands for; see `read_json`.
+def parse_json(text: str | bytes, path: Path, error: type[Phi3OnnxError], *, remedy: str = "") -> Any:
+    """Return the value that the content of a file stands for; see `read_json`.
 
     Raises:
         Phi3OnnxError: of the kind `error`: it is not valid JSON.
 
     """
     try:
+        text = text if isinstance(text, str) else text.decode("utf-8")
         value = json.loads(text)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()

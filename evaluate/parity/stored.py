@@ -1,12 +1,11 @@
 """The weights of a package as they lie on disk, read back as float32, some rows at a time."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ...configs import Manifest, PackageError, WeightScheme
+from ...configs import Manifest, WeightScheme
+from ...export.sources.initializers import Initializers
 from ...export.weights.layout import PROJECTIONS, part_name
 from ...quantize.packed import QuantizedWeight, packed_shapes
 
@@ -21,15 +20,8 @@ class StoredWeights:
             PackageError: the graph cannot be read.
 
         """
-        import onnx
-
         self._manifest = manifest
-        try:
-            graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
-        except Exception as error:  # protobuf's and onnx's own
-            raise PackageError(f"{folder / 'model.onnx'} cannot be read: {error}; export the package again") from error
-        self._folder = folder
-        self._tensors: Mapping[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
+        self._tensors = Initializers(folder)
 
     def read(self, name: str, rows: slice) -> np.ndarray:
         """Return rows of a tensor as float32, dequantized where it is quantized.
@@ -59,34 +51,12 @@ class StoredWeights:
         """Return rows of an initializer as it is stored; one that the graph has in parts is put together."""
         parts = [part_name(name, part) for part in PROJECTIONS]
         if name in self._tensors or parts[0] not in self._tensors:
-            return self._piece(name, rows)
+            return self._tensors.read(name, rows)
         found, first = [], 0
         for part in parts:
-            count = self._tensors[part].dims[0] if part in self._tensors else 0
+            count = self._tensors.shape(part)[0] if part in self._tensors else 0
             start, stop, _ = rows.indices(first + count)
             if max(start, first) < stop:
-                found.append(self._piece(part, slice(max(start, first) - first, stop - first)))
+                found.append(self._tensors.read(part, slice(max(start, first) - first, stop - first)))
             first += count
         return np.concatenate(found)
-
-    def _piece(self, name: str, rows: slice) -> np.ndarray:
-        from onnx import helper, numpy_helper
-        from onnx.external_data_helper import ExternalDataInfo
-
-        if name not in self._tensors:
-            raise PackageError(f"{self._folder} has no tensor {name}; export the package again")
-        tensor = self._tensors[name]
-        if not tensor.external_data:
-            return numpy_helper.to_array(tensor)[rows]
-        dtype, shape, info = (
-            helper.tensor_dtype_to_np_dtype(tensor.data_type),
-            tuple(tensor.dims),
-            ExternalDataInfo(tensor),
-        )
-        start, stop, _ = rows.indices(shape[0])
-        row = int(np.prod(shape[1:], dtype=np.int64))
-        offset = int(info.offset or 0) + start * row * dtype.itemsize
-        found = np.fromfile(self._folder / info.location, dtype, (stop - start) * row, offset=offset)
-        if found.size != (stop - start) * row:
-            raise PackageError(f"{self._folder / info.location} is too short for {name}; export the package again")
-        return found.reshape(stop - start, *shape[1:])

@@ -67,6 +67,19 @@ def open_folder(
     )
 
 
+def shard_names(index: Path) -> list[str]:
+    """Return the names of the weight files that an index (`model.safetensors.index.json`) lists, each once, sorted.
+
+    Raises:
+        SourceError: the index cannot be read, or lists no files.
+
+    """
+    weight_map = read_json(index, SourceError).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise SourceError(f"{index} is damaged: it has no weight_map of tensor names to file names")
+    return sorted(set(weight_map.values()))
+
+
 def _read_config(folder: Path, source: str) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         if (folder / ADAPTER_CONFIG).is_file():
@@ -107,10 +120,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():  # transformers prefers it to an index, too
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX, SourceError).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise SourceError(f"{folder / INDEX} is damaged: it has no weight_map of tensor names to file names")
-        names = sorted(set(weight_map.values()))
+        names = shard_names(folder / INDEX)
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise SourceError(
                 f"{folder} is incomplete: {len(missing)} of {len(names)} weight files are missing: "

@@ -1,15 +1,15 @@
 """Checkpoints on the Hugging Face hub: only the files that an export reads are fetched, into the hub's own cache."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ...configs import parse_model_config
 from ...configs.errors import SourceError
+from ...configs.files import read_json
 from .adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .checkpoint import Checkpoint
-from .folder import INDEX, SINGLE, open_folder
+from .folder import INDEX, SINGLE, open_folder, shard_names
 from .naming import short_name
 
 # Never code (*.py) and never pickles (*.bin, *.pt).
@@ -30,10 +30,7 @@ def open_hub(repository: str, *, revision: str | None = None, token: str | None 
     folder = _fetch(repository, revision, token, _SMALL_FILES)
     config = folder / "config.json"
     if config.is_file():
-        try:
-            parse_model_config(json.loads(config.read_text(encoding="utf-8")), f"{repository}/config.json")
-        except ValueError as error:
-            raise SourceError(f"{repository}: config.json is not valid JSON: {error}") from error
+        parse_model_config(read_json(config, SourceError), f"{repository}/config.json")
         folder = _fetch(repository, folder.name, token, _weight_names(folder))
         if not any(folder.glob("*.safetensors")):
             raise SourceError(
@@ -60,10 +57,7 @@ def _weight_names(folder: Path) -> Sequence[str]:
     index = folder / INDEX
     if not index.is_file():
         return (SINGLE,)
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise SourceError(f"{index} is damaged: {error!r}") from error
+    return shard_names(index)
 
 
 def _fetch(repository: str, revision: str | None, token: str | None, patterns: Sequence[str]) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.errors import SourceError
-from ...configs.files import parse_json
+from ...configs.files import parse_object
 
 TOKENIZER, TOKENIZER_CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 _OTHERS = (
@@ -41,11 +41,11 @@ def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
         older = [name for name in ("tokenizer.model", "vocab.json") if name in files]
         found = f"{older[0]} alone does not say how text is split" if older else "nor an older kind of one"
         raise SourceError(f"{folder} has no {TOKENIZER} ({found}); take it from the original checkpoint")
-    tokenizer = _object(files[TOKENIZER], folder / TOKENIZER)
+    tokenizer = parse_object(files[TOKENIZER], folder / TOKENIZER, SourceError)
     config: dict[str, Any] = {}
     if (folder / TOKENIZER_CONFIG).is_file():
         files[TOKENIZER_CONFIG] = _read(folder / TOKENIZER_CONFIG)
-        config = _object(files[TOKENIZER_CONFIG], folder / TOKENIZER_CONFIG)
+        config = parse_object(files[TOKENIZER_CONFIG], folder / TOKENIZER_CONFIG, SourceError)
     portable = portable_config(config, tokenizer)
     if portable != config:
         files[TOKENIZER_CONFIG] = to_json(portable)
@@ -102,21 +102,11 @@ def to_json(table: Mapping[str, Any]) -> bytes:
 def _template(config: Mapping[str, Any], files: Mapping[str, bytes], folder: Path) -> str | None:
     template = config.get("chat_template")
     if template is None and "chat_template.json" in files:
-        template = _object(files["chat_template.json"], folder / "chat_template.json").get("chat_template")
+        table = parse_object(files["chat_template.json"], folder / "chat_template.json", SourceError)
+        template = table.get("chat_template")
     if isinstance(template, list):  # several templates with names; "default" is the one for chats
         template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
     return template if isinstance(template, str) else None
-
-
-def _object(data: bytes, path: Path) -> dict[str, Any]:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not UTF-8 text: {error}") from error
-    table = parse_json(text, path, SourceError)
-    if not isinstance(table, dict):
-        raise SourceError(f"{path} must hold a JSON object, got {type(table).__name__}")
-    return table
 
 
 def _read(path: Path) -> bytes:

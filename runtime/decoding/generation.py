@@ -202,7 +202,7 @@ class Generation:
                     reason = "stop"
                     break
                 yield self._chunk(self._stops.push(self._decoder.push(token)), token)
-                if self._stops.stopped:
+                if self._stops.stopped or (self._guide and self._guide.ended):
                     reason = "stop"
                     break
         rest = self._stops.push(self._decoder.flush()) + self._stops.flush()

@@ -29,7 +29,7 @@ from .replies import ChatReply, CompletionReply, Reply, usage
 from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, parse
 from .settings import Settings
 from .streaming import Events, EventStream
-from .tools import conversation, guidance
+from .tools import conversation, guidance, most_calls
 
 _LOG = logging.getLogger(__name__)
 _PAGE = Path(__file__).with_name("static") / "index.html"
@@ -160,11 +160,11 @@ class Server:
                 400, f"{self._name(info)} has no chat template; use /v1/completions", code="no_chat_template"
             )
         options = body.options()
-        options["guidance"] = form = guidance(body, info.native_tools)
+        options["guidance"] = form = guidance(body, info.tools, self._settings.tool_calls)
         if form is not None:
             await self._trials.check(form)
-        prompt = conversation(body, info.native_tools)
-        reply = ChatReply(body, self._name(info))
+        prompt = conversation(body, info.tools)
+        reply = ChatReply(body, self._name(info), most_calls(body, self._settings.tool_calls))
         return self._noted(request, await self._answer(request, (prompt,), body.n, options, body.stream, reply), notes)
 
     async def complete(self, request: Request) -> Response:

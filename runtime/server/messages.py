@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..decoding.response import FinishReason
-from ..text.template import Message
+from ..text.template import Dialect, Message
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Ready:
     context_length: int
     can_chat: bool
     """Whether the package has a chat template."""
-    native_tools: bool
-    """Whether that template has a place for tools."""
+    tools: Dialect
+    """How that template has the model told of tools."""
     turns_because: str | None = None
     """Why answers are not decoded together; None where they are."""
 

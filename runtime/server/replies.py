@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 from pydantic_core import to_json
 
+from .calls import Call, CallFilter
 from .messages import Finished, Piece, TokenText
 from .requests import ChatRequest, CompletionRequest
 from .texts import text_bytes
-from .tools import Call, CallFilter
 
 _TEXT = secrets.token_hex(16)
 """Stands for a text that is not known yet, and is in nothing else."""
@@ -105,11 +105,19 @@ class ChatReply(_Reply):
     chunk_kind = "chat.completion.chunk"
     prefix = "chatcmpl"
 
-    def __init__(self, request: ChatRequest, model: str) -> None:
-        """Begin one."""
+    def __init__(self, request: ChatRequest, model: str, most_calls: int) -> None:
+        """Begin one.
+
+        Args:
+            request: what was asked for.
+            model: what it is called.
+            most_calls: tool calls of one answer at most.
+
+        """
         super().__init__(model, request.include_usage)
         self._request = request
-        self._filters = [self._filter() for _ in range(request.n)] if request.calls_tools else []
+        names = frozenset(tool.function.name for tool in request.tools)
+        self._filters = [CallFilter(names, most_calls) for _ in range(request.n)] if request.calls_tools else []
 
     def opening(self) -> list[dict[str, Any]]:
         """Return the chunks that say who speaks."""
@@ -160,9 +168,6 @@ class ChatReply(_Reply):
         shown = filter_.push(finished.text)
         rest, calls = filter_.finish()
         return shown + rest, calls
-
-    def _filter(self) -> CallFilter:
-        return CallFilter(self._request.tools, self._request.parallel_tool_calls)
 
     def _delta(
         self,
@@ -237,8 +242,8 @@ class CompletionReply(_Reply):
 
 
 def _reason(finished: Finished, calls: Sequence[Call]) -> str:
-    # A forced call that was cut short holds no call that can be read, and stays "length".
-    return "tool_calls" if calls else finished.reason
+    # An answer that was cut says so, whatever complete calls it holds.
+    return "tool_calls" if calls and finished.reason == "stop" else finished.reason
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:

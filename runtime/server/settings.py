@@ -24,6 +24,8 @@ class Settings:
     """Requests that may wait beyond those; more get status 429."""
     max_request_bytes: int = 4 * 2**20
     """Size of a request's body at most; more gets status 413."""
+    tool_calls: int = 8
+    """Tool calls that one answer may hold."""
     strict: bool = False
     """Whether unknown parameters and names of other models are refused; else a header warns of them."""
     shutdown_seconds: float = 30.0

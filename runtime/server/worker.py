@@ -113,9 +113,6 @@ def _serve(model: Model, web: EngineEnd, parallel: int) -> None:
 
 
 def _ready(model: Model) -> Ready:
-    import re
-
-    source = model.template.source if model.template else ""
     return Ready(
         model=model.package.name,
         provider=model.provider,
@@ -123,7 +120,7 @@ def _ready(model: Model) -> Ready:
         engine=model.engine.name,
         context_length=model.context_length,
         can_chat=model.template is not None,
-        native_tools=re.search(r"\btools\b", source) is not None,
+        tools=model.template.dialect if model.template else "convention",
         turns_because=model.turns_because,
     )
 

@@ -1,17 +1,23 @@
 """Chat templates, rendered by Jinja itself in its sandbox, as `apply_chat_template` of transformers does."""
 
 import json
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ...configs import PackageError, UsageError
 from ...configs.files import read_text
 
 Message = Mapping[str, Any]
 """`role` and `content`, and whatever else the model's template reads."""
+Dialect = Literal["convention", "template", "phi4"]
+"""`convention`: the template has no place for tools, so the system message has to tell of them (Phi-3, Phi-3.5).
+`template`: it takes tools and calls as they are, as transformers gives them. `phi4`: it puts the text of a system
+message's `tools` between `<|tool|>` marks, and knows of no calls (Phi-4-mini)."""
+_IN_A_MESSAGE = re.compile(r"""message(?:\[\s*["']tools["']\s*\]|\.tools\b)""")
 
 
 class ChatTemplate:
@@ -31,6 +37,13 @@ class ChatTemplate:
         self._where = where
         self._compiled: Any = None
         self._lock = threading.Lock()
+
+    @property
+    def dialect(self) -> Dialect:
+        """How it has the model told of tools, by its text."""
+        if _IN_A_MESSAGE.search(self.source):
+            return "phi4"
+        return "template" if re.search(r"\btools\b", self.source) else "convention"
 
     def render(
         self,
