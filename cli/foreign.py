@@ -22,7 +22,7 @@ def describe(folder: Path) -> dict[str, Any]:
     return {
         "package": str(folder),
         "made_by": None,
-        "model_type": package.genai["model"].get("type"),
+        "model_type": package.contract.model_type or None,
         "provider": package.made_for,
         "layers": contract.num_layers,
         "kv_heads": contract.num_kv_heads,
@@ -54,7 +54,9 @@ def _graph(path: Path) -> dict[str, Any] | None:
             values = {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
             symmetric = not (len(node.input) > 3 and node.input[3])
             formats[describe_scheme(values.get("bits", 4), values.get("block_size", 0), symmetric)] += 1
-    logits = next((value for value in model.graph.output if value.name == "logits"), model.graph.output[0])
+    logits = next((value for value in model.graph.output if value.name == "logits"), None)
+    if logits is None:
+        raise PackageError(f"{path} cannot be read: it is not a graph that gives logits")
     return {
         "file": path.name,
         "opset": next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None),

@@ -106,7 +106,7 @@ def read_jsonl(path: Path, system: str | None, raw: bool, options: Mapping[str, 
 def _parse_request(line: str, system: str | None, raw: bool, options: Mapping[str, Any]) -> Request:
     try:
         table = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"not valid JSON ({error})") from error
     if not isinstance(table, dict):
         raise UsageError(f"must be a JSON object, got {line!r:.40}")

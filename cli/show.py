@@ -2,11 +2,13 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..configs import Manifest
 from ..configs.sizes import size
 from .screen import notice
 
@@ -43,11 +45,22 @@ def command(package: str, tensors: bool, plot: Path | None, as_json: bool) -> No
     if as_json:
         click.echo(manifest.to_json(), nl=False)
         return
+    for name, value in rows(folder, manifest):
+        click.echo(f"{name:<10} {value}")
+    for line in verification_lines(manifest.verification):
+        click.echo(line)
+    if tensors:
+        for line in tensor_lines(manifest):
+            click.echo(line)
+
+
+def rows(folder: Path, manifest: Manifest) -> list[tuple[str, Any]]:
+    """Return what a manifest says, but for its verification, as names and texts."""
     total = sum(entry.size for entry in manifest.files.values())
     revision = f" at {manifest.revision}" if manifest.revision else ""
     adapter, target = manifest.adapter, manifest.target
     schemes = Counter(tensor.storage for tensor in manifest.tensors.values())
-    rows: list[tuple[str, Any]] = [
+    table: list[tuple[str, Any]] = [
         ("package", folder),
         ("model", manifest.model),
         ("source", f"{manifest.source}{revision}"),
@@ -60,39 +73,43 @@ def command(package: str, tensors: bool, plot: Path | None, as_json: bool) -> No
         ("operators", ", ".join(f"{count} {op}" for op, count in manifest.ops.items())),
     ]
     if "decode.onnx" in manifest.files:
-        rows.append(
+        table.append(
             ("together", "decode.onnx with an int8 KV cache: an answer is the same in any company (on the CPU)")
         )
     if target.quantization:
-        rows.append(("method", target.quantization.method))
-    for name, value in rows:
-        click.echo(f"{name:<10} {value}")
-    _print_verification(manifest.verification)
-    if tensors:
-        for name, tensor in manifest.tensors.items():
-            error = "" if tensor.relative_error is None else f"  error {tensor.relative_error:.4f}"
-            details = "".join(f"  {key} {value}" for key, value in tensor.details.items())
-            click.echo(f"  {name:<48} {tensor.shape!s:<16} {tensor.storage:<28}{error}{details}")
+        table.append(("method", target.quantization.method))
+    return table
+
+
+def tensor_lines(manifest: Manifest) -> list[str]:
+    """Return how each weight matrix is stored, in a line."""
+    lines: list[str] = []
+    for name, tensor in manifest.tensors.items():
+        error = "" if tensor.relative_error is None else f"  error {tensor.relative_error:.4f}"
+        details = "".join(f"  {key} {value}" for key, value in tensor.details.items())
+        lines.append(f"  {name:<48} {tensor.shape!s:<16} {tensor.storage:<28}{error}{details}")
+    return lines
 
 
 def _show_foreign(folder: Path, as_json: bool) -> None:
-    from .foreign import describe, rows
+    from . import foreign
 
-    found = describe(folder)
+    found = foreign.describe(folder)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    for name, value in rows(found):
+    for name, value in foreign.rows(found):
         click.echo(f"{name:<10} {value}")
 
 
-def _print_verification(verification: Any) -> None:
+def verification_lines(verification: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield what the last verification found, line by line."""
     if verification is None:
-        click.echo("verified   not yet; run: phi3-onnx verify")
+        yield "verified   not yet; run: phi3-onnx verify"
         return
     outcome = "passed" if verification["passed"] else "FAILED"
-    click.echo(f"verified   {outcome} on {verification['provider']}, {verification['created']}")
+    yield f"verified   {outcome} on {verification['provider']}, {verification['created']}"
     for row in verification["rows"]:
         mark = {True: "ok", False: "FAILED", None: "differs" if row.get("warning") else ""}[row["passed"]]
         value = "not finite" if row["value"] is None else f"{row['value']:.4g}"
-        click.echo(f"  {row['name']:<18} {value:>10}  {mark}")
+        yield f"  {row['name']:<18} {value:>10}  {mark}"

@@ -1,5 +1,8 @@
 """The project's errors. Each message is one line: what, expected, got, what to do."""
 
+_LONGEST = 2000
+"""Characters of a message."""
+
 
 class Phi3OnnxError(Exception):
     """Base of every error a user can cause or meet; the command line prints its message and exits with `exit_code`."""
@@ -14,6 +17,7 @@ class Phi3OnnxError(Exception):
             remedy: what to do about it, such as `run: pip install ...`; it ends the line.
 
         """
+        message = _line(message)
         super().__init__(f"{message}; {remedy}" if remedy else message)
         self.message = message
         """The line without the remedy."""
@@ -54,6 +58,18 @@ class SelfTestError(ProviderError):
 
 class EngineError(Phi3OnnxError):
     """The engine failed while it ran a package that it had loaded, for example because memory ran out."""
+
+
+def _line(message: str) -> str:
+    """Return a message that can be printed, whatever file or name is quoted in it: one line, not too long."""
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST - _LONGEST // 4]} ... {message[-_LONGEST // 4 :]}"
+    # Control characters are orders to a terminal.
+    return "".join(mark if mark.isprintable() else _escaped(mark) for mark in message)
+
+
+def _escaped(mark: str) -> str:
+    return " " if mark in "\r\n\t" else mark.encode("unicode_escape").decode()
 
 
 def first_line(error: BaseException) -> str:

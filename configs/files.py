@@ -3,12 +3,16 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .errors import PackageError, Phi3OnnxError
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""Half a character, which only with its other half beside it is a text."""
 
 
 def read_text(path: Path, error: type[Phi3OnnxError] = PackageError, *, remedy: str = "") -> str | None:
@@ -77,9 +81,13 @@ def parse_json(text: str | bytes, path: Path, error: type[Phi3OnnxError], *, rem
 
     """
     try:
-        return json.loads(text)
+        text = text if isinstance(text, str) else text.decode("utf-8")
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as problem:
         raise error(f"{path} is not valid JSON: {problem}", remedy=remedy) from problem
+    return value
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
-from types import MappingProxyType
-from typing import Any, Literal, TypeVar, get_args
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import UsageError
+from .fields import shown
 
 IoDtype = Literal["float32", "float16"]
 Provider = Literal["cpu", "cuda", "dml"]
@@ -22,6 +23,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 _T = TypeVar("_T")
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+_LARGEST = 1e300
 
 
 @dataclass(frozen=True)
@@ -143,10 +145,46 @@ def _build(kind: type[_T], table: Mapping[str, Any], where: str) -> _T:
     unknown = sorted(set(table) - known)
     if unknown:
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    hints = get_type_hints(kind)
+    if wrong := next((key for key, value in table.items() if not _fits(value, hints[key])), None):
+        raise UsageError(f"{where}: {wrong} must be {_expected(hints[wrong])}, got {shown(table[wrong])}")
     try:
         return kind(**table)
     except (TypeError, UsageError) as error:
         raise UsageError(f"{where}: {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the kind that a field's annotation names."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        inner = parts[0] if len(parts) == 2 and parts[1] is Ellipsis else Any
+        return isinstance(value, tuple) and (inner is not str or all(isinstance(entry, str) for entry in value))
+    if hint in (int, float):
+        number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+        return number and -_LARGEST <= value <= _LARGEST
+    return isinstance(value, hint)
+
+
+def _expected(hint: Any) -> str:
+    """Say in words what an annotation asks for."""
+    parts = [part for part in get_args(hint) if part is not type(None)]
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(repr, parts))}"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(_expected, parts))
+    words = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    return words.get(hint, "a table" if is_dataclass(hint) else "a list of texts")
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{where} must be a table, got {shown(value)}")
+    return dict(value)
 
 
 def parse_target(name: str, text: str) -> Target:
@@ -158,7 +196,7 @@ def parse_target(name: str, text: str) -> Target:
     """
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"target {name}: not valid TOML: {error}") from error
     return target_of({"name": name, **table})
 
@@ -173,19 +211,27 @@ def target_of(table: Mapping[str, Any]) -> Target:
     table = dict(table)
     where = f"target {table.get('name', 'without a name')}"
     if (quantization := table.get("quantization")) is not None:
-        quantization = dict(quantization)
-        weights = _build(WeightScheme, quantization.pop("weights", {}), f"{where}, quantization.weights")
+        quantization = _table(quantization, f"{where}, quantization")
+        place = f"{where}, quantization.weights"
+        weights = _build(WeightScheme, _table(quantization.pop("weights", {}), place), place)
         # An override names only what differs from the target's own scheme.
         base = {f.name: getattr(weights, f.name) for f in fields(weights)}
         overrides = tuple(
-            (pattern, _build(WeightScheme, {**base, **scheme}, f"{where}, quantization.overrides.{pattern}"))
-            for pattern, scheme in quantization.pop("overrides", {}).items()
+            (
+                pattern,
+                _build(WeightScheme, {**base, **_table(scheme, where)}, f"{where}, quantization.overrides.{pattern}"),
+            )
+            for pattern, scheme in _table(quantization.pop("overrides", {}), f"{where}, quantization.overrides").items()
         )
         table["quantization"] = _build(
             Quantization, {**quantization, "weights": weights, "overrides": overrides}, f"{where}, quantization"
         )
-    table["thresholds"] = _build(Thresholds, table.get("thresholds", {}), f"{where}, thresholds")
-    table["aliases"] = tuple(table.get("aliases", ()))
+    place = f"{where}, thresholds"
+    table["thresholds"] = _build(Thresholds, _table(table.get("thresholds", {}), place), place)
+    aliases = table.get("aliases", ())
+    if not isinstance(aliases, list | tuple):
+        raise UsageError(f"{where}: aliases must be a list of texts, got {shown(aliases)}")
+    table["aliases"] = tuple(aliases)
     return _build(Target, table, where)
 
 

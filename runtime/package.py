@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..configs import Manifest, PackageError, find_package, read_manifest
+from ..configs.fields import Fields
 from ..configs.files import read_json
 from ..configs.manifest import MANIFEST_NAME, check_files
 from ..configs.options import SAMPLING, Sampling
 
+_MOST_LAYERS, _MOST_HEADS = 1024, 16384
 # GenAI's own rule for these model types, which foreign packages without a config.json leave us to know.
 _GENAI_SWITCHES = {"phi3": 4096, "phimoe": 4096, "phi3small": 8192}
 
@@ -28,6 +30,13 @@ class Contract:
     vocab_size: int
     context_length: int
     eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+    bos_token_id: int | None
+    model_type: str
+    sliding_window: Mapping[str, Any] | None
+    """The section that makes GenAI keep no more of the cache; None where there is none."""
+    provider_options: tuple[tuple[str, Mapping[str, Any]], ...]
+    """(provider, as GenAI calls it; its options)"""
 
     def past_names(self) -> list[str]:
         """Return the names of the graph's KV inputs: key and value of each layer in turn."""
@@ -51,41 +60,55 @@ def read_contract(package: Path) -> Contract:
     path = package / "genai_config.json"
     if not path.is_file():
         raise PackageError(f"{package} has no genai_config.json: not a package")
-    table = read_json(path)
+    return _contract(Fields(read_json(path), str(path)))
+
+
+def _contract(genai: Fields) -> Contract:
+    model = genai.fields("model")
+    decoder = model.fields("decoder")
+    contract = Contract(
+        filename=decoder.file_name("filename"),
+        inputs=decoder.texts("inputs"),
+        outputs=decoder.texts("outputs"),
+        num_layers=decoder.count("num_hidden_layers", most=_MOST_LAYERS),
+        num_kv_heads=decoder.count("num_key_value_heads", most=_MOST_HEADS),
+        head_dim=decoder.count("head_size", most=_MOST_HEADS),
+        vocab_size=model.count("vocab_size"),
+        context_length=model.count("context_length"),
+        eos_token_ids=model.tokens("eos_token_id"),
+        pad_token_id=model.token("pad_token_id"),
+        bos_token_id=model.token("bos_token_id"),
+        model_type=model.text("type", ""),
+        sliding_window=decoder.fields("sliding_window").table if decoder.table.get("sliding_window") else None,
+        provider_options=tuple(
+            (name, entry.fields(name, optional=True).table)
+            for entry in decoder.fields("session_options", optional=True).entries("provider_options")
+            for name in entry.table
+        ),
+    )
     try:
-        model = table["model"]
-        decoder = model["decoder"]
-        eos = model.get("eos_token_id", [])
-        contract = Contract(
-            filename=decoder["filename"],
-            inputs=decoder["inputs"],
-            outputs=decoder["outputs"],
-            num_layers=decoder["num_hidden_layers"],
-            num_kv_heads=decoder["num_key_value_heads"],
-            head_dim=decoder["head_size"],
-            vocab_size=model["vocab_size"],
-            context_length=model["context_length"],
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
-        )
         _ = contract.past_names() + contract.present_names()  # both can miss their entries
-    except (KeyError, TypeError, AttributeError) as error:
-        raise PackageError(
-            f"{path} does not describe a decoder with a KV cache: {error} is missing or wrong"
-        ) from error
+    except KeyError as error:
+        raise PackageError(f"{decoder.where} does not describe a KV cache: {error} is missing") from error
     return contract
 
 
 def longrope_switch(package: Path) -> int | None:
-    """Return the tokens up to which a LongRoPE package uses its short factors, from its `config.json`; else None."""
-    try:
-        config = read_json(package / "config.json")
-    except PackageError:
+    """Return the tokens up to which a LongRoPE package uses its short factors, from its `config.json`; else None.
+
+    Raises:
+        PackageError: the file is damaged.
+
+    """
+    path = package / "config.json"
+    config = Fields(read_json(path, optional=True), str(path))
+    rope = config.fields("rope_scaling", optional=True)
+    rope = rope if rope.table else config.fields("rope_parameters", optional=True)
+    if (rope.table.get("rope_type") or rope.table.get("type")) not in ("longrope", "su"):
         return None
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if (rope.get("rope_type") or rope.get("type")) not in ("longrope", "su"):
-        return None
-    switch = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
-    return int(switch) if switch else None
+    key = "original_max_position_embeddings"
+    stated = next((place for place in (config, rope) if place.table.get(key)), None)
+    return stated.count(key) if stated else None
 
 
 @dataclass(frozen=True)
@@ -95,9 +118,9 @@ class Package:
     folder: Path
     manifest: Manifest | None
     """None for a package that phi3-onnx did not make."""
-    genai: Mapping[str, Any]
-    """The content of `genai_config.json`."""
-    generation: Mapping[str, Any]
+    search: Fields
+    """The section `search` of `genai_config.json`."""
+    generation: Fields
     """The content of `generation_config.json`; empty where there is none."""
     contract: Contract
 
@@ -116,23 +139,20 @@ class Package:
         """The provider it was made for, by our name; None where the package does not say."""
         if self.manifest:
             return self.manifest.provider
-        options = self.genai["model"]["decoder"].get("session_options", {}).get("provider_options", [])
-        names = [name.lower() for entry in options for name in entry]
-        return names[0] if names else "cpu"
+        options = self.contract.provider_options
+        return options[0][0].lower() if options else "cpu"
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
         """Every token that ends an answer, of both config files."""
-        stated = self.generation.get("eos_token_id")
-        stated = stated if isinstance(stated, list) else [] if stated is None else [stated]
-        return frozenset((*self.contract.eos_token_ids, *stated))
+        return frozenset((*self.contract.eos_token_ids, *self.generation.tokens("eos_token_id")))
 
     @cached_property
     def longrope_switch(self) -> int | None:
         """The most tokens for which the graph uses LongRoPE's short factors; None where it has but one set."""
         if (self.folder / "config.json").is_file():
             return longrope_switch(self.folder)
-        switch = _GENAI_SWITCHES.get(self.genai["model"].get("type", ""))
+        switch = _GENAI_SWITCHES.get(self.contract.model_type)
         return switch if switch and self.context_length > switch else None
 
     @cached_property
@@ -146,12 +166,12 @@ class Package:
     @cached_property
     def sampling(self) -> Sampling:
         """How the model's makers sample: greedy unless `generation_config.json` asks for sampling."""
-        stated = self.generation or self.genai.get("search", {})
-        draws = bool(stated.get("do_sample"))
+        stated = self.generation if self.generation.table else self.search
+        draws = stated.flag("do_sample", False)
         values = {
-            name: option.kind(stated[name])
+            name: option.kind(stated.number(name))
             for name, option in SAMPLING.items()
-            if option.kind is not dict and stated.get(name) is not None and (draws or not option.draws)
+            if option.kind is not dict and stated.table.get(name) is not None and (draws or not option.draws)
         }
         return Sampling(**values) if draws else Sampling(**{**values, "temperature": 0.0})
 
@@ -174,8 +194,13 @@ def open_package(name: str | Path) -> Package:
     missing = _missing(folder, (contract.filename, "tokenizer.json"))
     if missing:
         raise PackageError(f"{folder} has no {' and no '.join(missing)}; export or download the package again")
-    loaded = {file: read_json(folder / file, optional=True) for file in ("genai_config.json", "generation_config.json")}
-    return Package(folder, manifest, loaded["genai_config.json"], loaded["generation_config.json"], contract)
+    genai, generation = (
+        Fields(read_json(folder / name, optional=True), str(folder / name))
+        for name in ("genai_config.json", "generation_config.json")
+    )
+    package = Package(folder, manifest, genai.fields("search", optional=True), generation, contract)
+    _ = package.end_tokens, package.sampling, package.longrope_switch  # damaged ones are said now, and not midway
+    return package
 
 
 def _missing(folder: Path, names: Iterable[str]) -> list[str]:

@@ -131,7 +131,7 @@ class TextGenerationPipeline:
         return Sampling(**values)
 
     def _model_setting(self, name: str) -> Any:
-        return self.model.package.generation.get(name)
+        return self.model.package.generation.table.get(name)
 
 
 def _first(*values: Any) -> Any:

@@ -221,7 +221,7 @@ def render_reference(tokenizer: Any, chat: Chat) -> str:
 def compare_end_tokens(checkpoint: Checkpoint, package: Package) -> Finding:
     """Compare the tokens that end an answer, in both files that clients read, with the checkpoint's."""
     wanted = end_tokens(checkpoint.config, checkpoint.generation_config)
-    stated = package.generation.get("eos_token_id")
+    stated = package.generation.table.get("eos_token_id")
     files: dict[str, Iterable[int]] = {"genai_config.json": package.contract.eos_token_ids}
     if stated is not None:
         files["generation_config.json"] = stated if isinstance(stated, list) else [stated]

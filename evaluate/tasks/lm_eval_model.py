@@ -71,7 +71,7 @@ class Phi3OnnxLM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """The token that stands for an empty context: the tokenizer's beginning of text, or else its end of text."""
-        bos = self.model.package.genai["model"].get("bos_token_id")
+        bos = self.model.package.contract.bos_token_id
         return self.eot_token_id if bos is None else int(bos)
 
     @property

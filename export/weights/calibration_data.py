@@ -77,7 +77,7 @@ def prepare_calibration(checkpoint: Checkpoint, options: CalibrationOptions, qua
         raise UsageError(f"a sequence must have 1 to {limit} tokens (the context), got {options.sequence_length}")
     num_samples = options.num_samples or quantization.num_samples
     encode, render = _encoder(checkpoint)
-    texts = _own_texts() if options.text is None else _read_texts(options.text, render)
+    texts = _own_texts() if options.text is None else read_texts(options.text, render)
     samples = draw_samples(
         texts,
         encode,
@@ -176,7 +176,17 @@ def _own_texts() -> list[str]:
     return own_texts()
 
 
-def _read_texts(path: Path, render: Callable[[list[Any]], str]) -> list[str]:
+def read_texts(path: Path, render: Callable[[list[Any]], str]) -> list[str]:
+    """Return the texts of a file: the whole of it, or those of a `.jsonl` file's lines.
+
+    Args:
+        path: the file.
+        render: makes one text of a conversation.
+
+    Raises:
+        UsageError: it cannot be read, or a line holds something else.
+
+    """
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -190,7 +200,8 @@ def _read_texts(path: Path, render: Callable[[list[Any]], str]) -> list[str]:
         try:
             entry = json.loads(line)
             texts.append(entry["text"] if "text" in entry else render(entry["messages"]))
-        except (ValueError, KeyError, TypeError) as error:
+            texts[-1].encode()  # a number has none, and half a character no UTF-8
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UsageError(
                 f'{path}, line {number}: expected {{"text": "..."}} or {{"messages": [...]}}: {error}'
             ) from error

@@ -119,8 +119,7 @@ def _refuse_capture(package: Package, provider: str) -> None:
     switch = package.longrope_switch
     if switch is None or package.context_length <= switch:
         return
-    entries = package.genai["model"]["decoder"].get("session_options", {}).get("provider_options", [])
-    options = [value for entry in entries for name, value in entry.items() if name.lower() == "cuda"]
+    options = [options for name, options in package.contract.provider_options if name.lower() == "cuda"]
     if any(str(option.get(_CAPTURE, "0")).lower() not in ("0", "false") for option in options):
         raise ProviderError(
             f"{package.folder} has {_CAPTURE} in its genai_config.json, and rotary factors that change after "
@@ -151,7 +150,7 @@ class GenAiEngine:
         self._lock = threading.RLock()
         self._model = og.Model(_config(og, package, provider, threads, device))
         self.provider = provider
-        self.pad_token = package.genai["model"].get("pad_token_id")
+        self.pad_token = package.contract.pad_token_id
         self.end_tokens = frozenset(package.contract.eos_token_ids)
         self.name = f"onnxruntime-genai {og.__version__}"
         self.device_type = str(self._model.device_type)
@@ -342,7 +341,7 @@ def _config(og: Any, package: Package, provider: str, threads: int | None, devic
         config.set_provider_option(provider, _DEVICE_OPTIONS[provider], str(device))
     # GenAI's default is half as fast on the CPU as one thread a physical core.
     decoder: dict[str, Any] = {"session_options": {"intra_op_num_threads": threads or default_threads()}}
-    window = package.genai["model"]["decoder"].get("sliding_window")
+    window = package.contract.sliding_window
     if window and window.get("slide_key_value_cache") is False:
         # The model builder's. GenAI 0.18 then reserves no more than the window, and a longer prompt fails in the graph,
         # which bounds its attention by itself where it does. The section cannot be taken away, only be made too large.

@@ -52,7 +52,7 @@ def load_ort_engine(
         wanted = package.made_for
     if wanted not in ("auto", *_PROVIDERS):
         raise PackageError(f"several texts at a time run on {' and '.join(_PROVIDERS)} only, not on {wanted}")
-    if "sliding_window" in package.genai["model"]["decoder"]:
+    if package.contract.sliding_window is not None:
         raise PackageError("its graph leaves the sliding window to ONNX Runtime GenAI")
     session, choice = open_session(
         package.folder,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs import PackageError, UsageError
+from ...configs.errors import first_line
 from ...configs.files import read_json
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -36,10 +37,14 @@ class Tokenizer:
             raise PackageError(f"{path} cannot be read as a tokenizer: {error}") from error
         self._backend.no_truncation()
         self._backend.no_padding()
-        self.config = read_json(folder / "tokenizer_config.json", optional=True)
+        path = folder / "tokenizer_config.json"
+        self.config = read_json(path, optional=True)
         self.special_tokens = _special_tokens(self.config, read_json(folder / "special_tokens_map.json", optional=True))
         """The special tokens that have a name (`bos_token`, `eos_token` ...), which chat templates may use."""
-        _add_tokens(self._backend, self.config, self.special_tokens)
+        try:
+            _add_tokens(self._backend, self.config, self.special_tokens)
+        except Exception as error:  # the same
+            raise PackageError(f"{path} names tokens that cannot be added ({first_line(error)})") from error
 
     @property
     def vocab_size(self) -> int:

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....configs.errors import SourceError
+from ....configs.fields import shown
 from ..problems import summarize
+from .expressions import check_expression
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_MOST = 1 << 30
+"""No rank and no alpha is that large."""
 MERGE_WITH_PEFT = "merge it with PEFT (merge_and_unload, then save_pretrained) and export that folder"
 
 # How A and B start out does not matter afterwards, unless the model's own weights were changed along with it.
@@ -153,7 +157,7 @@ class _Reader:
         return config
 
     def _fail(self, key: str, expected: str) -> SourceError:
-        return SourceError(f"{self.where}: {key} must be {expected}, got {self.table.get(key)!r}")
+        return SourceError(f"{self.where}: {key} must be {expected}, got {shown(self.table.get(key))}")
 
     def _text(self, key: str) -> str | None:
         value = self.table.get(key)
@@ -161,7 +165,7 @@ class _Reader:
 
     def _positive(self, key: str, value: Any, *, whole: bool = False) -> float:
         kinds = int if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= _MOST:
             raise self._fail(key, "a positive whole number" if whole else "a positive number")
         return value
 
@@ -201,11 +205,15 @@ class _Reader:
         return {name: tuple(indices) for name, indices in by_module.items()}
 
     def _check_expressions(self, config: AdapterConfig) -> None:
-        try:
-            config.scaling_of("model")
-            config.targets(["model.layers.0.mlp.down_proj"])
-        except re.error as error:
-            raise SourceError(f"{self.where}: {error.pattern!r} is not a regular expression: {error}") from error
+        wholes = (config.target_modules, config.exclude_modules)
+        patterns = [pattern for pattern in wholes if isinstance(pattern, str)]
+        patterns += [*config.rank_pattern, *config.alpha_pattern, *config.layers_pattern, *config.modules_to_save]
+        for pattern in patterns:
+            try:
+                check_expression(pattern)
+            except re.error as error:
+                problem = f"{pattern!r:.200} is not a regular expression that can be used: {error}"
+                raise SourceError(f"{self.where}: {problem}") from error
 
 
 def _names(modules: str | tuple[str, ...], module: str) -> bool:
