@@ -36,7 +36,8 @@ _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @click.option("--json-schema", type=_FILE, help="The answer must be JSON of this schema.")
 @click.option("--regex", metavar="PATTERN", help="The answer must match this regular expression.")
-@click.option("--grammar", type=_FILE, help="The answer must follow this grammar (Lark, llguidance's dialect).")
+@click.option("--grammar", type=_FILE, help="The answer must follow this grammar (GBNF, or llguidance's Lark).")
+@click.option("--choice", multiple=True, metavar="TEXT", help="The answer must be one of these texts; repeat it.")
 @click.option("--logprobs", type=click.IntRange(0, 20), help="With --json: log probabilities, and of N top tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each prompt.")
 def command(
@@ -50,6 +51,7 @@ def command(
     json_schema: Path | None,
     regex: str | None,
     grammar: Path | None,
+    choice: tuple[str, ...],
     logprobs: int | None,
     as_json: bool,
     loading: Loading,
@@ -63,7 +65,7 @@ def command(
     """
     if logprobs is not None and not (as_json or jsonl):
         raise UsageError("--logprobs needs --json, or --jsonl")
-    guidance = _guidance(json_schema, regex, grammar)
+    guidance = _guidance(json_schema, regex, grammar, choice)
     if logprobs is not None:
         options["logprobs"] = logprobs
     if guidance:
@@ -198,13 +200,17 @@ def _as_json(model: "Model", request: Request, response: "Response") -> dict[str
     return table
 
 
-def _guidance(json_schema: Path | None, regex: str | None, grammar: Path | None) -> "Guidance | None":
-    if sum(value is not None for value in (json_schema, regex, grammar)) > 1:
-        raise UsageError("take one of --json-schema, --regex and --grammar")
+def _guidance(
+    json_schema: Path | None, regex: str | None, grammar: Path | None, choice: tuple[str, ...]
+) -> "Guidance | None":
+    if sum(value is not None for value in (json_schema, regex, grammar, choice or None)) > 1:
+        raise UsageError("take one of --json-schema, --regex, --grammar and --choice")
     from ..runtime import Guidance
 
     if json_schema:
         return Guidance("json_schema", read_file(json_schema))
     if grammar:
-        return Guidance("lark_grammar", read_file(grammar))
+        return Guidance.grammar(read_file(grammar))
+    if choice:
+        return Guidance.one_of(choice)
     return Guidance("regex", regex) if regex is not None else None

@@ -36,7 +36,14 @@ They would change the answer in a way that is not implemented: status 400 with t
 the value asks for nothing.
 """
 _TOPS = ("chat", "completions")
-_OF = {"stream_options": "both", "tokenize": "tokenize", "detokenize": "detokenize"}
+_OF = {
+    "stream_options": "both",
+    "structured_outputs": "both",
+    "response_format": "both",
+    "response_format.json_schema": "both",
+    "tokenize": "tokenize",
+    "detokenize": "detokenize",
+}
 
 
 def page() -> str:

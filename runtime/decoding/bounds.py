@@ -80,7 +80,7 @@ def repeats(pattern: str) -> int:
             last = groups.pop()
             groups[-1] = max(groups[-1], last)
         elif character in "{~" and (found := _REPEAT.match(pattern, position)):
-            last *= max(1, *(_count(number) for number in found.group(1, 3, 4, 5) if number))
+            last *= max([1, *(_count(number) for number in found.group(1, 3, 4, 5) if number)])
             groups[-1] = max(groups[-1], last)
             most, position = max(most, last), found.end()
             continue

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, Self, get_args
 
 import numpy as np
 
 from ...configs import UsageError
 from .bounds import check_bounds
+from .forms import lark_of, pattern_of
 from .sampling import Sampling
 
 GuidanceKind = Literal["json_schema", "regex", "lark_grammar"]
@@ -28,6 +29,27 @@ class Guidance:
         check_bounds(self.kind, self.text)
         if self.kind == "json_schema" and not isinstance(json.loads(self.text), dict):
             raise UsageError(f"the JSON schema must be a JSON object, got {self.text!r:.80}")
+
+    @classmethod
+    def one_of(cls, texts: Sequence[str]) -> Self:
+        """Return the guidance under which an answer is one of these texts.
+
+        Raises:
+            UsageError: there are none or too many, or one is empty.
+
+        """
+        return cls("regex", pattern_of(texts))
+
+    @classmethod
+    def grammar(cls, text: str) -> Self:
+        """Return the guidance of a grammar, in llguidance's Lark dialect or in llama.cpp's GBNF.
+
+        Raises:
+            UsageError: it is neither, or passes a bound.
+
+        """
+        check_bounds("lark_grammar", text)
+        return cls("lark_grammar", lark_of(text))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from ...configs import UsageError
 from .errors import ApiError, api_error, response
+from .forms import guidance_of
 from .guard import Counted, Guard
 from .messages import Job, Ready
 from .parameters import WARNING_HEADER, Notes
@@ -143,6 +144,7 @@ class Server:
         info = service.info()
         service.check_model(body.model, info, notes)
         options = body.options()
+        options["guidance"] = await service.tried(guidance_of(body))
         if body.logprobs is not None:
             options["logprobs"] = body.logprobs
         job = Job(0, body.prompts, body.n, options, body.stream)

@@ -99,6 +99,11 @@ def _used(**notes: str) -> Iterator[Parameter]:
         yield Parameter(name, "used", note)
 
 
+def _same(name: str, others: str) -> Iterator[Parameter]:
+    for other in others.split():
+        yield Parameter(other, "used", f"The same as {name}.", same_as=name)
+
+
 def _hints(note: str, names: str) -> Iterator[Parameter]:
     for name in names.split():
         yield Parameter(name, "hint", note)
@@ -121,8 +126,7 @@ def _options() -> Iterator[Parameter]:
     neutral = {"max_tokens": (-1,)}
     for option in OPTIONS.values():
         yield Parameter(option.name, "used", option.help, neutral.get(option.name, ()))
-        for name in option.spellings:
-            yield Parameter(name, "used", f"The same as {option.name}.", same_as=option.name)
+        yield from _same(option.name, " ".join(option.spellings))
 
 
 _BOTH = (
@@ -171,11 +175,20 @@ _BOTH = (
     *_refused("log probabilities are the model's own", "post_sampling_probs", False),
     *_refused("tokens are given as texts", "return_tokens_as_token_ids return_token_ids", False),
     *_refused("adapters are not chosen in a request", "lora", []),
-    *_refused("not implemented", "echo", False),
-    *_refused(
-        "not implemented under this name; use response_format with json_schema",
-        "grammar regex json_schema guided_json guided_regex guided_choice guided_grammar structured_outputs",
+    *_used(
+        response_format="`text`, `json_object`, or `json_schema` with a schema.",
+        json_schema="A JSON schema that the answer must follow, as an object or as text; an answer has one form.",
+        regex="A regular expression that the answer must match.",
+        grammar="A grammar that the answer must follow, in GBNF or in llguidance's Lark dialect.",
+        guided_choice="Texts of which the answer must be one.",
+        structured_outputs="One of these forms, under vLLM's names.",
     ),
+    *_same("json_schema", "guided_json"),
+    *_same("regex", "guided_regex"),
+    *_same("grammar", "guided_grammar ebnf"),
+    *_refused("white space is free where a schema's x-guidance says so", "guided_whitespace_pattern"),
+    *_refused("not implemented", "structural_tag"),
+    *_refused("not implemented", "echo", False),
 )
 
 PLACES: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
@@ -187,7 +200,6 @@ PLACES: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
                 max_completion_tokens="The same as max_tokens.",
                 logprobs="Whether to give the log probability of each token.",
                 top_logprobs="How many of the most likely tokens to give at each place, 0 to 20.",
-                response_format="`text`, `json_object`, or `json_schema` with a schema.",
                 tool_choice="`none`, `auto`, `required`, or a function by name.",
                 parallel_tool_calls="Whether an answer may hold more than one call.",
             ),
@@ -226,13 +238,30 @@ PLACES: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
             ],
             _refused("the model writes what comes next, not what stands between", "suffix", ""),
             _refused("the tokenizer's special tokens are put in always", "add_special_tokens", True),
-            _refused("/v1/completions gives free text; use /v1/chat/completions", "response_format", {"type": "text"}),
             _refused("/v1/completions knows no tools; use /v1/chat/completions", "tools", []),
         ),
         "stream_options": _place(
             _used(include_usage="End the stream with the count of its tokens."),
             _hints("It pads events against eavesdroppers; the answer is the same.", "include_obfuscation"),
             _refused("usage comes at the end of a stream; use include_usage", "continuous_usage_stats", False),
+        ),
+        "structured_outputs": _place(
+            _used(
+                json="As json_schema.",
+                regex="As regex.",
+                choice="As guided_choice.",
+                grammar="As grammar.",
+                json_object="Whether the answer must be a JSON object.",
+            ),
+            _hints(
+                "llguidance is what compiles guidance, and leaves no white space free.",
+                "disable_fallback disable_any_whitespace",
+            ),
+            _refused(
+                "objects hold what their schema says; use additionalProperties", "disable_additional_properties", False
+            ),
+            _refused("white space is free where a schema's x-guidance says so", "whitespace_pattern"),
+            _refused("not implemented", "structural_tag"),
         ),
         "tokenize": _place(
             _used(model="The model's name.", prompt="The text."),
@@ -286,7 +315,9 @@ PLACES: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
         ),
         "tool_choice": _place(_used(type="`function`.", function="Which one.")),
         "tool_choice.function": _place(_used(name="The function's name.")),
-        "response_format": _place(_used(type="Which kind.", json_schema="The schema.")),
+        "response_format": _place(
+            _used(type="Which kind.", json_schema="The schema.", schema="A schema for `json_object`."),
+        ),
         "response_format.json_schema": _place(
             _used(schema="The JSON schema that the answer must follow."),
             _hints(

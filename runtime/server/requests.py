@@ -92,6 +92,52 @@ _CONVERTED: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
 )
 
 
+class TextFormat(_Part):
+    """`response_format` for any text."""
+
+    place = "response_format"
+    type: Literal["text"]
+
+
+class JsonObjectFormat(_Part):
+    """`response_format` for a JSON object, of a schema where there is one."""
+
+    place = "response_format"
+    type: Literal["json_object"]
+    schema_: dict[str, Any] = Field(default={}, alias="schema")
+
+
+class JsonSchema(_Part):
+    """A schema, under a name that has no effect."""
+
+    place = "response_format.json_schema"
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class JsonSchemaFormat(_Part):
+    """`response_format` for JSON of a schema."""
+
+    place = "response_format"
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+Schema = dict[str, Any] | str
+"""A JSON schema, or one as JSON in a text."""
+
+
+class StructuredOutputs(_Part):
+    """`structured_outputs`: one form of an answer."""
+
+    place = "structured_outputs"
+    json_: Schema | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
 class _Generation(_Numbers):
     """What both kinds of completion have in common."""
 
@@ -100,6 +146,12 @@ class _Generation(_Numbers):
     stream_options: StreamOptions | None = None
     stop: str | list[str] = Field(default=[], max_length=2**16)
     n: int = Field(default=1, ge=1, le=MOST_CHOICES)
+    response_format: ResponseFormat = TextFormat(type="text")
+    json_schema: Schema | None = None
+    regex: str | None = None
+    grammar: str | None = None
+    guided_choice: list[str] | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="after")
     def _check_stream(self) -> "_Generation":
@@ -107,7 +159,27 @@ class _Generation(_Numbers):
             raise ValueError("stream_options is for stream: true only")
         if not all(self.stops):
             raise ValueError("stop must not hold an empty text")
+        if len(self.forms) > 1:
+            raise ValueError(f"an answer has one form at most, got {', '.join(self.forms)}; give one of them")
         return self
+
+    @property
+    def forms(self) -> dict[str, tuple[str, Any]]:
+        """The forms that the answer must have, by what asks for each: which kind, and what it is made of."""
+        found: dict[str, tuple[str, Any]] = {}
+        if isinstance(self.response_format, JsonSchemaFormat):
+            found["response_format"] = "schema", self.response_format.json_schema.schema_
+        elif isinstance(self.response_format, JsonObjectFormat):
+            found["response_format"] = "schema", {"type": "object", **self.response_format.schema_}
+        named = {"json_schema": "schema", "regex": "regex", "grammar": "grammar", "guided_choice": "choice"}
+        found |= {name: (kind, value) for name, kind in named.items() if (value := getattr(self, name)) is not None}
+        if inner := self.structured_outputs:
+            named = {"json_": "schema", "regex": "regex", "grammar": "grammar", "choice": "choice"}
+            given = {name: (kind, value) for name, kind in named.items() if (value := getattr(inner, name)) is not None}
+            if inner.json_object:
+                given["json_object"] = "schema", {"type": "object"}
+            found |= {f"structured_outputs.{name.strip('_')}": form for name, form in given.items()}
+        return found
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -271,35 +343,6 @@ class ToolChoice(_Part):
     function: FunctionName
 
 
-class TextFormat(_Part):
-    """`response_format` for any text."""
-
-    place = "response_format"
-    type: Literal["text"]
-
-
-class JsonObjectFormat(_Part):
-    """`response_format` for any JSON object."""
-
-    place = "response_format"
-    type: Literal["json_object"]
-
-
-class JsonSchema(_Part):
-    """A schema, under a name that has no effect."""
-
-    place = "response_format.json_schema"
-    schema_: dict[str, Any] = Field(alias="schema")
-
-
-class JsonSchemaFormat(_Part):
-    """`response_format` for JSON of a schema."""
-
-    place = "response_format"
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
 class ChatRequest(_Generation):
     """The body of `POST /v1/chat/completions`."""
 
@@ -308,9 +351,6 @@ class ChatRequest(_Generation):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_TOP_LOGPROBS)
-    response_format: Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] = (
-        TextFormat(type="text")
-    )
     tools: list[Tool] = Field(default=[], max_length=128)
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool = True
@@ -328,8 +368,8 @@ class ChatRequest(_Generation):
             raise ValueError("tools must not hold two functions of one name")
         if isinstance(self.tool_choice, ToolChoice) and self.tool_choice.function.name not in names:
             raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which tools does not hold")
-        if self.calls_tools and self.response_format.type != "text":
-            raise ValueError("response_format cannot be had together with tools (unless tool_choice is none)")
+        if self.calls_tools and (form := next(iter(self.forms), None)):
+            raise ValueError(f"{form} cannot be had together with tools (unless tool_choice is none)")
         return self
 
     @property

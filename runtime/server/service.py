@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from ..decoding.engine import Guidance
 from .errors import ApiError, api_error, unavailable
 from .limits import GuidanceTrials
 from .messages import Accepted, Conversation, Finished, Job, Prompt, Ready, Refused, Tokenized
@@ -143,11 +144,20 @@ class Service:
         info, most = self.info(), self.settings.tool_calls
         prompt = self.conversation(body) if prompt is None else prompt
         options = body.options()
-        options["guidance"] = form = guidance(body, info.tools, most)
-        if form is not None:
-            await self._trials.check(form)
+        options["guidance"] = await self.tried(guidance(body, info.tools, most))
         made = reply(self.name(info), most_calls(body, most))
         return await self.answer(request, Job(0, (prompt,), body.n, options, body.stream), made)
+
+    async def tried(self, form: Guidance | None) -> Guidance | None:
+        """Return guidance after it was compiled on trial.
+
+        Raises:
+            UsageError: it cannot be compiled, or not within the limits of time and memory.
+
+        """
+        if form is not None:
+            await self._trials.check(form)
+        return form
 
     async def tokens(self, request: Request, prompt: Prompt) -> Tokenized:
         """Return the tokens of a prompt."""

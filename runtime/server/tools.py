@@ -12,8 +12,9 @@ from ..decoding.engine import Guidance
 from ..text.template import Dialect
 from .dialects import as_tables, in_convention, in_phi4, in_template
 from .errors import ApiError
+from .forms import guidance_of
 from .messages import Conversation
-from .requests import ChatRequest, JsonSchemaFormat, Tool, ToolChoice
+from .requests import ChatRequest, Tool, ToolChoice
 
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -47,12 +48,8 @@ def guidance(request: ChatRequest, dialect: Dialect, limit: int) -> Guidance | N
         ApiError: a function is to be followed strictly (`strict`), and the dialect leaves calls free.
 
     """
-    if isinstance(request.response_format, JsonSchemaFormat):
-        return Guidance("json_schema", json.dumps(request.response_format.json_schema.schema_))
-    if request.response_format.type == "json_object":
-        return Guidance("json_schema", '{"type": "object"}')
     if not request.calls_tools:
-        return None
+        return guidance_of(request)
     most = most_calls(request, limit)
     if request.tool_choice in (None, "auto"):
         if dialect != "convention":

@@ -165,15 +165,16 @@ def test_guidance_reaches_the_engine(run, tmp_path, monkeypatch):
     )
     assert run(["{}"], "-p", "Hi", "--json-schema", str(schema)).stdout == "{}\n"
     assert run(["12"], "-p", "Hi", "--regex", "[0-9]+").stdout == "12\n"
-    assert [guided.guidance.kind for guided in seen] == ["json_schema", "regex"]
-    assert [guided.guidance.text for guided in seen] == ['{"type": "object"}', "[0-9]+"]
+    assert run(["no"], "-p", "Hi", "--choice", "yes", "--choice", "no").stdout == "no\n"
+    assert [guided.guidance.kind for guided in seen] == ["json_schema", "regex", "regex"]
+    assert [guided.guidance.text for guided in seen] == ['{"type": "object"}', "[0-9]+", "(?:yes|no)"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("-p", "x", "--logprobs", "2"), "--logprobs needs --json"),
-        (("-p", "x", "--regex", "a", "--grammar", "-"), "take one of --json-schema, --regex and --grammar"),
+        (("-p", "x", "--regex", "a", "--grammar", "-"), "take one of --json-schema, --regex, --grammar and --choice"),
         (("-p", "-", "-f", "-"), r"stdin (-) can be read once only"),
         (("-p", "x" * 1995), "prompt 2001 tokens + 1 > context 2000"),
         (("-p", "x", "-n", "2000"), "prompt 7 tokens + 2000 > context 2000"),

@@ -54,6 +54,7 @@ def test_what_passes_a_bound_is_refused_at_once_with_its_name(kind: GuidanceKind
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
+        ("regex", "x{}"),
         ("json_schema", {**STRINGS, "minItems": 1, "maxItems": 100}),
         ("json_schema", {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(200)}}),
         ("json_schema", {"enum": [f"country {i}" for i in range(3000)]}),

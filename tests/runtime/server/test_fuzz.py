@@ -56,6 +56,11 @@ _optional: dict[str, st.SearchStrategy[Any]] = {
     "tool_choice": st.sampled_from(["auto", "none", "required"]) | _json,
     "response_format": _format | _json,
     "model": st.just("fake") | _json,
+    "json_schema": _json,
+    "regex": st.text(max_size=8) | _json,
+    "grammar": st.sampled_from(["root ::= [a]", "start: /a/", 'root ::= "']) | _json,
+    "guided_choice": st.lists(st.text(max_size=4), max_size=3) | _json,
+    "structured_outputs": st.dictionaries(st.sampled_from(["json", "regex", "choice"]), _json, max_size=2) | _json,
     "logit_bias": _json,
     "echo": _json,
 }

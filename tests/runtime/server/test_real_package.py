@@ -85,6 +85,36 @@ def test_answers_follow_a_schema(client: openai.OpenAI) -> None:
     json.loads("".join(chunk.choices[0].delta.content or "" for chunk in hot))
 
 
+FORMS: list[tuple[dict[str, Any], str]] = [
+    ({"regex": "[0-9]{3}"}, "[0-9]{3}"),
+    ({"guided_regex": "[0-9]{3}"}, "[0-9]{3}"),
+    ({"structured_outputs": {"regex": "[0-9]{3}"}}, "[0-9]{3}"),
+    ({"guided_choice": ["c.d", "e{2}"]}, r"c\.d|e\{2\}"),
+    ({"structured_outputs": {"choice": ["c.d", "e{2}"], "disable_fallback": True}}, r"c\.d|e\{2\}"),
+    ({"grammar": 'root ::= "\\u00e9" [0-9]{2}'}, "é[0-9]{2}"),
+    ({"guided_grammar": 'start: "x" /[0-9]{2}/'}, "x[0-9]{2}"),
+    ({"ebnf": 'root ::= "x" [0-9]{2}'}, "x[0-9]{2}"),
+    ({"structured_outputs": {"grammar": 'root ::= "x" [0-9]{2}'}}, "x[0-9]{2}"),
+    ({"json_schema": {"enum": [17]}}, "17"),
+    ({"guided_json": '{"enum": [17]}'}, "17"),
+    ({"structured_outputs": {"json": {"enum": [17]}}}, "17"),
+    ({"response_format": {"type": "json_object", "schema": {"properties": {"a": {"enum": [1]}}, "required": ["a"],
+                                                            "additionalProperties": False}}}, r'\{"a": 1\}'),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": [17]}}}}, "17"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "pattern"), FORMS)
+def test_every_name_of_a_form_holds_both_kinds_of_completion_to_it(
+    client: openai.OpenAI, form: dict[str, Any], pattern: str
+) -> None:
+    options: dict[str, Any] = {"model": "tiny", "extra_body": form, "max_tokens": 40, "temperature": 1.0, "seed": 3}
+    chat = client.chat.completions.create(messages=MESSAGES, **options).choices[0]
+    assert chat.finish_reason == "stop" and re.fullmatch(pattern, chat.message.content or "")
+    text = client.completions.create(prompt="Once", **options).choices[0]
+    assert text.finish_reason == "stop" and re.fullmatch(pattern, text.text)
+
+
 def test_a_schema_that_is_not_understood_is_refused(client: openai.OpenAI) -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "bad", "schema": {"type": "nonsense"}}}
     for stream in (False, True):
