@@ -1,7 +1,5 @@
 """`phi3-onnx rm`."""
 
-import shutil
-
 import click
 
 from .screen import notice
@@ -13,6 +11,7 @@ from .screen import notice
 def command(names: tuple[str, ...], yes: bool) -> None:
     """Remove packages from the store, by their names in it."""
     from ..configs import UsageError, find_package, list_packages
+    from ..configs.exchange import discard
     from ..configs.store import foreign_packages
 
     stored = {package.folder.resolve(): package.name for package in list_packages()}
@@ -26,7 +25,7 @@ def command(names: tuple[str, ...], yes: bool) -> None:
     for folder in chosen:
         if not yes and not click.confirm(f"remove {stored[folder]} ({folder})?"):
             continue
-        shutil.rmtree(folder)
+        discard(folder)
         if not any(folder.parent.iterdir()):
             folder.parent.rmdir()
         notice(f"removed {stored[folder]}")

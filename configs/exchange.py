@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from .errors import OutputError
-from .locks import try_lock
+from .locks import lock_owner, try_lock
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,6 +51,25 @@ def put_in_place(folder: Path, place: Path) -> None:
         kept = beside(place, _NEW)
         remedy = f"the new one is kept as {kept} until it can" if kept.exists() else "name another folder"
         raise OutputError(f"{place} cannot be replaced: {error.strerror or error}; {remedy}") from error
+
+
+def discard(place: Path) -> None:
+    """Remove a folder at once as far as its name goes; where that is cut short, `settle` removes the rest.
+
+    Raises:
+        OutputError: another process writes it, or the system refuses.
+
+    """
+    try:
+        lock = try_lock(beside(place, LOCK))
+        if lock is None:
+            raise OutputError(f"{place} is being written by {lock_owner(beside(place, LOCK))}; wait for it")
+        with lock:
+            settle_locked(place)
+            doomed = place.replace(beside(place, PARTIAL))
+            shutil.rmtree(doomed)
+    except OSError as error:
+        raise OutputError(f"{place} cannot be removed: {error.strerror or error}") from error
 
 
 def settle(place: Path) -> None:

@@ -1,16 +1,22 @@
 """Reading text and JSON files with errors that name the file, and writing files that are whole or not there."""
 
 import errno
+import glob
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from .errors import PackageError, Phi3OnnxError
+import psutil
 
+from .errors import PackageError, Phi3OnnxError
+from .locks import try_lock
+
+_PART = ".part"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """Half a character, which only with its other half beside it is a text."""
 
@@ -94,14 +100,30 @@ def parse_json(text: str | bytes, path: Path, error: type[Phi3OnnxError], *, rem
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path beside a file; what is written there takes the file's place at the end, or goes where that fails.
 
+    What killed processes left beside the file is removed.
+
     Raises:
         OSError: the file cannot be replaced.
 
     """
-    beside = path.with_name(f".{path.name}-{os.getpid()}.part")
-    try:
-        yield beside
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    _clear_parts(path)
+    beside = path.with_name(f".{path.name}-{os.getpid()}{_PART}")
+    # Locked while it is written: a part that nobody locks is a dead process's. Windows renames no file that is open.
+    lock = None if sys.platform == "win32" else try_lock(beside)
+    with lock or nullcontext():
+        try:
+            yield beside
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+
+
+def _clear_parts(path: Path) -> None:
+    for part in path.parent.glob(f".{glob.escape(path.name)}-*{_PART}"):
+        if sys.platform == "win32":
+            if not psutil.pid_exists(int(part.name.removesuffix(_PART).rpartition("-")[2])):
+                part.unlink(missing_ok=True)
+        elif lock := try_lock(part):
+            with lock:  # which removes it
+                pass

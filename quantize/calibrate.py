@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import mmap
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -225,7 +226,8 @@ class _States:
         if self.work is None:
             return np.empty(self._shape, np.float32)
         path = self.work / f"states-{layer % 2}.f32"
-        return np.memmap(path, np.float32, "r+" if path.is_file() else "w+", shape=self._shape)
+        _reserve(path, 4 * math.prod(self._shape))
+        return np.memmap(path, np.float32, "r+", shape=self._shape)
 
     def batches(self) -> Iterator[slice]:
         for start in range(0, self._shape[0], self._sequences):
@@ -246,6 +248,28 @@ class _States:
             self.current.flush()
             with replacing(self._progress) as beside:
                 beside.write_text(json.dumps({"layers_done": layers_done}), encoding="utf-8")
+
+
+def _reserve(path: Path, num_bytes: int) -> None:
+    """Make a file of so many bytes, or a longer one, and have the disk keep room for them.
+
+    Without, the process would be ended by SIGBUS at the first mapped page that finds no room.
+
+    Raises:
+        OSError: there is no room; it names the file, which is left as it was, or not there.
+
+    """
+    there = path.exists()
+    try:
+        with path.open("ab") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+            elif not there:
+                file.truncate(num_bytes)
+    except OSError as error:
+        if not there:
+            path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def embed_samples(config: ModelConfig, read: Read, samples: np.ndarray, out: np.ndarray) -> None:

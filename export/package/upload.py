@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from ...configs import Manifest, OutputError, PackageError, read_manifest
 from ...configs.manifest import MANIFEST_NAME, check_files, origin
 from ..sources.hub import explained
+from .destination import building
 from .published import published_folder
 
 CARD = "README.md"
@@ -98,7 +99,7 @@ def contents(packages: Sequence[Published], card: str) -> dict[str, Path | bytes
 
 
 def write_out(files: Mapping[str, Path | bytes], folder: Path) -> None:
-    """Write what would be pushed into an empty or new folder.
+    """Write what would be pushed into an empty or new folder, which then has all of it or nothing.
 
     Raises:
         OutputError: it is not empty, or cannot be written to.
@@ -107,13 +108,14 @@ def write_out(files: Mapping[str, Path | bytes], folder: Path) -> None:
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputError(f"{folder} is not an empty folder; name another for --dry-run")
-        for name, content in files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, bytes):
-                path.write_bytes(content)
-            else:
-                shutil.copyfile(content, path)
+        with building(folder) as partial:
+            for name, content in files.items():
+                path = partial / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(content, bytes):
+                    path.write_bytes(content)
+                else:
+                    shutil.copyfile(content, path)
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
 

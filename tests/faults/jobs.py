@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import urllib.error
 import urllib.request
 import zipfile
 from abc import ABC, abstractmethod
@@ -53,6 +54,8 @@ class Job(ABC):
     """A verb in the middle of which something happens."""
 
     name: str
+    writes = True
+    """Whether a full disk can disturb it."""
     root: Path
     """The folder in which faults happen; emptied before each trial."""
 
@@ -64,6 +67,11 @@ class Job(ABC):
     @abstractmethod
     def arguments(self) -> Sequence[str | Path]:
         """The command line."""
+
+    @property
+    def again(self) -> Sequence[str | Path]:
+        """The command line of the run that follows."""
+        return self.arguments
 
     def prepare(self) -> None:
         """Make the trial's folder as it is before the first run."""
@@ -273,6 +281,7 @@ class PushToFolder(Job):
 
 class Remove(_Making):
     name = "rm"
+    writes = False
     place = "home/packages/model/cpu-int4-rtn"
 
     @property
@@ -282,8 +291,13 @@ class Remove(_Making):
     def learn(self) -> None:
         self._whole = {}
 
+    @property
+    def again(self) -> Sequence[str | Path]:
+        return self.arguments if self.output.exists() else ("list",)
+
     def check_finished(self) -> None:
-        require_only(self.root / "home" / "packages", set())
+        left = [str(path) for path in (self.root / "home" / "packages").rglob("*") if path != self.output.parent]
+        require(not left, f"rm: {left} are left")
 
 
 def find_folder(package: Path) -> str:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,9 @@ def apart(call: Callable[[], None]) -> None:
         raise RuntimeError("a process that prepares the trials failed")
 
 
-def run(arguments: Sequence[str | Path], root: Path, trouble: Trouble = NONE, **environment: str) -> Ran:
+def run(
+    arguments: Sequence[str | Path], root: Path, trouble: Trouble = NONE, environment: Mapping[str, str] | None = None
+) -> Ran:
     """Run a verb in a folder, with a fault below it.
 
     Raises:
@@ -102,7 +104,7 @@ def run(arguments: Sequence[str | Path], root: Path, trouble: Trouble = NONE, **
     began = time.monotonic()
     number = os.fork()
     if number == 0:
-        _become(words, root, trouble, output, counts, environment)
+        _become(words, root, trouble, output, counts, environment or {})
     code = _wait(number, trouble.after)
     seconds = time.monotonic() - began
     _check_gone(number, words)
@@ -116,7 +118,7 @@ def run(arguments: Sequence[str | Path], root: Path, trouble: Trouble = NONE, **
 
 
 def _become(
-    words: Sequence[str], root: Path, trouble: Trouble, output: Path, counts: Path, environment: dict[str, str]
+    words: Sequence[str], root: Path, trouble: Trouble, output: Path, counts: Path, environment: Mapping[str, str]
 ) -> None:
     """Turn this forked process into the command line's, and end with its exit code."""
     code: Any = 70
@@ -131,14 +133,14 @@ def _become(
             for number, mode in enumerate(("r", "w", "w"))
         )
         os.chdir(root)
-        os.environ |= environment
+        os.environ.update(environment)
         random.seed()
         sys.argv = ["phi3-onnx", *words]
         from phi3_onnx.cli import main
 
         if trouble.memory is not None:
             now = psutil.Process().memory_info().vms
-            resource.setrlimit(resource.RLIMIT_AS, (now + trouble.memory,) * 2)
+            resource.setrlimit(resource.RLIMIT_AS, (now + trouble.memory, now + trouble.memory))
         arm(root, trouble.fault, trouble.at)
         try:
             main()

@@ -81,14 +81,11 @@ static void change(int done) {
 
 /* How many of `wanted` bytes still find room; -1 with ENOSPC for none. */
 static ssize_t room(size_t wanted) {
-    long before = atomic_fetch_add(&bytes, (long)wanted);
-    if (kind != FULL || before + (long)wanted <= at)
+    long left = at - bytes;
+    if (kind != FULL || (long)wanted <= left)
         return (ssize_t)wanted;
-    if (before >= at && wanted) {
-        errno = ENOSPC;
-        return -1;
-    }
-    return at - before;
+    errno = ENOSPC;
+    return left > 0 ? left : -1;
 }
 
 static int unreadable(void) {
@@ -130,6 +127,7 @@ int ftruncate64(int file, off64_t size) { CHANGE(ftruncate64, watched(file), fil
         change(0); \
         if (room((size_t)length) < (ssize_t)length) return ENOSPC; \
         int result = real(file, offset, length); \
+        if (!result) bytes += length; \
         change(1); \
         return result; \
     }
@@ -160,6 +158,7 @@ int openat64(int folder, const char *path, int flags, ...) { OPEN(openat64, fold
     if (fits < 0) return -1; \
     ssize_t result = fits < (ssize_t)(size) ? part : real whole; \
     int number = errno; \
+    if (result > 0) bytes += result; \
     change(1); \
     errno = number; \
     return result
