@@ -1,4 +1,4 @@
-"""A short part of the fault suite: some kills and other faults of verbs that need no second graph; see tests/faults/run."""
+"""A short part of the fault suite: kills and other faults of verbs that need no second graph (tests/faults/run)."""
 
 import os
 import shutil
