@@ -1,6 +1,7 @@
 """What each extra of this project installs, and what it needs of the machine: the one table of that.
 
-The README's list, the doctor's advice, error messages and tests derive from it; `pyproject.toml` is held against it.
+The list in docs/guides/install.md, the doctor's advice, error messages and tests derive from it; `pyproject.toml` is
+held against it.
 """
 
 import sys
@@ -27,7 +28,7 @@ class Extra:
     genai: str
     """Its wheel of ONNX Runtime GenAI."""
     about: str
-    """What it is for, and what it needs, as the README says it."""
+    """What it is for, and what it needs, as docs/guides/install.md says it."""
     platforms: tuple[str, ...] = ("linux", "win32", "darwin")
     """Where its wheels exist, as `sys.platform` names systems."""
     cuda: int | None = None

@@ -1,4 +1,4 @@
-"""Extras, versions and what is said of them: `pyproject.toml`, the tables, the README and the doctor agree."""
+"""Extras, versions and what is said of them: `pyproject.toml`, the tables, the guide and the doctor agree."""
 
 import ast
 import os
@@ -86,9 +86,9 @@ class TestExtras:
             if name == extra.runtime:
                 assert line.startswith(f"{name}[cuda,cudnn]")
 
-    def test_the_readme_lists_those_that_bring_onnx_runtime(self) -> None:
-        readme = (FOLDER / "README.md").read_text(encoding="utf-8")
-        listed = dict(re.findall(r'^ +pip install "phi3-onnx\[([\w,]+)\]" +# (.+)$', readme, re.MULTILINE))
+    def test_the_guide_lists_those_that_bring_onnx_runtime(self) -> None:
+        guide = (FOLDER / "docs" / "guides" / "install.md").read_text(encoding="utf-8")
+        listed = dict(re.findall(r'^ +pip install "phi3-onnx\[([\w,]+)\]" +# (.+)$', guide, re.MULTILINE))
         assert {extra.name: extra.about for extra in EXTRAS}.items() <= listed.items()
         assert listed["optimum"] == ADDITIONS["optimum"] and listed["cpu,export"] == ADDITIONS["export"]
 
