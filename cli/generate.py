@@ -15,7 +15,7 @@ from .screen import notice
 
 if TYPE_CHECKING:
     from ..runtime import Guidance, Model, Response
-    from ..runtime.batch import Job
+    from ..runtime.batch import BatchPrompt
     from ..runtime.decoding.kvcache import KvCache
 
 _BATCH = 8
@@ -156,12 +156,12 @@ def _answer_lines(model: "Model", requests: Sequence[Request], rows: int, cancel
     return failed
 
 
-def _job(model: "Model", request: Request) -> "Job | Phi3OnnxError":
-    from ..runtime.batch import Job
+def _job(model: "Model", request: Request) -> "BatchPrompt | Phi3OnnxError":
+    from ..runtime.batch import BatchPrompt
 
     try:
         tokens = model.encode(request.prompt, raw=request.raw, system=request.system)
-        return Job(tokens, model.options(**request.options))
+        return BatchPrompt(tokens, model.options(**request.options))
     except Phi3OnnxError as error:
         return error
 

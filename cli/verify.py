@@ -12,7 +12,7 @@ from .status import status_line
 
 if TYPE_CHECKING:
     from ..configs import Target
-    from ..evaluate.parity.verification import Verification
+    from ..evaluate.parity.result import Verification
     from ..export import Checkpoint
 
 
@@ -129,7 +129,7 @@ def verify_and_print(
         VerificationError: a row is out of its threshold; everything is recorded and printed before.
 
     """
-    from ..evaluate.parity.verification import record
+    from ..evaluate.parity.result import record
     from ..evaluate.parity.verify import verify
     from ..runtime.package import open_package
 

@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .parity.verification import Verification, record
+    from .parity.result import Verification, record
     from .parity.verify import checked
 
 __all__ = ["Verification", "checked", "record"]
 
-_HOMES = {"Verification": "parity.verification", "record": "parity.verification", "checked": "parity.verify"}
+_HOMES = {"Verification": "parity.result", "record": "parity.result", "checked": "parity.verify"}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ from .notify import Notify, silent
 from .parity.compare import PackageRows, Rows, compare_passage, package_logits
 from .parity.corpus import Passage
 from .parity.metrics import Comparison, Likelihood, Metrics, Perplexity
-from .parity.verification import finite, metrics_dict
+from .parity.result import finite, metrics_dict
 from .parity.verify import versions
 
 CONTEXT = 2048

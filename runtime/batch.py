@@ -26,8 +26,8 @@ Result = Response | Phi3OnnxError
 
 
 @dataclass(frozen=True)
-class Job:
-    """One prompt, and how to answer it."""
+class BatchPrompt:
+    """One prompt of a batch, and how to answer it."""
 
     prompt: Sequence[int]
     """Token ids."""
@@ -36,7 +36,7 @@ class Job:
 
 def answer_all(
     model: ModelCore,
-    jobs: Sequence[Job],
+    jobs: Sequence[BatchPrompt],
     *,
     batch: int = DEFAULT_BATCH,
     cancel: threading.Event | None = None,
@@ -90,7 +90,7 @@ def answer_all(
 def _answer(
     model: ModelCore,
     cache: KvCache,
-    job: Job,
+    job: BatchPrompt,
     cancel: threading.Event,
     on_prefill: Callable[[int, int], None] | None,
 ) -> Result:
@@ -105,7 +105,7 @@ _Rows = Generator[tuple[int, Result], None, None]
 
 
 def _batched(
-    model: ModelCore, jobs: Sequence[Job], batch: int, cancel: threading.Event, notify: Notify
+    model: ModelCore, jobs: Sequence[BatchPrompt], batch: int, cancel: threading.Event, notify: Notify
 ) -> tuple[_Rows, frozenset[int]]:
     """Return what answers jobs side by side, and the numbers of those jobs; perhaps none."""
     free = [number for number, job in enumerate(jobs) if not job.options.guidance]
@@ -119,7 +119,7 @@ def _batched(
 
 
 def _joined(
-    model: ModelCore, core: Together, jobs: Sequence[Job], cancel: threading.Event
+    model: ModelCore, core: Together, jobs: Sequence[BatchPrompt], cancel: threading.Event
 ) -> tuple[_Rows, frozenset[int]]:
     """Return what answers all jobs together, each with what it gets alone."""
 
@@ -172,7 +172,7 @@ def _engine(model: ModelCore, notify: Notify) -> OrtEngine | None:
 def _side_by_side(
     model: ModelCore,
     engine: OrtEngine,
-    jobs: dict[int, Job],
+    jobs: dict[int, BatchPrompt],
     batch: int,
     cancel: threading.Event,
     notify: Notify,
@@ -199,7 +199,7 @@ def _side_by_side(
         pool.close()
 
 
-def _tokens_needed(model: ModelCore, job: Job, free: int | None) -> int:
+def _tokens_needed(model: ModelCore, job: BatchPrompt, free: int | None) -> int:
     """Return the tokens of prompt and answer.
 
     Raises:
@@ -228,7 +228,7 @@ def _affordable_rows(model: ModelCore, rows: int, capacity: int, free: int | Non
 
 
 def _take_turns(
-    model: ModelCore, caches: Sequence[KvCache], queue: deque[tuple[int, Job]], cancel: threading.Event
+    model: ModelCore, caches: Sequence[KvCache], queue: deque[tuple[int, BatchPrompt]], cancel: threading.Event
 ) -> _Rows:
     idle, live = list(caches), list[_Row]()
     while queue or live:
@@ -259,7 +259,7 @@ class _Row:
     steps: Iterator[Chunk | None]
 
 
-def _steps(model: ModelCore, cache: KvCache, job: Job, cancel: threading.Event) -> Iterator[Chunk | None]:
+def _steps(model: ModelCore, cache: KvCache, job: BatchPrompt, cancel: threading.Event) -> Iterator[Chunk | None]:
     cache.reserve(len(job.prompt) + model.room(job.prompt, job.options))
     yield from model.generation(job.prompt, job.options, cache, cancel=cancel).steps()
 

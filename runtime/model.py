@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, Unpack
 
 from ..configs import PackageError, Phi3OnnxError, ProviderError, SelfTestError, find_package
-from .batch import DEFAULT_BATCH, Job, Notify, answer_all
+from .batch import DEFAULT_BATCH, BatchPrompt, Notify, answer_all
 from .chat import ChatSession, Overflow
 from .core import ModelCore, Prompt
 from .decoding.generation import GenerateOptions
@@ -164,7 +164,7 @@ class Model(ModelCore):
 
         """
         common = self.options(**options)
-        jobs = [Job(self.encode(prompt, raw=raw, system=system), common) for prompt in prompts]
+        jobs = [BatchPrompt(self.encode(prompt, raw=raw, system=system), common) for prompt in prompts]
         return _raising(answer_all(self, jobs, batch=batch, cancel=cancel, notify=notify))
 
     def chat(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from ...configs import AdapterEntry, Target
 from ..bench import Speed
-from ..parity.verification import Row, Verification
+from ..parity.result import Row, Verification
 from .cross_check import CrossCheck
 
 Outcome = Literal["pass", "fail", "not run"]

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from ...configs.manifest import origin
 from ...configs.sizes import size
-from ..parity.verification import Row
+from ..parity.result import Row
 from .cells import Cell, Matrix, PackageReport
 
 HEADINGS = ("target", "provider", "outcome", "mean KL", "top-1", "greedy", "prefill tok/s", "decode tok/s", "size")

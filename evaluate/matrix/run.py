@@ -33,9 +33,9 @@ from ..bench import Speed, measure_speed
 from ..notify import Notify
 from ..parity.attention import compare_attention
 from ..parity.finding import Finding
+from ..parity.result import Row, record
 from ..parity.shared_reference import SharedReference
 from ..parity.stored import StoredWeights
-from ..parity.verification import Row, record
 from ..parity.verify import TestMaterial, VerificationRun, prepare, versions
 from ..parity.weights import compare_weights
 from .cells import Cell, Matrix, Outcome, PackageReport, package_failure

@@ -11,7 +11,7 @@ import torch
 from ...configs.errors import first_line
 from ...export.sources.checkpoint import Checkpoint
 from .reference import Reference
-from .verification import Row
+from .result import Row
 
 _TOLERANCE = 1e-4
 """Of the largest value. Float32 sums in another order differ by 1e-6; a wrong factor, window or split by 1e-2."""

@@ -27,6 +27,7 @@ from .corpus import Passage, plan_passages
 from .finding import Finding
 from .greedy import Agreement, Answer, judge
 from .metrics import Comparison, Metrics
+from .result import Row, Verification, record
 from .shared_reference import SharedReference
 from .tokens import (
     compare_chat_template,
@@ -36,7 +37,6 @@ from .tokens import (
     hugging_face_tokenizer,
     render_reference,
 )
-from .verification import Row, Verification, record
 
 STEPS = 64
 """Greedy tokens of each conversation."""

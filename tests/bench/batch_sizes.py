@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 from phi3_onnx.runtime import Model, Response, load
-from phi3_onnx.runtime.batch import Job, answer_all
+from phi3_onnx.runtime.batch import BatchPrompt, answer_all
 from phi3_onnx.runtime.engines.ort import OrtEngine
 
 _STEPS = 24
 
 
-def answers(model: Model, jobs: Sequence[Job], batch: int) -> tuple[float, list[tuple[int, ...]]]:
+def answers(model: Model, jobs: Sequence[BatchPrompt], batch: int) -> tuple[float, list[tuple[int, ...]]]:
     """Return the seconds that all requests take, and their tokens."""
     begun = time.perf_counter()
     results = list(answer_all(model, jobs, batch=batch))
@@ -67,7 +67,7 @@ def main() -> None:
     options = alone.options(max_tokens=args.tokens, temperature=0)
     lengths = random.integers(args.prompt // 2, args.prompt * 3 // 2 + 1, args.requests)
     prompts = [random.integers(100, alone.package.contract.vocab_size, length).tolist() for length in lengths]
-    jobs = [Job(prompt, options) for prompt in prompts]
+    jobs = [BatchPrompt(prompt, options) for prompt in prompts]
     seconds: dict[int, list[float]] = {size: [] for size in args.batch}
     steps: dict[int, list[float]] = {size: [] for size in args.batch}
     same: dict[int, bool] = {}

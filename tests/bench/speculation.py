@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from phi3_onnx.runtime import Model, Response, load
-from phi3_onnx.runtime.batch import Job
+from phi3_onnx.runtime.batch import BatchPrompt
 from phi3_onnx.runtime.decoding.lookup import Lookup
 from phi3_onnx.runtime.decoding.speculation import Speculation
 from phi3_onnx.runtime.engines.together import Together
@@ -62,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     with load(args.package, engine="together") as model:
         jobs = {
-            kind: Job(model.encode(text), model.options(max_tokens=args.tokens, temperature=0, logprobs=0))
+            kind: BatchPrompt(model.encode(text), model.options(max_tokens=args.tokens, temperature=0, logprobs=0))
             for kind, text in TASKS.items()
         }
         if args.levels:
@@ -71,7 +71,7 @@ def main() -> None:
         print(json.dumps({kind: measured(model, job, args.rounds) for kind, job in jobs.items()}, indent=1))
 
 
-def answer(model: Model, speculation: str, job: Job) -> tuple[Response, Together, float]:
+def answer(model: Model, speculation: str, job: BatchPrompt) -> tuple[Response, Together, float]:
     """Return the answer to a job, what made it, and the seconds of its decoding."""
     together = model.together(1, 0, Speculation.parse(speculation))
     assert together is not None
@@ -86,7 +86,7 @@ def answer(model: Model, speculation: str, job: Job) -> tuple[Response, Together
     return response, together, time.perf_counter() - begun
 
 
-def measured(model: Model, job: Job, rounds: int) -> dict[str, float | bool]:
+def measured(model: Model, job: BatchPrompt, rounds: int) -> dict[str, float | bool]:
     """Return the figures of one task."""
     ratios, same = list[float](), True
     result, together, seconds = answer(model, "auto", job)

@@ -154,7 +154,7 @@ def verified(tiny: Factory, tiny_package: Factory, tmp_path: Path) -> Path:
     """Return a folder of two packages with the figures of a verification in their manifests."""
     import shutil
 
-    from phi3_onnx.evaluate.parity.verification import record
+    from phi3_onnx.evaluate.parity.result import record
     from phi3_onnx.evaluate.parity.verify import verify
     from phi3_onnx.export import open_checkpoint
 

@@ -8,7 +8,7 @@ import pytest
 from phi3_onnx.configs import find_target
 from phi3_onnx.export import export
 from phi3_onnx.runtime import Model, Response, load
-from phi3_onnx.runtime.batch import Job, answer_all
+from phi3_onnx.runtime.batch import BatchPrompt, answer_all
 from phi3_onnx.runtime.decoding.response import last_response
 
 pytestmark = pytest.mark.real
@@ -34,7 +34,9 @@ def model(
 def test_a_crowd_gets_what_each_gets_alone(model: Model) -> None:
     questions = [question.format(topic) for topic in TOPICS for question in QUESTIONS]
     options = model.options(max_tokens=12, temperature=0, logprobs=2)
-    jobs = [Job(model.encode(question, system="You are a helpful assistant."), options) for question in questions]
+    jobs = [
+        BatchPrompt(model.encode(question, system="You are a helpful assistant."), options) for question in questions
+    ]
     alone = [last_response(model.run(job.prompt, job.options)) for job in jobs]
     crowd = [result for result in answer_all(model, jobs, batch=8) if isinstance(result, Response)]
     assert len(crowd) == len(alone) == 32

@@ -12,7 +12,7 @@ import pytest
 from phi3_onnx.configs import EngineError, Phi3OnnxError, UsageError, find_target
 from phi3_onnx.export import export
 from phi3_onnx.runtime import Guidance, Model, Response, load
-from phi3_onnx.runtime.batch import Job, answer_all
+from phi3_onnx.runtime.batch import BatchPrompt, answer_all
 from phi3_onnx.runtime.decoding.response import last_response
 from phi3_onnx.runtime.engines.genai import GenAiEngine
 from phi3_onnx.runtime.engines.ort import OrtEngine, check_rows
@@ -46,15 +46,15 @@ def make_prompts(lengths: Sequence[int] = LENGTHS) -> list[list[int]]:
     return [random.integers(5, 300, length).tolist() for length in lengths]
 
 
-def make_jobs(model: Model, **options: Any) -> list[Job]:
+def make_jobs(model: Model, **options: Any) -> list[BatchPrompt]:
     # Answers of unequal lengths, so that rows are taken over while others are under way.
     return [
-        Job(prompt, model.options(max_tokens=6 + 5 * (number % 4), **options))
+        BatchPrompt(prompt, model.options(max_tokens=6 + 5 * (number % 4), **options))
         for number, prompt in enumerate(make_prompts())
     ]
 
 
-def alone(model: Model, jobs: Sequence[Job]) -> list[Response]:
+def alone(model: Model, jobs: Sequence[BatchPrompt]) -> list[Response]:
     return [last_response(model.run(job.prompt, job.options)) for job in jobs]
 
 
@@ -109,7 +109,8 @@ def test_each_prompt_has_its_own_sampling_seed_stops_and_logprobs(model: Model, 
         {"temperature": 0, "logprobs": 0},
     ]
     jobs = [
-        Job(prompt, model.options(max_tokens=20, **ways[number % 4])) for number, prompt in enumerate(make_prompts())
+        BatchPrompt(prompt, model.options(max_tokens=20, **ways[number % 4]))
+        for number, prompt in enumerate(make_prompts())
     ]
     with load(tiny_package("gqa")) as genai:
         expected = alone(genai, jobs)
@@ -130,7 +131,7 @@ def test_each_prompt_has_its_own_sampling_seed_stops_and_logprobs(model: Model, 
 
 def test_rows_go_on_with_the_next_prompt(model: Model, pools: list[SlotPool]) -> None:
     lengths = [2, 30, 2, 2, 2, 2]
-    jobs = [Job([9, 8, 7], model.options(max_tokens=length, temperature=1.0, seed=3)) for length in lengths]
+    jobs = [BatchPrompt([9, 8, 7], model.options(max_tokens=length, temperature=1.0, seed=3)) for length in lengths]
     answers = rights(answer_all(model, jobs, batch=2))
     # All are cut from one sequence of draws, so each begins the next longer one.
     longest = max(answers, key=lambda answer: answer.completion_tokens).token_ids
@@ -141,7 +142,7 @@ def test_rows_go_on_with_the_next_prompt(model: Model, pools: list[SlotPool]) ->
 
 def test_a_common_beginning_is_run_once_in_a_row(model: Model) -> None:
     common = make_prompts([100])[0]
-    jobs = [Job([*common, number], model.options(max_tokens=3, temperature=0)) for number in range(20, 26)]
+    jobs = [BatchPrompt([*common, number], model.options(max_tokens=3, temperature=0)) for number in range(20, 26)]
     answers = rights(answer_all(model, jobs, batch=2))
     assert [answer.cached_tokens for answer in answers] == [0, 0, 100, 100, 100, 100]
     assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in alone(model, jobs)]
@@ -149,7 +150,7 @@ def test_a_common_beginning_is_run_once_in_a_row(model: Model) -> None:
 
 def test_sequences_close_up_when_a_slot_before_them_is_free(model: Model, pools: list[SlotPool]) -> None:
     jobs = [
-        Job(prompt, model.options(max_tokens=length, temperature=0))
+        BatchPrompt(prompt, model.options(max_tokens=length, temperature=0))
         for prompt, length in zip(make_prompts([5, 9, 30, 12]), [3, 20, 3, 20], strict=True)
     ]
     expected = alone(model, jobs)
@@ -163,7 +164,12 @@ def test_sequences_close_up_when_a_slot_before_them_is_free(model: Model, pools:
 def test_what_is_wrong_with_one_prompt_is_its_own_result(model: Model) -> None:
     long = [7] * 4090
     options = model.options(max_tokens=4, temperature=0)
-    jobs = [Job([5, 6], options), Job(long, model.options(max_tokens=100)), Job([], options), Job([8], options)]
+    jobs = [
+        BatchPrompt([5, 6], options),
+        BatchPrompt(long, model.options(max_tokens=100)),
+        BatchPrompt([], options),
+        BatchPrompt([8], options),
+    ]
     results = list(answer_all(model, jobs, batch=4))
     assert [type(result) for result in results] == [Response, UsageError, UsageError, Response]
     assert str(results[1]).startswith("prompt 4090 tokens + 100 > context 4096")
@@ -175,7 +181,7 @@ def test_answers_come_in_the_order_of_the_prompts_as_soon_as_they_can(
     model: Model, monkeypatch: pytest.MonkeyPatch, pools: list[SlotPool]
 ) -> None:
     monkeypatch.setitem(model.package.__dict__, "end_tokens", frozenset())
-    jobs = [Job([5, 6, number], model.options(max_tokens=10 * number, temperature=0)) for number in (1, 4, 2)]
+    jobs = [BatchPrompt([5, 6, number], model.options(max_tokens=10 * number, temperature=0)) for number in (1, 4, 2)]
     answers = answer_all(model, jobs, batch=3)
     runs = [(next(answers), len(pools[-1].runs))[1] for _ in jobs]
     assert runs[0] == 3 + 9
@@ -185,7 +191,7 @@ def test_answers_come_in_the_order_of_the_prompts_as_soon_as_they_can(
 def test_cancel_ends_what_runs_and_begins_nothing_else(model: Model) -> None:
     cancel = threading.Event()
     lengths = [3, 400, 400, 400]
-    jobs = [Job([5, 6], model.options(max_tokens=length, temperature=0)) for length in lengths]
+    jobs = [BatchPrompt([5, 6], model.options(max_tokens=length, temperature=0)) for length in lengths]
     answers = answer_all(model, jobs, batch=2, cancel=cancel)
     assert isinstance(first := next(answers), Response)
     assert first.finish_reason == "length"
@@ -198,7 +204,7 @@ def test_cancel_ends_what_runs_and_begins_nothing_else(model: Model) -> None:
 
 
 def test_a_stream_that_is_given_up_gives_its_slots_back(model: Model, pools: list[SlotPool]) -> None:
-    jobs = [Job([5, 6, number], model.options(max_tokens=5 * number, temperature=0)) for number in (1, 2, 3, 4)]
+    jobs = [BatchPrompt([5, 6, number], model.options(max_tokens=5 * number, temperature=0)) for number in (1, 2, 3, 4)]
     answers = answer_all(model, jobs, batch=4)
     next(answers)
     answers.close()  # pyright: ignore[reportAttributeAccessIssue]
@@ -209,8 +215,8 @@ def test_the_memory_of_all_rows_is_stated_and_kept_within_what_is_free(
     model: Model, monkeypatch: pytest.MonkeyPatch, pools: list[SlotPool]
 ) -> None:
     size = model.package.kv_bytes_per_token
-    jobs = [Job([5] * 10, model.options(max_tokens=90, temperature=0)) for _ in range(3)]
-    jobs.append(Job([5] * 10, model.options(max_tokens=400)))
+    jobs = [BatchPrompt([5] * 10, model.options(max_tokens=90, temperature=0)) for _ in range(3)]
+    jobs.append(BatchPrompt([5] * 10, model.options(max_tokens=400)))
     monkeypatch.setattr(model, "free_memory", lambda: 250 * size)
     said: list[str] = []
     results = list(answer_all(model, jobs, batch=8, notify=said.append))
@@ -228,7 +234,11 @@ def test_prompts_with_guidance_are_answered_one_at_a_time(tiny_package: Make, po
     with load(tiny_package("gqa")) as model:
         guidance = Guidance("regex", "[0-9]{4}")
         free = model.options(max_tokens=8, temperature=0)
-        jobs = [Job([5, 6], free), Job([5, 6], replace(free, guidance=guidance)), Job([7, 8, 9], free)]
+        jobs = [
+            BatchPrompt([5, 6], free),
+            BatchPrompt([5, 6], replace(free, guidance=guidance)),
+            BatchPrompt([7, 8, 9], free),
+        ]
         expected = alone(model, jobs)
         answers = rights(answer_all(model, jobs, batch=4, notify=said.append))
         assert model.batching_engine() is model.batching_engine()
@@ -310,7 +320,7 @@ def test_a_run_that_fails_ends_the_answers_in_it_and_no_others(model: Model, mon
         return right(self, ids, starts)
 
     monkeypatch.setattr(LogitsSession, "feeds", failing)
-    jobs = [Job([5, 6, number], model.options(max_tokens=6, temperature=0)) for number in range(10, 16)]
+    jobs = [BatchPrompt([5, 6, number], model.options(max_tokens=6, temperature=0)) for number in range(10, 16)]
     results = list(answer_all(model, jobs, batch=2))
     assert [isinstance(result, Response) for result in results] == [False, False, True, True, True, True]
     assert "failed while running 1 tokens after" in str(results[0])

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from phi3_onnx.evaluate.parity.reference_check import check_reference
-from phi3_onnx.evaluate.parity.verification import Row
+from phi3_onnx.evaluate.parity.result import Row
 from phi3_onnx.export import open_checkpoint
 from phi3_onnx.quantize import exact
 

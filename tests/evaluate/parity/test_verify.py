@@ -11,7 +11,7 @@ import onnx
 import pytest
 from phi3_onnx.configs import PackageError, ProviderError, Thresholds, VerificationError, find_target, read_manifest
 from phi3_onnx.evaluate.parity import corpus
-from phi3_onnx.evaluate.parity.verification import Verification
+from phi3_onnx.evaluate.parity.result import Verification
 from phi3_onnx.evaluate.parity.verify import checked, verify
 from phi3_onnx.export import export, open_checkpoint
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from phi3_onnx.configs import EngineError, UsageError
 from phi3_onnx.runtime import Guidance, Model, Response, load
-from phi3_onnx.runtime.batch import Job, answer_all
+from phi3_onnx.runtime.batch import BatchPrompt, answer_all
 from phi3_onnx.runtime.decoding.kvcache import common_length
 from phi3_onnx.runtime.decoding.response import last_response
 from phi3_onnx.runtime.decoding.speculation import AUTO, OFF, Speculation
@@ -48,7 +48,7 @@ def core(model: Model, slots: int = 4, cache_bytes: int = MANY, speculation: Spe
     return found
 
 
-def answer(model: Model, together: Together, *jobs: Job) -> list[Response]:
+def answer(model: Model, together: Together, *jobs: BatchPrompt) -> list[Response]:
     """Answer jobs beside each other; all begin at once."""
     found: dict[int, Response] = {}
     under_way = {number: model.joined(together, job.prompt, job.options) for number, job in enumerate(jobs)}
@@ -69,7 +69,7 @@ def exact(response: Response) -> tuple[Any, ...]:
     return response.token_ids, response.text, response.finish_reason, response.logprobs
 
 
-def make_jobs(model: Model) -> list[Job]:
+def make_jobs(model: Model) -> list[BatchPrompt]:
     ways: list[dict[str, Any]] = [
         {"temperature": 0, "logprobs": 3},
         {"temperature": 0.9, "seed": 5, "top_p": 0.9, "logprobs": 0},
@@ -79,7 +79,7 @@ def make_jobs(model: Model) -> list[Job]:
     shared = text(25, 7)
     prompts = [text(3), shared + text(20, 1), text(38, 2), shared + text(90, 3), text(1, 4), shared, text(41, 5)]
     return [
-        Job(prompt, model.options(max_tokens=5 + 4 * (number % 3), **ways[number % 4]))
+        BatchPrompt(prompt, model.options(max_tokens=5 + 4 * (number % 3), **ways[number % 4]))
         for number, prompt in enumerate(prompts * 2)
     ]
 
@@ -105,11 +105,12 @@ def test_an_answer_is_the_same_alone_in_a_crowd_and_with_any_cache(model: Model)
 def test_an_answer_is_the_same_with_speculation_and_without(model: Model, speculation: str) -> None:
     loop = [*text(30, 11), *text(30, 11), *text(9, 11)]  # a prompt that repeats itself, so that there are drafts
     jobs = [
-        Job([*loop, *text(2, seed)] if seed % 2 else loop, job.options) for seed, job in enumerate(make_jobs(model))
+        BatchPrompt([*loop, *text(2, seed)] if seed % 2 else loop, job.options)
+        for seed, job in enumerate(make_jobs(model))
     ]
-    jobs = [Job(job.prompt, replace(job.options, max_tokens=40)) for job in jobs]
+    jobs = [BatchPrompt(job.prompt, replace(job.options, max_tokens=40)) for job in jobs]
     refrain = model.options(temperature=0.8, seed=2, guidance=Guidance("regex", "(over and over, ){9}"), logprobs=1)
-    jobs.append(Job(text(5), replace(refrain, max_tokens=100)))
+    jobs.append(BatchPrompt(text(5), replace(refrain, max_tokens=100)))
     expected = [exact(answer(model, core(model, speculation=OFF), job)[0]) for job in jobs]
     crowd = core(model, speculation=Speculation.parse(speculation))
     assert [exact(response) for response in answer(model, crowd, *jobs)] == expected
@@ -123,7 +124,7 @@ def test_speculation_takes_fewer_steps(plain: Model) -> None:
     steps, responses = [], []
     for speculation in (OFF, Speculation(8, always=True)):
         together = core(plain, slots=1, speculation=speculation)
-        responses += answer(plain, together, Job([7, 8, 9] * 5, options))
+        responses += answer(plain, together, BatchPrompt([7, 8, 9] * 5, options))
         steps.append(len(together.steps))
         assert responses[-1].drafted_tokens == together.drafted
         assert responses[-1].accepted_tokens == together.accepted
@@ -142,7 +143,7 @@ def test_drafts_do_not_pass_the_room_of_an_answer(plain: Model, monkeypatch: pyt
 
     monkeypatch.setattr(PackedGraph, "run", noted)
     together = core(plain, slots=1, speculation=Speculation(64, always=True))
-    (response,) = answer(plain, together, Job([7, 8, 9] * 5, plain.options(max_tokens=30, temperature=0)))
+    (response,) = answer(plain, together, BatchPrompt([7, 8, 9] * 5, plain.options(max_tokens=30, temperature=0)))
     assert response.drafted_tokens > 0
     assert max(stops) < 15 + 30
 
@@ -152,20 +153,20 @@ def test_a_text_takes_the_longest_beginning_of_any_by_copy(plain: Model) -> None
     options = plain.options(max_tokens=4, temperature=0)
     first, second = system + text(10, 1), system + text(10, 2)
     for prompt, cached in ((first, 0), (second, 60), (first, 69), (second, 69), (system + text(5, 3), 60)):
-        (response,) = answer(plain, together, Job(prompt, options))
+        (response,) = answer(plain, together, BatchPrompt(prompt, options))
         assert response.cached_tokens == cached
     # A conversation goes on in its own cache, all of the answer but its last token included.
-    (response,) = answer(plain, together, Job(first, options))
+    (response,) = answer(plain, together, BatchPrompt(first, options))
     longer = [*first, *response.token_ids, *text(3, 4)]
     cached = len(first) + response.completion_tokens - 1
-    (response,) = answer(plain, together, Job(longer, options))
+    (response,) = answer(plain, together, BatchPrompt(longer, options))
     assert response.cached_tokens == cached
 
 
 def test_texts_that_begin_alike_run_the_beginning_once(plain: Model) -> None:
     together, system = core(plain), text(200, 9)
     options = plain.options(max_tokens=3, temperature=0)
-    answer(plain, together, *(Job([*system, number], options) for number in range(5, 9)))
+    answer(plain, together, *(BatchPrompt([*system, number], options) for number in range(5, 9)))
     assert together.miss_tokens == 200 + 4
     assert together.hit_tokens == 3 * 200
 
@@ -175,10 +176,10 @@ def test_the_store_gives_up_the_longest_unused_within_its_bound(plain: Model) ->
     together = core(plain, slots=1, cache_bytes=100 * size)
     options = plain.options(max_tokens=1, temperature=0)
     for seed in (1, 2, 3, 1):  # of 40 tokens each: one in the slot, two in the store
-        answer(plain, together, Job(text(40, seed), options))
+        answer(plain, together, BatchPrompt(text(40, seed), options))
     assert together.store.num_bytes <= 100 * size
     assert together.hit_tokens == 39
-    answer(plain, together, Job(text(40, 2), options))
+    answer(plain, together, BatchPrompt(text(40, 2), options))
     assert together.hit_tokens == 39  # it had to go for the others
 
 
@@ -216,7 +217,7 @@ def test_prompts_run_in_pieces_between_the_tokens_of_answers(plain: Model, monke
 
 def test_a_run_that_fails_ends_its_texts_and_no_others(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     together, options = core(plain), plain.options(max_tokens=3, temperature=0)
-    (expected,) = answer(plain, together, Job(text(20), options))
+    (expected,) = answer(plain, together, BatchPrompt(text(20), options))
 
     def broken(self: PackedGraph, arena: Any, rows: Any) -> list[np.ndarray]:
         raise EngineError("out of order")
@@ -230,7 +231,7 @@ def test_a_run_that_fails_ends_its_texts_and_no_others(plain: Model, monkeypatch
             with pytest.raises(EngineError, match="out of order"):
                 next(chunks)
     assert together.live == []
-    assert exact(answer(plain, together, Job(text(20), options))[0]) == exact(expected)
+    assert exact(answer(plain, together, BatchPrompt(text(20), options))[0]) == exact(expected)
 
 
 def test_a_text_waits_for_memory_and_is_refused_where_it_never_comes(

@@ -116,11 +116,11 @@ class TestWhatIsSaid:
     def test_verify(
         self, tiny: Make, tiny_package: Make, monkeypatch: pytest.MonkeyPatch, nodes: Any, said: bool
     ) -> None:
-        from phi3_onnx.evaluate.parity import verify as verification
+        from phi3_onnx.evaluate.parity import verify as verify_module
 
-        plain = verification.verify
+        plain = verify_module.verify
         monkeypatch.setattr(
-            verification, "verify", lambda *a, **o: replace(plain(*a, **{**o, "steps": 1}), nodes=nodes, provider=CUDA)
+            verify_module, "verify", lambda *a, **o: replace(plain(*a, **{**o, "steps": 1}), nodes=nodes, provider=CUDA)
         )
         arguments = [str(tiny_package("gqa")), "--reference", str(tiny("gqa")), "--no-record"]
         result = CliRunner().invoke(verify_verb.command, arguments)

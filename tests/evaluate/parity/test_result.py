@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from phi3_onnx.configs import OutputError, PackageError, VerificationError, read_manifest
 from phi3_onnx.evaluate.parity.metrics import Metrics, Perplexity
-from phi3_onnx.evaluate.parity.verification import Row, Verification, record
+from phi3_onnx.evaluate.parity.result import Row, Verification, record
 
 Make = Callable[..., Path]
 
