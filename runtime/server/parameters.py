@@ -94,88 +94,92 @@ class OnceAClient:
         return found
 
 
-def _used(**notes: str) -> Iterator[Parameter]:
+def used(**notes: str) -> Iterator[Parameter]:
+    """Yield parameters that work, each with what it does."""
     for name, note in notes.items():
         yield Parameter(name, "used", note)
 
 
-def _same(name: str, others: str) -> Iterator[Parameter]:
+def same(name: str, others: str) -> Iterator[Parameter]:
+    """Yield other names of a parameter, parted by spaces."""
     for other in others.split():
         yield Parameter(other, "used", f"The same as {name}.", same_as=name)
 
 
-def _hints(note: str, names: str) -> Iterator[Parameter]:
+def hints(note: str, names: str) -> Iterator[Parameter]:
+    """Yield hints, with why the answer is the same without them; the names are parted by spaces."""
     for name in names.split():
         yield Parameter(name, "hint", note)
 
 
-def _refused(note: str, names: str, *neutral: Any) -> Iterator[Parameter]:
+def refused(note: str, names: str, *neutral: Any) -> Iterator[Parameter]:
+    """Yield refused parameters, with why, and the values that ask for nothing; the names are parted by spaces."""
     for name in names.split():
         yield Parameter(name, "refused", note, neutral)
 
 
-def _place(*groups: Iterable[Parameter]) -> Mapping[str, Parameter]:
+def table_of(*groups: Iterable[Parameter]) -> Mapping[str, Parameter]:
+    """Return the parameters of one place by name."""
     entries = [entry for group in groups for entry in group]
     table = {entry.name: entry for entry in entries}
     assert len(table) == len(entries), "a name is in the table twice"
     return MappingProxyType(table)
 
 
-def _options() -> Iterator[Parameter]:
-    # -1 is how some clients write "no limit".
-    neutral = {"max_tokens": (-1,)}
+def option_parameters(**neutral: tuple[Any, ...]) -> Iterator[Parameter]:
+    """Yield the options of an answer and their other names, with the values that ask for nothing in a protocol."""
     for option in OPTIONS.values():
         yield Parameter(option.name, "used", option.help, neutral.get(option.name, ()))
-        yield from _same(option.name, " ".join(option.spellings))
+        yield from same(option.name, " ".join(option.spellings))
 
 
 _BOTH = (
-    *_options(),
-    *_used(
+    *option_parameters(max_tokens=(-1,)),  # how some clients write "no limit"
+    *used(
         model="The model's name; where one package is served, any other name is answered with a warning.",
         stream="Whether to send the answer piece by piece.",
         stream_options="What a stream holds besides the answer.",
         n="How many answers to a prompt; a seed counts up with each.",
     ),
     Parameter("best_of", "refused", "answers are not ranked; use n", (1,)),
-    *_hints("It says who asks, or where to bill and log it.", "user metadata safety_identifier request_id"),
-    *_hints(
+    *hints("It says who asks, or where to bill and log it.", "user metadata safety_identifier request_id"),
+    *hints(
         "Caches of prompts work by themselves.",
         "prompt_cache_key prompt_cache_retention prompt_cache_options cache_prompt cache_salt id_slot slot_id",
     ),
-    *_hints("Answers are not stored.", "store"),
-    *_hints("There is one class of service.", "service_tier priority provider route transforms plugins models"),
-    *_hints("The model is loaded as long as the server runs.", "keep_alive ttl num_ctx num_keep"),
-    *_hints("The answer is the same without it; it could only be faster.", "prediction draft_model"),
-    *_hints("The usage and the timings are given as they are.", "usage timings_per_token return_progress"),
-    *_hints("It belongs to a system of the sender's that is not here.", "kv_transfer_params vllm_xargs"),
-    *_hints("llguidance is what compiles guidance.", "guided_decoding_backend"),
-    *_hints(
+    *hints("Answers are not stored.", "store"),
+    *hints("There is one class of service.", "service_tier priority provider route transforms plugins models"),
+    *hints("The model is loaded as long as the server runs.", "keep_alive ttl num_ctx num_keep"),
+    *hints("The answer is the same without it; it could only be faster.", "prediction draft_model"),
+    *hints("The usage and the timings are given as they are.", "usage timings_per_token return_progress"),
+    *hints("It belongs to a system of the sender's that is not here.", "kv_transfer_params vllm_xargs"),
+    *hints("llguidance is what compiles guidance.", "guided_decoding_backend"),
+    *hints(
         "It only matters beside a parameter that is refused.",
         "mirostat_tau mirostat_eta dynatemp_exponent xtc_threshold dry_base dry_allowed_length dry_penalty_last_n "
         "dry_sequence_breakers spaces_between_special_tokens",
     ),
-    *_refused("not implemented; use temperature, top_p, top_k or min_p", "mirostat dynatemp_range", 0),
-    *_refused("not implemented; use temperature, top_p, top_k or min_p", "xtc_probability top_a", 0),
-    *_refused("not implemented; use temperature, top_p, top_k or min_p", "tfs_z", 1),
-    *_refused("not implemented; use temperature, top_p, top_k or min_p", "top_n_sigma", -1),
-    *_refused("the order of the steps is fixed", "samplers sampler_seq", []),
-    *_refused("not implemented; use repetition_penalty or frequency_penalty", "dry_multiplier", 0),
-    *_refused("the penalties count the whole text", "repeat_last_n", -1),
-    *_refused("there is no beam search", "use_beam_search", False),
-    *_refused("there is no beam search", "length_penalty", 1),
-    *_refused("there is no beam search", "early_stopping", False),
-    *_refused("not implemented; use stop", "stop_token_ids bad_words", []),
-    *_refused("not implemented; use logit_bias or guidance", "allowed_token_ids logits_processors", []),
-    *_refused("the stop text is left out of answers always", "include_stop_str_in_output", False),
-    *_refused("special tokens are left out of answers always", "skip_special_tokens", True),
-    *_refused("a prompt is not cut; shorten it", "truncate_prompt_tokens"),
-    *_refused("log probabilities are given for the answer alone", "prompt_logprobs", 0),
-    *_refused("log probabilities are given with logprobs", "n_probs", 0),
-    *_refused("log probabilities are the model's own", "post_sampling_probs", False),
-    *_refused("tokens are given as texts", "return_tokens_as_token_ids return_token_ids", False),
-    *_refused("adapters are not chosen in a request", "lora", []),
-    *_used(
+    *refused("not implemented; use temperature, top_p, top_k or min_p", "mirostat dynatemp_range", 0),
+    *refused("not implemented; use temperature, top_p, top_k or min_p", "xtc_probability top_a", 0),
+    *refused("not implemented; use temperature, top_p, top_k or min_p", "tfs_z", 1),
+    *refused("not implemented; use temperature, top_p, top_k or min_p", "top_n_sigma", -1),
+    *refused("the order of the steps is fixed", "samplers sampler_seq", []),
+    *refused("not implemented; use repetition_penalty or frequency_penalty", "dry_multiplier", 0),
+    *refused("the penalties count the whole text", "repeat_last_n", -1),
+    *refused("there is no beam search", "use_beam_search", False),
+    *refused("there is no beam search", "length_penalty", 1),
+    *refused("there is no beam search", "early_stopping", False),
+    *refused("not implemented; use stop", "stop_token_ids bad_words", []),
+    *refused("not implemented; use logit_bias or guidance", "allowed_token_ids logits_processors", []),
+    *refused("the stop text is left out of answers always", "include_stop_str_in_output", False),
+    *refused("special tokens are left out of answers always", "skip_special_tokens", True),
+    *refused("a prompt is not cut; shorten it", "truncate_prompt_tokens"),
+    *refused("log probabilities are given for the answer alone", "prompt_logprobs", 0),
+    *refused("log probabilities are given with logprobs", "n_probs", 0),
+    *refused("log probabilities are the model's own", "post_sampling_probs", False),
+    *refused("tokens are given as texts", "return_tokens_as_token_ids return_token_ids", False),
+    *refused("adapters are not chosen in a request", "lora", []),
+    *used(
         response_format="`text`, `json_object`, or `json_schema` with a schema.",
         json_schema="A JSON schema that the answer must follow, as an object or as text; an answer has one form.",
         regex="A regular expression that the answer must match.",
@@ -183,19 +187,20 @@ _BOTH = (
         guided_choice="Texts of which the answer must be one.",
         structured_outputs="One of these forms, under vLLM's names.",
     ),
-    *_same("json_schema", "guided_json"),
-    *_same("regex", "guided_regex"),
-    *_same("grammar", "guided_grammar ebnf"),
-    *_refused("white space is free where a schema's x-guidance says so", "guided_whitespace_pattern"),
-    *_refused("not implemented", "structural_tag"),
-    *_refused("not implemented", "echo", False),
+    *same("json_schema", "guided_json"),
+    *same("regex", "guided_regex"),
+    *same("grammar", "guided_grammar ebnf"),
+    *refused("white space is free where a schema's x-guidance says so", "guided_whitespace_pattern"),
+    *refused("not implemented", "structural_tag"),
+    *refused("not implemented", "echo", False),
 )
 
-PLACES: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
+Places = Mapping[str, Mapping[str, Parameter]]
+PLACES: Places = MappingProxyType(
     {
-        "chat": _place(
+        "chat": table_of(
             _BOTH,
-            _used(
+            used(
                 messages="The conversation, oldest message first.",
                 max_completion_tokens="The same as max_tokens.",
                 logprobs="Whether to give the log probability of each token.",
@@ -204,28 +209,28 @@ PLACES: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
                 parallel_tool_calls="Whether an answer may hold more than one call.",
             ),
             [Parameter("tools", "used", "Functions that the model may call.", ([],))],
-            _hints(
+            hints(
                 "The model does not reason apart from its answer.",
                 "reasoning reasoning_effort include_reasoning reasoning_format reasoning_split thinking "
                 "thinking_budget thinking_token_budget enable_thinking",
             ),
-            _hints("How long an answer is, is the model's matter.", "verbosity"),
-            _hints("The model has no images or sounds.", "mm_processor_kwargs"),
-            _refused("the model answers in text alone", "modalities", ["text"]),
-            _refused("the model answers in text alone", "audio"),
-            _refused("the model does not search the web", "web_search_options search_parameters"),
-            _refused("not implemented; put them into a message", "documents", []),
-            _refused("it was replaced by tools", "functions", []),
-            _refused("it was replaced by tool_choice", "function_call", "none"),
-            _refused("the package's own template is used always", "chat_template"),
-            _refused("the chat template puts special tokens in", "add_special_tokens", False),
-            _refused("the chat template gets no values of a request's own", "chat_template_kwargs", {}),
-            _refused("an answer is always a new message", "continue_final_message", False),
-            _refused("an answer is always a new message", "add_generation_prompt", True),
+            hints("How long an answer is, is the model's matter.", "verbosity"),
+            hints("The model has no images or sounds.", "mm_processor_kwargs"),
+            refused("the model answers in text alone", "modalities", ["text"]),
+            refused("the model answers in text alone", "audio"),
+            refused("the model does not search the web", "web_search_options search_parameters"),
+            refused("not implemented; put them into a message", "documents", []),
+            refused("it was replaced by tools", "functions", []),
+            refused("it was replaced by tool_choice", "function_call", "none"),
+            refused("the package's own template is used always", "chat_template"),
+            refused("the chat template puts special tokens in", "add_special_tokens", False),
+            refused("the chat template gets no values of a request's own", "chat_template_kwargs", {}),
+            refused("an answer is always a new message", "continue_final_message", False),
+            refused("an answer is always a new message", "add_generation_prompt", True),
         ),
-        "completions": _place(
+        "completions": table_of(
             _BOTH,
-            _used(
+            used(
                 prompt="A text or token ids, or up to 64 of them.",
             ),
             [
@@ -236,102 +241,103 @@ PLACES: Mapping[str, Mapping[str, Parameter]] = MappingProxyType(
                     (False,),
                 )
             ],
-            _refused("the model writes what comes next, not what stands between", "suffix", ""),
-            _refused("the tokenizer's special tokens are put in always", "add_special_tokens", True),
-            _refused("/v1/completions knows no tools; use /v1/chat/completions", "tools", []),
+            refused("the model writes what comes next, not what stands between", "suffix", ""),
+            refused("the tokenizer's special tokens are put in always", "add_special_tokens", True),
+            refused("/v1/completions knows no tools; use /v1/chat/completions", "tools", []),
         ),
-        "stream_options": _place(
-            _used(include_usage="End the stream with the count of its tokens."),
-            _hints("It pads events against eavesdroppers; the answer is the same.", "include_obfuscation"),
-            _refused("usage comes at the end of a stream; use include_usage", "continuous_usage_stats", False),
+        "stream_options": table_of(
+            used(include_usage="End the stream with the count of its tokens."),
+            hints("It pads events against eavesdroppers; the answer is the same.", "include_obfuscation"),
+            refused("usage comes at the end of a stream; use include_usage", "continuous_usage_stats", False),
         ),
-        "structured_outputs": _place(
-            _used(
+        "structured_outputs": table_of(
+            used(
                 json="As json_schema.",
                 regex="As regex.",
                 choice="As guided_choice.",
                 grammar="As grammar.",
                 json_object="Whether the answer must be a JSON object.",
             ),
-            _hints(
+            hints(
                 "llguidance is what compiles guidance, and leaves no white space free.",
                 "disable_fallback disable_any_whitespace",
             ),
-            _refused(
+            refused(
                 "objects hold what their schema says; use additionalProperties", "disable_additional_properties", False
             ),
-            _refused("white space is free where a schema's x-guidance says so", "whitespace_pattern"),
-            _refused("not implemented", "structural_tag"),
+            refused("white space is free where a schema's x-guidance says so", "whitespace_pattern"),
+            refused("not implemented", "structural_tag"),
         ),
-        "tokenize": _place(
-            _used(model="The model's name.", prompt="The text."),
-            _refused("not implemented; render the chat template and send the prompt", "messages"),
-            _refused("special tokens are put in as the tokenizer does it", "add_special_tokens", True),
-            _refused("the answer holds token ids", "return_token_strs", False),
+        "tokenize": table_of(
+            used(model="The model's name.", prompt="The text."),
+            refused("not implemented; render the chat template and send the prompt", "messages"),
+            refused("special tokens are put in as the tokenizer does it", "add_special_tokens", True),
+            refused("the answer holds token ids", "return_token_strs", False),
         ),
-        "detokenize": _place(_used(model="The model's name.", tokens="The token ids.")),
-        "messages[]": _place(
-            _used(
+        "detokenize": table_of(used(model="The model's name.", tokens="The token ids.")),
+        "messages[]": table_of(
+            used(
                 role="`system`, `developer` (the same), `user`, `assistant`, or `tool`.",
                 content="The text, as one or in parts.",
                 name="Who speaks, where the chat template reads it.",
                 tool_calls="An assistant's calls.",
                 tool_call_id="The call that a `tool` message answers.",
             ),
-            _hints(
+            hints(
                 "It came with an earlier answer of some server, and is not part of its text.",
                 "refusal annotations reasoning_content reasoning reasoning_details thinking_blocks "
                 "provider_specific_fields parsed images",
             ),
-            _hints("Caches of prompts work by themselves.", "cache_control"),
-            _refused("the model reads text alone", "audio"),
-            _refused("it was replaced by tool_calls", "function_call"),
+            hints("Caches of prompts work by themselves.", "cache_control"),
+            refused("the model reads text alone", "audio"),
+            refused("it was replaced by tool_calls", "function_call"),
         ),
-        "messages[].content[]": _place(
-            _used(type="`text`.", text="The text."),
-            _hints("Caches of prompts work by themselves.", "cache_control"),
-            _hints("It came with an earlier answer of some server.", "annotations id"),
+        "messages[].content[]": table_of(
+            used(type="`text`.", text="The text."),
+            hints("Caches of prompts work by themselves.", "cache_control"),
+            hints("It came with an earlier answer of some server.", "annotations id"),
         ),
-        "messages[].tool_calls[]": _place(
-            _used(id="The call's id.", type="`function`.", function="The function and its arguments."),
-            _hints("It says where in a stream the call was.", "index"),
-            _hints("It came with an earlier answer of some server.", "provider_specific_fields extra_content"),
+        "messages[].tool_calls[]": table_of(
+            used(id="The call's id.", type="`function`.", function="The function and its arguments."),
+            hints("It says where in a stream the call was.", "index"),
+            hints("It came with an earlier answer of some server.", "provider_specific_fields extra_content"),
         ),
-        "messages[].tool_calls[].function": _place(
-            _used(name="The function's name.", arguments="Its arguments, as JSON in a text."),
-            _hints("It came with an earlier answer of some server.", "parsed_arguments provider_specific_fields"),
+        "messages[].tool_calls[].function": table_of(
+            used(name="The function's name.", arguments="Its arguments, as JSON in a text."),
+            hints("It came with an earlier answer of some server.", "parsed_arguments provider_specific_fields"),
         ),
-        "tools[]": _place(
-            _used(type="`function`.", function="The function."),
-            _hints("Caches of prompts work by themselves.", "cache_control"),
+        "tools[]": table_of(
+            used(type="`function`.", function="The function."),
+            hints("Caches of prompts work by themselves.", "cache_control"),
         ),
-        "tools[].function": _place(
-            _used(
+        "tools[].function": table_of(
+            used(
                 name="Its name: letters, digits, `_`, `.`, `-`.",
                 description="What it does, for the model.",
                 parameters="Its parameters, as a JSON schema.",
                 strict="Whether the arguments must follow the schema.",
             ),
         ),
-        "tool_choice": _place(_used(type="`function`.", function="Which one.")),
-        "tool_choice.function": _place(_used(name="The function's name.")),
-        "response_format": _place(
-            _used(type="Which kind.", json_schema="The schema.", schema="A schema for `json_object`."),
+        "tool_choice": table_of(used(type="`function`.", function="Which one.")),
+        "tool_choice.function": table_of(used(name="The function's name.")),
+        "response_format": table_of(
+            used(type="Which kind.", json_schema="The schema.", schema="A schema for `json_object`."),
         ),
-        "response_format.json_schema": _place(
-            _used(schema="The JSON schema that the answer must follow."),
-            _hints(
+        "response_format.json_schema": table_of(
+            used(schema="The JSON schema that the answer must follow."),
+            hints(
                 "An answer follows the schema always; its name and description do not reach the model.",
                 "name strict description",
             ),
         ),
     }
 )
-"""The parameters by where they stand in the body: `_TOPS` are its top."""
+"""OpenAI's parameters by where they stand in the body: `_TOPS` are its top. Further protocols have tables of their own,
+whose tops are paths of HTTP."""
 
 _TOPS = frozenset({"chat", "completions", "tokenize", "detokenize"})
 
 
 def path_of(place: str, name: str) -> str:
     """Return how a parameter is called in a warning."""
-    return name if place in _TOPS else f"{place}.{name}"
+    return name if place in _TOPS or place.startswith("/") else f"{place}.{name}"

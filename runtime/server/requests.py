@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError, from_json
 
 from ...configs.options import OPTIONS, Option
 from .errors import ApiError
-from .parameters import PLACES, Notes, path_of
+from .parameters import PLACES, Notes, Places, path_of
 
 _R = TypeVar("_R", bound=BaseModel)
 
@@ -24,12 +24,14 @@ COLDEST = 1e-4
 _UNSUPPORTED = "unsupported_parameter"
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     """A part of a request: converts nothing; null stands for a parameter that was left out."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
-    # Its place in the table of parameters.
+    table: ClassVar[Places] = PLACES
+    """The parameters of its protocol."""
     place: ClassVar[str]
+    """Its place in that table."""
 
     @model_validator(mode="before")
     @classmethod
@@ -41,7 +43,7 @@ class _Part(BaseModel):
         wanted = {name: value for name, value in wanted.items() if cls._wanted(name, value, notes)}
         named: dict[str, Any] = {}
         for name, value in wanted.items():
-            own = PLACES[cls.place][name].same_as or name
+            own = cls.table[cls.place][name].same_as or name
             if own in named and named[own] != value:
                 raise ValueError(f"{own} is given under two names, with two values; give one of them")
             named[own] = value
@@ -49,7 +51,7 @@ class _Part(BaseModel):
 
     @classmethod
     def _wanted(cls, name: str, value: Any, notes: Notes) -> bool:
-        parameter = PLACES[cls.place].get(name)
+        parameter = cls.table[cls.place].get(name)
         if parameter is None:
             if notes.strict:
                 raise PydanticCustomError(_UNSUPPORTED, "unknown parameter", {"name": name})
@@ -63,7 +65,7 @@ class _Part(BaseModel):
         return False
 
 
-class StreamOptions(_Part):
+class StreamOptions(Part):
     """`stream_options`."""
 
     place = "stream_options"
@@ -85,21 +87,31 @@ def _field(option: Option) -> Any:
 
 
 _NUMBERS = {name: option for name, option in OPTIONS.items() if option.kind is not tuple}
-_Numbers = create_model("_Numbers", __base__=_Part, **{name: _field(option) for name, option in _NUMBERS.items()})
+_Numbers = create_model("_Numbers", __base__=Part, **{name: _field(option) for name, option in _NUMBERS.items()})
+
+
+class Numbers(_Numbers):
+    """The options of an answer that are not texts."""
+
+    def given(self) -> dict[str, Any]:
+        """Return those that were given, by their own names."""
+        return {name: value for name in _NUMBERS if (value := getattr(self, name)) is not None}
+
+
 # What the protocol has another range for than the runtime.
 _CONVERTED: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
     {"temperature": lambda value: value * (value >= COLDEST), "seed": lambda value: value % 2**63}
 )
 
 
-class TextFormat(_Part):
+class TextFormat(Part):
     """`response_format` for any text."""
 
     place = "response_format"
     type: Literal["text"]
 
 
-class JsonObjectFormat(_Part):
+class JsonObjectFormat(Part):
     """`response_format` for a JSON object, of a schema where there is one."""
 
     place = "response_format"
@@ -107,14 +119,14 @@ class JsonObjectFormat(_Part):
     schema_: dict[str, Any] = Field(default={}, alias="schema")
 
 
-class JsonSchema(_Part):
+class JsonSchema(Part):
     """A schema, under a name that has no effect."""
 
     place = "response_format.json_schema"
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class JsonSchemaFormat(_Part):
+class JsonSchemaFormat(Part):
     """`response_format` for JSON of a schema."""
 
     place = "response_format"
@@ -127,7 +139,7 @@ Schema = dict[str, Any] | str
 """A JSON schema, or one as JSON in a text."""
 
 
-class StructuredOutputs(_Part):
+class StructuredOutputs(Part):
     """`structured_outputs`: one form of an answer."""
 
     place = "structured_outputs"
@@ -138,7 +150,7 @@ class StructuredOutputs(_Part):
     json_object: bool | None = None
 
 
-class _Generation(_Numbers):
+class _Generation(Numbers):
     """What both kinds of completion have in common."""
 
     model: str | None = None
@@ -193,7 +205,7 @@ class _Generation(_Numbers):
 
     def options(self) -> dict[str, Any]:
         """Return what `Model.options` takes, of the parameters that were given."""
-        named = {name: value for name in _NUMBERS if (value := getattr(self, name)) is not None}
+        named = self.given()
         for name in _CONVERTED.keys() & named.keys():
             named[name] = _CONVERTED[name](named[name])
         return {"stop": self.stops, **named}
@@ -222,7 +234,7 @@ class CompletionRequest(_Generation):
         return tuple(entry if isinstance(entry, str) else tuple(entry) for entry in self.prompt)  # pyright: ignore[reportArgumentType]
 
 
-class TokenizeRequest(_Part):
+class TokenizeRequest(Part):
     """The body of `POST /tokenize`."""
 
     place = "tokenize"
@@ -230,7 +242,7 @@ class TokenizeRequest(_Part):
     prompt: str = Field(max_length=2**24)
 
 
-class DetokenizeRequest(_Part):
+class DetokenizeRequest(Part):
     """The body of `POST /detokenize`."""
 
     place = "detokenize"
@@ -238,7 +250,7 @@ class DetokenizeRequest(_Part):
     tokens: list[int] = Field(max_length=2**24)
 
 
-class TextPart(_Part):
+class TextPart(Part):
     """A part of a message's content."""
 
     place = "messages[].content[]"
@@ -246,7 +258,7 @@ class TextPart(_Part):
     text: str
 
 
-class FunctionCall(_Part):
+class FunctionCall(Part):
     """The function of a tool call."""
 
     place = "messages[].tool_calls[].function"
@@ -254,7 +266,7 @@ class FunctionCall(_Part):
     arguments: str
 
 
-class ToolCall(_Part):
+class ToolCall(Part):
     """A tool call of an earlier answer."""
 
     place = "messages[].tool_calls[]"
@@ -266,7 +278,7 @@ class ToolCall(_Part):
 Content = str | list[TextPart]
 
 
-class _Message(_Part):
+class _Message(Part):
     place = "messages[]"
     content: Content
     name: str | None = None
@@ -310,7 +322,7 @@ ChatMessage = Annotated[
 ]
 
 
-class Function(_Part):
+class Function(Part):
     """A function that the model may call."""
 
     place = "tools[].function"
@@ -320,7 +332,7 @@ class Function(_Part):
     strict: bool = False
 
 
-class Tool(_Part):
+class Tool(Part):
     """An entry of `tools`."""
 
     place = "tools[]"
@@ -328,14 +340,14 @@ class Tool(_Part):
     function: Function
 
 
-class FunctionName(_Part):
+class FunctionName(Part):
     """A function by name."""
 
     place = "tool_choice.function"
     name: str
 
 
-class ToolChoice(_Part):
+class ToolChoice(Part):
     """`tool_choice` for one function."""
 
     place = "tool_choice"
