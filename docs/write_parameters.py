@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from phi3_onnx.runtime.server.parameters import PLACES, WARNING_HEADER, Parameter, path_of
+from phi3_onnx.runtime.server.parameters import PLACES, WARNING_HEADER, Parameter, Places, path_of
+from phi3_onnx.runtime.server.protocols.ollama_requests import OLLAMA
 
 PAGE = Path(__file__).with_name("parameters.md")
 _HEAD = f"""\
@@ -18,7 +19,8 @@ What the server does with the parameters of `POST /v1/chat/completions`, `POST /
 and the answer has a header
 `{WARNING_HEADER}` that names it; with `phi3-onnx serve --strict` it is refused with status 400. A model's name that is
 not the served one gets the same header, or status 404. The ranges of the options are in [options.md](options.md).
-`[]` stands for the entries of a list. This page is written by `docs/write_parameters.py`.
+`[]` stands for the entries of a list. Protocols besides OpenAI's follow, each with a table of its own. This page is
+written by `docs/write_parameters.py`.
 """
 _USED = """
 ## Used
@@ -35,6 +37,7 @@ _REFUSED = """
 They would change the answer in a way that is not implemented: status 400 with the code `unsupported_parameter`, unless
 the value asks for nothing.
 """
+_PROTOCOLS = {"Ollama": OLLAMA}
 _TOPS = ("chat", "completions")
 _OF = {
     "stream_options": "both",
@@ -54,7 +57,24 @@ def page() -> str:
     refused = _table(
         ("parameter", "of", "asks for nothing", "why"), [cells for kind, cells in rows if kind == "refused"]
     )
-    return "".join([_HEAD, _USED, used, _HINTS, hints, _REFUSED, refused])
+    further = [part for name, places in _PROTOCOLS.items() for part in (f"\n## {name}\n", _of(places))]
+    return "".join([_HEAD, _USED, used, _HINTS, hints, _REFUSED, refused, *further])
+
+
+def _of(places: Places) -> str:
+    """Return the table of a further protocol."""
+    rows = [
+        (
+            f"`{path_of(place, entry.name)}`",
+            place if place.startswith("/") else "all",
+            entry.kind,
+            _neutral(entry),
+            entry.note,
+        )
+        for place, table in places.items()
+        for entry in table.values()
+    ]
+    return _table(("parameter", "of", "kind", "asks for nothing", "what it does, or why not"), rows)
 
 
 def _rows() -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -72,9 +92,12 @@ def _rows() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _cells(entry: Parameter, of: str, place: str = "chat") -> tuple[str, ...]:
-    neutral = (", ".join(f"`{json.dumps(value)}`" for value in entry.neutral) or "null",)
     name = f"`{path_of(place, entry.name)}`"
-    return (name, of, *(neutral if entry.kind == "refused" else ()), entry.note)
+    return (name, of, *([_neutral(entry)] if entry.kind == "refused" else ()), entry.note)
+
+
+def _neutral(entry: Parameter) -> str:
+    return ", ".join(f"`{json.dumps(value)}`" for value in entry.neutral) or "null"
 
 
 def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

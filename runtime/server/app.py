@@ -23,6 +23,7 @@ from .guard import Counted, Guard
 from .messages import Job, Ready
 from .parameters import WARNING_HEADER, Notes
 from .process import EngineProcess
+from .protocols.ollama import Ollama
 from .replies import ChatReply, CompletionReply
 from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, parse
 from .service import Service
@@ -54,6 +55,7 @@ def create_app(engine: EngineProcess, settings: Settings) -> Starlette:
         Route("/tokenize", server.tokenize, methods=["POST"]),
         Route("/detokenize", server.detokenize, methods=["POST"]),
         Route("/v1/embeddings", server.embeddings, methods=["POST"]),
+        *Ollama(service).routes(),
     ]
     middleware = [Middleware(Counted, metrics=service.metrics, paths=[route.path for route in routes])]
     if settings.cors:
@@ -61,7 +63,7 @@ def create_app(engine: EngineProcess, settings: Settings) -> Starlette:
             Middleware(
                 CORSMiddleware,
                 allow_origins=list(settings.cors),
-                allow_methods=["GET", "POST"],
+                allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
                 expose_headers=["Retry-After", WARNING_HEADER],
             )

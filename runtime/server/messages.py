@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from ..decoding.response import FinishReason
 from ..text.template import Dialect, Message
+from .facts import Facts
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Ready:
     """Whether the package has a chat template."""
     tools: Dialect
     """How that template has the model told of tools."""
+    facts: Facts
     turns_because: str | None = None
     """Why answers are not decoded together; None where they are."""
 

@@ -215,11 +215,7 @@ class ChatReply(_Reply):
     def _logprobs(self, tokens: Sequence[TokenText]) -> dict[str, Any] | None:
         if not self._request.logprobs:
             return None
-        content = [
-            {**_token(entry.text, entry.logprob), "top_logprobs": [_token(text, value) for text, value in entry.top]}
-            for entry in tokens
-        ]
-        return {"content": content, "refusal": None}
+        return {"content": logprob_entries(tokens), "refusal": None}
 
 
 class CompletionReply(_Reply):
@@ -271,6 +267,14 @@ class CompletionReply(_Reply):
 def _reason(finished: Finished, calls: Sequence[Call]) -> str:
     # An answer that was cut says so, whatever complete calls it holds.
     return "tool_calls" if calls and finished.reason == "stop" else finished.reason
+
+
+def logprob_entries(tokens: Sequence[TokenText]) -> list[dict[str, Any]]:
+    """Return the log probabilities of tokens as OpenAI has them for chats, and others after it."""
+    return [
+        {**_token(entry.text, entry.logprob), "top_logprobs": [_token(text, value) for text, value in entry.top]}
+        for entry in tokens
+    ]
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:

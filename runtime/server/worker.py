@@ -24,6 +24,7 @@ from ..model import Model, load_to_serve
 from ..providers.hardware import available_memory
 from .caches import CachePool
 from .channel import EngineEnd
+from .facts import facts_of
 from .messages import (
     Accepted,
     Cancel,
@@ -131,6 +132,7 @@ def _ready(model: Model) -> Ready:
         context_length=model.context_length,
         can_chat=model.template is not None,
         tools=model.template.dialect if model.template else "convention",
+        facts=facts_of(model),
         turns_because=model.turns_because,
     )
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from .conftest import RunningServer
 
 EXAMPLES = int(os.environ.get("PHI3_ONNX_FUZZ", "150"))
-PATHS = ("/v1/chat/completions", "/v1/completions")
+PATHS = ("/v1/chat/completions", "/v1/completions", "/api/chat", "/api/generate")
 
 # Bounded, so that an accepted request is a short one.
 _json = st.recursive(
@@ -63,6 +63,13 @@ _optional: dict[str, st.SearchStrategy[Any]] = {
     "structured_outputs": st.dictionaries(st.sampled_from(["json", "regex", "choice"]), _json, max_size=2) | _json,
     "logit_bias": _json,
     "echo": _json,
+    "options": st.fixed_dictionaries(
+        {"num_predict": st.integers(1, 3) | _json}, optional={"stop": _json, "seed": _json}
+    )
+    | _json,
+    "format": st.just("json") | _json,
+    "system": st.text(max_size=9) | _json,
+    "raw": st.booleans() | _json,
 }
 _body = st.fixed_dictionaries(
     {"max_tokens": st.integers(1, 3)},
@@ -83,7 +90,12 @@ _fuzzed = settings(
 
 def check(reply: httpx.Response) -> None:
     assert reply.status_code in (200, 400, 404), (reply.status_code, reply.text)
-    if reply.headers["content-type"].startswith("text/event-stream"):
+    path = reply.request.url.path
+    if path.startswith("/api/"):
+        answer = [json.loads(line) for line in reply.text.splitlines()]
+        assert all("error" not in line for line in answer[:-1])
+        assert answer[-1].get("done") if reply.status_code == 200 else answer[-1]["error"]
+    elif reply.headers["content-type"].startswith("text/event-stream"):
         events = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: ")]
         assert events[-1] == "[DONE]" and all("error" not in json.loads(event) for event in events[:-1])
     elif reply.status_code != 200:

@@ -3,12 +3,14 @@
 import logging
 import runpy
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from phi3_onnx.runtime.server import requests
-from phi3_onnx.runtime.server.parameters import PLACES, WARNING_HEADER, Notes, OnceAClient
-from pydantic import BaseModel
+from phi3_onnx.runtime.server.parameters import PLACES, WARNING_HEADER, Notes, OnceAClient, Places
+from phi3_onnx.runtime.server.protocols import ollama_requests
+from phi3_onnx.runtime.server.protocols.ollama_requests import OLLAMA
 
 from .conftest import RunningServer, StartServer
 
@@ -23,14 +25,17 @@ def after(answer: dict[str, Any]) -> dict[str, Any]:
     return {"messages": [*ASK, {"role": "assistant", "content": "hi", **answer}, *ASK]}
 
 
-def test_used_parameters_are_the_fields_of_the_requests() -> None:
-    fields: dict[str, set[str]] = {place: set() for place in PLACES}
-    for part in vars(requests).values():
-        if isinstance(part, type) and issubclass(part, BaseModel) and isinstance(getattr(part, "place", None), str):
-            fields[part.place] |= {field.alias or name for name, field in part.model_fields.items()}  # pyright: ignore[reportAttributeAccessIssue]
+@pytest.mark.parametrize(("module", "places"), [(requests, PLACES), (ollama_requests, OLLAMA)])
+def test_used_parameters_are_the_fields_of_the_requests(module: ModuleType, places: Places) -> None:
+    fields: dict[str, set[str]] = {place: set() for place in places}
+    for part in vars(module).values():
+        if not (isinstance(part, type) and issubclass(part, requests.Part) and part.table is places):
+            continue
+        if isinstance(getattr(part, "place", None), str):
+            fields[part.place] |= {field.alias or name for name, field in part.model_fields.items()}
     used = {
         place: {entry.name for entry in table.values() if entry.kind == "used" and not entry.same_as}
-        for place, table in PLACES.items()
+        for place, table in places.items()
     }
     assert fields == used
 

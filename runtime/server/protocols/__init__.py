@@ -1,0 +1,1 @@
+"""Further protocols, each a thin translation onto the chats and completions of the server."""
