@@ -7,7 +7,7 @@ For Phi-3-mini that is 2,950 tokens: 7.7 core-seconds a layer (AVX-512, measured
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from ...configs import PackageError, Target, Thresholds
 from ...export.sources.checkpoint import Checkpoint
 from ...runtime.engines.session import LogitsSession, open_session
 from ...runtime.package import Package, open_package
+from ...runtime.proof.self_test import SelfTest
 from ...runtime.providers.wheels import installed_wheels
 from ..notify import Notify, silent
 from . import corpus
@@ -27,7 +28,8 @@ from .corpus import Passage, plan_passages
 from .finding import Finding
 from .greedy import Agreement, Answer, judge
 from .metrics import Comparison, Metrics
-from .result import Row, Verification, record
+from .result import Row, Verification, deserves_self_test, record
+from .self_test import choose_texts, make_self_test, rounds_activations
 from .shared_reference import SharedReference
 from .tokens import (
     compare_chat_template,
@@ -58,13 +60,15 @@ class TestMaterial:
     """Token ids of the conversations that are continued greedily."""
     steps: int
     """Greedy tokens of each conversation."""
+    texts: tuple[np.ndarray, ...]
+    """Token ids of the self-test's texts."""
     rows: tuple[Row, ...] = ()
     """What was found about the reference itself."""
 
     @property
     def sequences(self) -> list[np.ndarray]:
         """What the reference has to run whatever a package answers."""
-        return [passage.ids for passage in self.passages]
+        return [*(passage.ids for passage in self.passages), *self.texts]
 
 
 def prepare(checkpoint: Checkpoint, steps: int = STEPS, notify: Notify = silent) -> TestMaterial:
@@ -83,7 +87,8 @@ def prepare(checkpoint: Checkpoint, steps: int = STEPS, notify: Notify = silent)
     found = check_reference(checkpoint, [passage.ids for passage in passages])
     rows = (found,) if isinstance(found, Row) else ()
     skipped += [found] if isinstance(found, str) else []
-    return TestMaterial(checkpoint, tokenizer, tuple(passages), tuple(skipped), tuple(prompts), steps, rows)
+    texts = choose_texts(passages[-1].ids, prompts)
+    return TestMaterial(checkpoint, tokenizer, tuple(passages), tuple(skipped), tuple(prompts), steps, texts, rows)
 
 
 class VerificationRun:
@@ -107,6 +112,7 @@ class VerificationRun:
         self._notify = notify
         opened = open_package(package)
         self._target = target or _manifest_target(opened)
+        self._graph = opened.folder / opened.contract.filename
         notify("comparing token ids")
         self._reading = _reading_rows(opened, material.checkpoint, material.tokenizer, strict_clients)
         notify("loading the package")
@@ -117,6 +123,7 @@ class VerificationRun:
         """Where the graph's nodes landed; None on the CPU."""
         self.answers = _answers(self._session, material.prompts, material.steps, notify)
         self._metrics: Metrics | None = None
+        self._self_test: SelfTest | None = None
 
     @property
     def sequences(self) -> list[np.ndarray]:
@@ -137,6 +144,8 @@ class VerificationRun:
             self._notify(f"package: passage {number} of {len(passages)}, {len(passage.ids)} tokens")
             compare_passage(comparison, self.session, passage, reference.rows(passage.ids))
         self._metrics = comparison.result()
+        coarse = rounds_activations(self._graph)
+        self._self_test = make_self_test(self.session, self._material.texts, reference.rows, coarse=coarse)
 
     def close(self) -> None:
         """Give the package's memory back; `conclude` needs it no more."""
@@ -149,7 +158,7 @@ class VerificationRun:
         thresholds = self._target.thresholds if self._target else Thresholds()
         rows = [reference.rows(ids) for ids in self.sequences]
         agreement = judge(self.answers, rows, lambda token: material.tokenizer.decode([token]))
-        return Verification(
+        verification = Verification(
             rows=(
                 *self._reading,
                 *material.rows,
@@ -167,6 +176,7 @@ class VerificationRun:
             seconds=round(seconds, 1),
             nodes=self.placement.nodes if self.placement else None,
         )
+        return replace(verification, self_test=self._self_test) if deserves_self_test(verification) else verification
 
 
 def verify(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from phi3_onnx.configs.manifest import SELF_TEST_NAME
 from phi3_onnx.runtime.engines.session import LogitsSession
-from phi3_onnx.runtime.proof.self_test import SELF_TEST_NAME, Distance, SelfTest, Text, expect
+from phi3_onnx.runtime.proof.self_test import Distance, SelfTest, Text, expect
 
 from .conftest import Run
 
@@ -23,8 +24,8 @@ def package(tiny_package: Callable[..., Path], tmp_path: Path) -> Path:
     shutil.copytree(tiny_package("gqa", "cpu-int4-rtn"), folder)
     session = LogitsSession(folder)
     ((_, logits),) = session.logits(np.array(TOKENS), chunk=len(TOKENS))
-    text = Text(TOKENS, tuple(expect(logits[position], position) for position in (9, 15, 18, 19)))
-    content = SelfTest((text,), Distance(0.0, 0.0), session.provider).to_json()
+    text = Text(TOKENS, tuple(expect(logits[position], logits[position], position) for position in (9, 15, 18, 19)))
+    content = SelfTest((text,), Distance(0.0, 0.0), Distance(0.015, 0.1), session.provider).to_json()
     (folder / SELF_TEST_NAME).write_text(content, encoding="utf-8")
     return folder
 
@@ -34,7 +35,8 @@ def spoil(package: Path) -> None:
     path = package / SELF_TEST_NAME
     table = json.loads(path.read_text())
     for entry in table["texts"][0]["expected"]:
-        entry["tokens"].reverse()
+        for name in ("log_probabilities", "measured"):
+            entry[name].reverse()
     path.write_text(json.dumps(table))
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from phi3_onnx.configs import PackageError, SelfTestError
+from phi3_onnx.configs.manifest import SELF_TEST_NAME
 from phi3_onnx.runtime import load
 from phi3_onnx.runtime.engines import genai, ort, packed
 from phi3_onnx.runtime.engines.session import LogitsSession
 from phi3_onnx.runtime.model import load_to_batch, load_to_serve
 from phi3_onnx.runtime.proof import prove
 from phi3_onnx.runtime.proof.record import proofs_of
-from phi3_onnx.runtime.proof.self_test import SELF_TEST_NAME, Distance, SelfTest, Text, expect
+from phi3_onnx.runtime.proof.self_test import Distance, SelfTest, Text, expect
 from phi3_onnx.runtime.server.worker import PackageLoader
 
 LENGTHS = {20: (9, 15, 16, 17, 18, 19), 12: (5, 11)}
@@ -29,8 +30,10 @@ def self_test(package: Path) -> SelfTest:
     for length, positions in LENGTHS.items():
         tokens = tuple((11 + 7 * i) % 400 for i in range(length))
         logits = np.concatenate([rows for _, rows in session.logits(np.array(tokens), chunk=length)])
-        texts.append(Text(tokens, tuple(expect(logits[position], position) for position in positions)))
-    return SelfTest(tuple(texts), Distance(0.0, 0.0), session.provider)
+        texts.append(
+            Text(tokens, tuple(expect(logits[position], logits[position], position) for position in positions))
+        )
+    return SelfTest(tuple(texts), Distance(0.0, 0.0), Distance(0.015, 0.1), session.provider)
 
 
 @pytest.fixture

@@ -1,0 +1,88 @@
+"""Making the self-test that travels with a package, where the package was held against its reference."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...configs import PackageError
+from ...runtime.engines.session import LogitsSession
+from ...runtime.proof.replay import distance
+from ...runtime.proof.self_test import Distance, SelfTest, Text, divergence, expect
+from .compare import Rows
+
+TOKENS = 24
+"""Of each text: a replay of three takes a model of 3.8 B parameters three seconds on 2 CPU cores."""
+_INT8 = 4
+"""The accuracy level of `MatMulNBits` whose kernels round activations to 8 bits."""
+_FIRST, _PIECE = 12, 16
+"""A replay runs this many tokens, then up to that many, and then one at a time."""
+
+_EXACT, _COARSE = Distance(0.003, 0.02), Distance(0.015, 0.1)
+"""How far a right kernel may be: in floating point, and with activations rounded to 8 bits, where the least difference
+in a sum moves a value to the next step, and some kernels do not round at all."""
+
+
+def choose_texts(text: np.ndarray, prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Return the token ids of the texts: the beginnings of the project's own text and of the last conversations.
+
+    Args:
+        text: token ids of the text, int64 [tokens].
+        prompts: those of conversations, of any lengths.
+
+    """
+    return tuple(ids[:TOKENS] for ids in (text, *prompts[-2:]))
+
+
+def make_self_test(
+    session: LogitsSession, texts: Sequence[np.ndarray], reference: Callable[[np.ndarray], Rows], *, coarse: bool
+) -> SelfTest:
+    """Return the self-test of a package.
+
+    Args:
+        session: the package, on the provider where it is verified.
+        texts: token ids, int64 [tokens] each.
+        reference: returns what gives the reference's logits of a text.
+        coarse: whether the graph rounds activations to 8 bits.
+
+    Raises:
+        PackageError: the graph fails.
+
+    """
+    found: list[Text] = []
+    for ids in texts:
+        measured = np.concatenate([rows for _, rows in session.logits(ids, chunk=len(ids))])
+        wanted = reference(ids)(0, len(ids))
+        positions = _positions(len(ids))
+        expected = tuple(expect(wanted[position], measured[position], position) for position in positions)
+        found.append(Text(tuple(map(int, ids)), expected))
+    apart = [divergence(entry.log_probabilities, np.array(entry.measured)) for text in found for entry in text.expected]
+    return SelfTest(tuple(found), distance(apart), _COARSE if coarse else _EXACT, session.provider)
+
+
+def _positions(length: int) -> list[int]:
+    first = [stop - 1 for stop in (_FIRST, _PIECE) if stop < length]
+    return [*first, *range(min(_PIECE, length - 1), length)]
+
+
+def rounds_activations(graph: Path) -> bool:
+    """Whether a graph asks for products of 8-bit activations, as kernels of accuracy level 4 compute them.
+
+    Raises:
+        PackageError: the graph cannot be read.
+
+    """
+    import onnx
+
+    try:
+        model = onnx.load(graph, load_external_data=False)
+    except Exception as error:  # protobuf's and onnx's own
+        raise PackageError(f"{graph} cannot be read: {error}") from error
+    levels = {
+        attribute.i
+        for node in model.graph.node
+        if node.op_type == "MatMulNBits"
+        for attribute in node.attribute
+        if attribute.name == "accuracy_level"
+    }
+    return _INT8 in levels
