@@ -85,6 +85,7 @@ ADDITIONS = {
     "plot": "draw the errors of a verification",
     "eval": "run the benchmarks of model cards",
     "optimum": "Optimum's ORTModelForCausalLM, in an environment of its own",
+    "docs": "build the documentation",
     "test": "run the tests of this project",
 }
 """The extras that go with one of the above, or need none, and what each is for."""

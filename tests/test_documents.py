@@ -2,12 +2,17 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import click
 import pytest
+import write_cli
 from phi3_onnx.cli import VERBS, root
+from phi3_onnx.configs import Manifest
 from phi3_onnx.evaluate.tasks.benchmarks import benchmarks
 
 FOLDER = Path(__file__).parents[1]
@@ -80,19 +85,70 @@ def test_the_table_of_the_model_cards() -> None:
     assert [name.endswith("*") for name, *_ in rows] == [entry.card == "2024-04" for entry in benchmarks()]
 
 
-def test_the_python_example(
+RUNS = re.compile(r"<!-- tests/test_documents\.py runs this -->\n```python\n(.*?)```", re.DOTALL)
+
+
+def test_the_python_examples(
     tiny: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    page = (FOLDER / "docs" / "guides" / "python.md").read_text(encoding="utf-8")
-    example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    first, *more = RUNS.findall((FOLDER / "docs" / "guides" / "python.md").read_text(encoding="utf-8"))
+    assert len(more) == 3
     # Random weights are no trained model: RTN on them misses the thresholds, which are not what this test is about.
-    assert '"cpu-int4-rtn"' in example
-    example = example.replace('"cpu-int4-rtn"', '"cpu-fp32"')
+    assert '"cpu-int4-rtn"' in first
     (tmp_path / "checkpoint").symlink_to(tiny("plain"))
     monkeypatch.chdir(tmp_path)
-    exec(compile(example, "python.md", "exec"), {})
+    exec(compile(first.replace('"cpu-int4-rtn"', '"cpu-fp32"'), "python.md", "exec"), {})
     assert (tmp_path / "package" / "phi3_onnx.json").is_file()
     assert re.search(r" (stop|length)$", capsys.readouterr().out, re.MULTILINE)
+    for example in more:
+        exec(compile(example, "python.md", "exec"), {})
+        assert capsys.readouterr().out.strip()
+
+
+PYTHON = [
+    (page, block)
+    for page in PAGES
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+]
+
+
+@pytest.mark.parametrize(("page", "block"), PYTHON, ids=lambda value: value.name if isinstance(value, Path) else "")
+def test_python_blocks_are_run_or_an_example_that_is(page: Path, block: str) -> None:
+    """A block is run here, or it is a file of `examples/`, which its own test runs."""
+    text = page.read_text(encoding="utf-8")
+    assert block in RUNS.findall(text) or any(
+        block.strip() in example.read_text(encoding="utf-8") for example in (FOLDER / "examples").glob("*.py")
+    ), f"{page}: a Python block that nothing runs:\n{block}"
+
+
+def test_the_command_line_page_is_up_to_date() -> None:
+    assert write_cli.PAGE.read_text(encoding="utf-8") == write_cli.page(), "run: python docs/write_cli.py"
+
+
+def test_the_manifest_page_has_every_field() -> None:
+    page = (FOLDER / "docs" / "reference" / "package.md").read_text(encoding="utf-8")
+    listed = {name for row in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, re.MULTILINE) for name in row.split("`")}
+    assert {field.name for field in fields(Manifest)} <= listed
+
+
+def test_every_page_is_in_the_site() -> None:
+    listed = set(re.findall(r"([\w/-]+\.md)$", (FOLDER / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    assert listed == {page.relative_to(FOLDER / "docs").as_posix() for page in (FOLDER / "docs").rglob("*.md")}
+
+
+def test_the_site_builds_and_fetches_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="the extra docs is not installed")
+    pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (tmp_path / "reference" / "python.html").read_text(encoding="utf-8")
+    assert "Load a package" in page and "max_new_tokens" in page
+    for file in tmp_path.rglob("*.html"):
+        loaded = re.findall(
+            r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=[\"']?(https?:[^\"' >]+)", file.read_text("utf-8")
+        )
+        assert not loaded, f"{file.name} loads {loaded}"
