@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from phi3_onnx.runtime.server.parameters import PLACES, WARNING_HEADER, Parameter, Places, path_of
+from phi3_onnx.runtime.server.protocols.anthropic_requests import ANTHROPIC
 from phi3_onnx.runtime.server.protocols.ollama_requests import OLLAMA
 
 PAGE = Path(__file__).with_name("parameters.md")
@@ -37,7 +38,7 @@ _REFUSED = """
 They would change the answer in a way that is not implemented: status 400 with the code `unsupported_parameter`, unless
 the value asks for nothing.
 """
-_PROTOCOLS = {"Ollama": OLLAMA}
+_PROTOCOLS = {"Anthropic": ANTHROPIC, "Ollama": OLLAMA}
 _TOPS = ("chat", "completions")
 _OF = {
     "stream_options": "both",

@@ -247,6 +247,7 @@ class Generation:
             logprobs=tuple(self._logprobs) if self._options.logprobs is not None else None,
             drafted_tokens=self._cache.drafted,
             accepted_tokens=self._cache.accepted,
+            stop=self._stops.found,
         )
         yield Chunk(rest, response=response)
 

@@ -31,6 +31,8 @@ class Response:
     """Tokens that were run ahead of the answer; see `speculation`."""
     accepted_tokens: int = 0
     """How many of them came true."""
+    stop: str | None = None
+    """The stop string that ended it, where one did."""
 
     @property
     def completion_tokens(self) -> int:

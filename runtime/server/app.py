@@ -23,6 +23,7 @@ from .guard import Counted, Guard
 from .messages import Job, Ready
 from .parameters import WARNING_HEADER, Notes
 from .process import EngineProcess
+from .protocols.anthropic import Anthropic
 from .protocols.ollama import Ollama
 from .replies import ChatReply, CompletionReply
 from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, parse
@@ -56,6 +57,7 @@ def create_app(engine: EngineProcess, settings: Settings) -> Starlette:
         Route("/detokenize", server.detokenize, methods=["POST"]),
         Route("/v1/embeddings", server.embeddings, methods=["POST"]),
         *Ollama(service).routes(),
+        *Anthropic(service).routes(),
     ]
     middleware = [Middleware(Counted, metrics=service.metrics, paths=[route.path for route in routes])]
     if settings.cors:

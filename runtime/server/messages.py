@@ -134,6 +134,8 @@ class Finished:
     decode_seconds: float
     last: bool
     """Whether it is the last answer of its job."""
+    stop: str | None = None
+    """The stop text that ended it, where one did."""
 
 
 RefusalKind = Literal["request", "context", "engine", "stopped"]

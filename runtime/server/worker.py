@@ -360,4 +360,5 @@ class _Reporter:
             prefill_seconds=response.prefill_seconds,
             decode_seconds=response.decode_seconds,
             last=self._task.left == 0,
+            stop=response.stop,
         )

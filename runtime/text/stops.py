@@ -19,17 +19,24 @@ class StopFilter:
             raise UsageError("a stop string must not be empty")
         self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False
-        """Whether a stop string was found; nothing is passed on from then."""
+        self.found: str | None = None
+        """The stop string that was found first; nothing is passed on from then."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return self.found is not None
 
     def push(self, text: str) -> str:
         """Take the next piece of text and return what can be shown now."""
         if self.stopped or not self._stops:
             return "" if self.stopped else text
         self._held += text
-        found = [position for stop in self._stops if (position := self._held.find(stop)) >= 0]
+        found = [(position, stop) for stop in self._stops if (position := self._held.find(stop)) >= 0]
         if found:
-            shown, self._held, self.stopped = self._held[: min(found)], "", True
+            # The first in the text; of several there, the one that was named first.
+            position, self.found = min(found, key=lambda entry: entry[0])
+            shown, self._held = self._held[:position], ""
             return shown
         keep = max(self._overlap(stop) for stop in self._stops)
         cut = len(self._held) - keep

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from .conftest import RunningServer
 
 EXAMPLES = int(os.environ.get("PHI3_ONNX_FUZZ", "150"))
-PATHS = ("/v1/chat/completions", "/v1/completions", "/api/chat", "/api/generate")
+PATHS = ("/v1/chat/completions", "/v1/completions", "/api/chat", "/api/generate", "/v1/messages")
 
 # Bounded, so that an accepted request is a short one.
 _json = st.recursive(
@@ -23,17 +23,31 @@ _json = st.recursive(
     max_leaves=12,
 )
 _function = st.fixed_dictionaries({}, optional={"name": st.just("f") | _json, "parameters": _json, "strict": _json})
-_tool = st.fixed_dictionaries({"type": st.just("function") | _json, "function": _function | _json})
+_tool = st.fixed_dictionaries(
+    {"type": st.just("function") | _json, "function": _function | _json}
+) | st.fixed_dictionaries({"name": st.just("f") | _json, "input_schema": _json})
 _format = st.fixed_dictionaries(
     {"type": st.sampled_from(["text", "json_object", "json_schema"]) | _json},
     optional={"json_schema": st.fixed_dictionaries({"name": st.just("s"), "schema": _json}) | _json},
 )
 _text_part = st.fixed_dictionaries({"type": st.just("text"), "text": _json})
+_block = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "tool_use", "tool_result", "thinking", "image"]) | _json},
+    optional={
+        "text": st.text(max_size=9) | _json,
+        "id": st.just("c") | _json,
+        "name": st.just("f") | _json,
+        "input": st.dictionaries(st.text(max_size=3), _json, max_size=2) | _json,
+        "tool_use_id": st.just("c") | _json,
+        "content": st.text(max_size=9) | _json,
+    },
+)
 _message = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant", "tool", "developer"]) | _json},
     optional={
         "content": st.text(max_size=20)
         | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": _json}))
+        | st.lists(_block, max_size=3)
         | _json,
         "tool_calls": st.lists(_json, max_size=2) | _json,
         "tool_call_id": st.just("c") | _json,
@@ -68,6 +82,7 @@ _optional: dict[str, st.SearchStrategy[Any]] = {
     )
     | _json,
     "format": st.just("json") | _json,
+    "stop_sequences": st.lists(st.text(max_size=3), max_size=3) | _json,
     "system": st.text(max_size=9) | _json,
     "raw": st.booleans() | _json,
 }
@@ -95,6 +110,13 @@ def check(reply: httpx.Response) -> None:
         answer = [json.loads(line) for line in reply.text.splitlines()]
         assert all("error" not in line for line in answer[:-1])
         assert answer[-1].get("done") if reply.status_code == 200 else answer[-1]["error"]
+    elif path == "/v1/messages":
+        stream = reply.headers["content-type"].startswith("text/event-stream")
+        events = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: ")]
+        answer = events if stream else [reply.json()]
+        assert all(part["type"] != "error" for part in answer[:-1])
+        ends = {"message_stop"} if stream else {"message"}
+        assert answer[-1]["type"] in (ends if reply.status_code == 200 else {"error"})
     elif reply.headers["content-type"].startswith("text/event-stream"):
         events = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: ")]
         assert events[-1] == "[DONE]" and all("error" not in json.loads(event) for event in events[:-1])

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from phi3_onnx.runtime.server import requests
 from phi3_onnx.runtime.server.parameters import PLACES, WARNING_HEADER, Notes, OnceAClient, Places
-from phi3_onnx.runtime.server.protocols import ollama_requests
+from phi3_onnx.runtime.server.protocols import anthropic_requests, ollama_requests
+from phi3_onnx.runtime.server.protocols.anthropic_requests import ANTHROPIC
 from phi3_onnx.runtime.server.protocols.ollama_requests import OLLAMA
 
 from .conftest import RunningServer, StartServer
@@ -25,7 +26,9 @@ def after(answer: dict[str, Any]) -> dict[str, Any]:
     return {"messages": [*ASK, {"role": "assistant", "content": "hi", **answer}, *ASK]}
 
 
-@pytest.mark.parametrize(("module", "places"), [(requests, PLACES), (ollama_requests, OLLAMA)])
+@pytest.mark.parametrize(
+    ("module", "places"), [(requests, PLACES), (ollama_requests, OLLAMA), (anthropic_requests, ANTHROPIC)]
+)
 def test_used_parameters_are_the_fields_of_the_requests(module: ModuleType, places: Places) -> None:
     fields: dict[str, set[str]] = {place: set() for place in places}
     for part in vars(module).values():
