@@ -1,38 +1,90 @@
 """`phi3-onnx doctor`."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
 
 from ..configs.sizes import size
+from .provider_library import provider_library
 from .screen import notice
+from .status import status_line
 
 if TYPE_CHECKING:
+    from ..runtime.package import Package
+    from ..runtime.proof.record import Proof
+    from ..runtime.proof.trial import PackageTrial
     from ..runtime.providers.devices import Device
-    from ..runtime.providers.doctor import Report
+    from ..runtime.providers.doctor import Problem, Report
 
 
 @click.command()
+@click.argument("package", required=False)
+@click.option("--device", type=click.IntRange(0), help="Number of the GPU that the self-test runs on.")
+@provider_library
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def command(as_json: bool) -> None:
+def command(package: str | None, device: int | None, as_json: bool) -> None:
     """Check what runs here: Python, packages, execution providers (each is tried), GPUs, memory, folders.
 
-    Exit code 0: packages can run here, with warnings perhaps. Exit code 1: they cannot; each error comes with the
-    command that fixes it.
+    With a package, its self-test is replayed on every provider that runs, and what this machine has proven is listed.
+
+    Exit code 0: packages can run here, with warnings perhaps. Exit code 1: they cannot, or this package cannot; each
+    error comes with the command that fixes it.
     """
+    from ..runtime.package import open_package
     from ..runtime.providers.doctor import examine
 
+    opened = None if package is None else open_package(package)
     report = examine()
+    tested = None
+    if opened is not None:
+        tested = _test(opened, [trial.provider for trial in report.providers if trial.runs], device)
+        report = replace(report, problems=(*report.problems, *tested.problems))
     if as_json:
-        click.echo(json.dumps(report.as_json(), indent=1))
+        table = report.as_json() | ({"package": asdict(tested)} if tested else {})
+        click.echo(json.dumps(table, indent=1))
     else:
-        _print(report)
+        _print(report, tested)
     if not report.healthy:
         raise click.exceptions.Exit(1)
 
 
-def _print(report: "Report") -> None:
+@dataclass(frozen=True)
+class _Tested:
+    """A package, and what is proven of it."""
+
+    name: str
+    self_test: str | None
+    """What it holds, in words."""
+    trials: tuple["PackageTrial", ...]
+    proofs: tuple["Proof", ...]
+    problems: tuple["Problem", ...]
+
+
+def _test(package: "Package", providers: Sequence[str], device: int | None) -> _Tested:
+    from ..runtime.proof.record import proofs_of
+    from ..runtime.proof.self_test import read_self_test
+    from ..runtime.proof.trial import package_problems, try_package
+
+    self_test = read_self_test(package.folder, package.contract.vocab_size)
+    trials = []
+    if self_test is not None:
+        with status_line("replaying the self-test") as notify:
+            for trial in try_package(package, providers, device):
+                notify(f"{trial.provider}, {trial.engine}")
+                trials.append(trial)
+    return _Tested(
+        package.name,
+        self_test and str(self_test),
+        tuple(trials),
+        tuple(proofs_of(package.folder)),
+        tuple(package_problems(package, trials)),
+    )
+
+
+def _print(report: "Report", tested: _Tested | None) -> None:
     from ..runtime.providers.doctor import missing_extras
 
     _heading("Environment")
@@ -58,11 +110,25 @@ def _print(report: "Report") -> None:
     _row("store", f"{report.store.path}: {len(report.stored_packages)} packages, {size(report.store.bytes)}")
     _row("cache", f"{report.cache.path}: {size(report.cache.bytes)}, can be deleted")
     _row("free disk", size(report.store.free_bytes))
+    if tested:
+        _print_tested(tested)
     click.echo()
     for problem in report.problems:
         click.echo(f"{problem.severity}: {problem.what}\n  -> {problem.remedy}")
     if not report.problems:
         click.echo("Nothing is wrong.")
+
+
+def _print_tested(tested: _Tested) -> None:
+    _heading(f"\nSelf-test of {tested.name}: {tested.self_test or 'none'}")
+    for trial in tested.trials:
+        outcome = {True: "passed", False: "computed wrongly", None: "cannot run"}[trial.passed]
+        _row(f"{trial.provider}, {trial.engine}", f"{outcome}: {trial.reason}")
+    if tested.proofs:
+        _heading("\nProven here")
+    for proof in tested.proofs:
+        outcome = "passed" if proof.passed else "computed wrongly"
+        _row(proof.key.provider, f"{outcome} on {proof.created} by {proof.key.engine} on {proof.key.device}")
 
 
 def describe(device: "Device") -> str:

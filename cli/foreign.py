@@ -32,6 +32,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "end_tokens": sorted(package.end_tokens),
         "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()},
         "graph": _graph(folder / contract.filename),
+        "self_test": self_test_line(folder),
     }
 
 
@@ -67,9 +68,24 @@ def _graph(path: Path) -> dict[str, Any] | None:
     }
 
 
+def self_test_line(folder: Path) -> str:
+    """Say which self-test a package carries.
+
+    Raises:
+        PackageError: it is damaged.
+
+    """
+    from ..runtime.package import read_contract
+    from ..runtime.proof.self_test import read_self_test
+
+    found = read_self_test(folder, read_contract(folder).vocab_size)
+    return str(found) if found else "none; phi3-onnx verify makes one"
+
+
 def rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
     """Return a description as names and texts."""
     graph = found["graph"]
+    self_test = ("self-test", found["self_test"])
     table: list[tuple[str, Any]] = [
         ("package", found["package"]),
         ("made by", "not phi3-onnx: there is no phi3_onnx.json, so source and target are not known"),
@@ -80,7 +96,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
         ("size", f"{size(sum(found['files'].values()))} in {len(found['files'])} files"),
     ]
     if graph is None:
-        return [*table, ("graph", 'not read; for its operators run: pip install "phi3-onnx[export]"')]
+        return [*table, self_test, ("graph", 'not read; for its operators run: pip install "phi3-onnx[export]"')]
     formats = ", ".join(f"{count} x {kind}" for kind, count in graph["quantized"].items()) or graph["io_dtype"]
     operators = ", ".join(f"{count} {op}" for op, count in graph["operators"].items())
     return [
@@ -88,5 +104,6 @@ def rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
         ("graph", f"{graph['file']}, opset {graph['opset']}, {graph['io_dtype']}, by {graph['producer']}"),
         ("matrices", formats),
         ("operators", operators),
+        self_test,
         ("verified", "unknown; run: phi3-onnx verify PACKAGE --reference SOURCE"),
     ]

@@ -56,6 +56,8 @@ def command(package: str, tensors: bool, plot: Path | None, as_json: bool) -> No
 
 def rows(folder: Path, manifest: Manifest) -> list[tuple[str, Any]]:
     """Return what a manifest says, but for its verification, as names and texts."""
+    from . import foreign
+
     total = sum(entry.size for entry in manifest.files.values())
     revision = f" at {manifest.revision}" if manifest.revision else ""
     adapter, target = manifest.adapter, manifest.target
@@ -78,6 +80,7 @@ def rows(folder: Path, manifest: Manifest) -> list[tuple[str, Any]]:
         )
     if target.quantization:
         table.append(("method", target.quantization.method))
+    table.append(("self-test", foreign.self_test_line(folder)))
     return table
 
 

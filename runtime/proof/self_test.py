@@ -95,6 +95,12 @@ class SelfTest:
         """How many distributions are compared."""
         return sum(len(text.expected) for text in self.texts)
 
+    def __str__(self) -> str:
+        return (
+            f"{self.positions} positions of {len(self.texts)} texts, {self.expected.mean:.3g} nats from the reference "
+            f"on {self.provider}"
+        )
+
     def to_json(self) -> str:
         """Return it as the text of its file."""
         return json.dumps(asdict(self), separators=(",", ":")) + "\n"

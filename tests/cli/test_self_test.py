@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from phi3_onnx.configs.manifest import SELF_TEST_NAME
+from phi3_onnx.configs.manifest import MANIFEST_NAME, SELF_TEST_NAME
 from phi3_onnx.runtime.engines.session import LogitsSession
+from phi3_onnx.runtime.package import open_package
+from phi3_onnx.runtime.proof import trial
 from phi3_onnx.runtime.proof.self_test import Distance, SelfTest, Text, expect
 
 from .conftest import Run
@@ -54,3 +56,47 @@ def test_what_computes_wrongly_is_refused(package: Path, run: Run) -> None:
     assert "is computed wrongly on cpu by onnxruntime-genai" in ran.err
     assert ran.err.count("\n") == 1
     assert run("generate", package, "-p", "Hello", "--max-tokens", 3, "--no-self-test").code == 0
+
+
+def test_doctor_replays_it_and_lists_what_is_proven(package: Path, run: Run) -> None:
+    ran = run("doctor", package)
+    assert ran.code == 0, ran.out
+    assert "Self-test of tiny-gqa/cpu-int4-rtn: 4 positions of 1 texts, 0 nats from the reference on CPU" in ran.out
+    assert ran.out.count("passed: ") == 2  # by GenAI, and by decode.onnx
+    assert ran.out.count("passed on 20") == 2
+    assert run("generate", package, "-p", "Hello", "--max-tokens", 3).err.count("self-test on") == 0
+
+
+def test_doctor_says_what_is_computed_wrongly(package: Path, run: Run) -> None:
+    spoil(package)
+    ran = run("doctor", package, "--json")
+    assert ran.code == 1
+    report = json.loads(ran.out)
+    assert not report["healthy"]
+    assert [trial["passed"] for trial in report["package"]["trials"]] == [False, False]
+    wrong = [problem for problem in report["problems"] if "is computed wrongly on cpu by genai" in problem["what"]]
+    assert [problem["severity"] for problem in wrong] == ["error"]
+
+
+def test_doctor_says_that_there_is_none(package: Path, run: Run) -> None:
+    (package / SELF_TEST_NAME).unlink()
+    ran = run("doctor", package)
+    assert ran.code == 0
+    assert "has no self-test, so nothing is proven\n  -> make one: phi3-onnx verify" in ran.out
+
+
+def test_a_process_that_dies_is_a_row(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial.sys, "executable", "/bin/false")
+    opened = open_package(package)
+    tried = list(trial.try_package(opened, ["cpu"]))
+    assert [entry.reason for entry in tried] == ["the process that tried it ended with exit code 1"] * 2
+    problems = trial.package_problems(opened, tried)
+    assert [problem.severity for problem in problems] == ["error", "error"]
+
+
+def test_show_says_whether_there_is_one(package: Path, run: Run) -> None:
+    assert "self-test  4 positions of 1 texts" in run("show", package).out
+    (package / MANIFEST_NAME).unlink()
+    assert "self-test  4 positions of 1 texts" in run("show", package).out
+    (package / SELF_TEST_NAME).unlink()
+    assert "self-test  none; phi3-onnx verify makes one" in run("show", package).out
