@@ -10,7 +10,7 @@ import click
 
 from ..configs import Phi3OnnxError, UsageError
 from .answering import Loading, answering_options, cancel_on_interrupt, prefill_bar, show, summary
-from .prompts import Request, read_file, read_jsonl, read_prompts
+from .prompts import Request, prefilled, read_file, read_jsonl, read_prompts, read_variables
 from .screen import notice
 
 if TYPE_CHECKING:
@@ -34,6 +34,14 @@ _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 )
 @answering_options
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
+@click.option("--prefill", metavar="TEXT", help="How the answer begins; what is printed comes after it.")
+@click.option(
+    "--template-variable",
+    "variables",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A further name that the chat template reads; VALUE is JSON or text. May be repeated.",
+)
 @click.option("--json-schema", type=_FILE, help="The answer must be JSON of this schema.")
 @click.option("--regex", metavar="PATTERN", help="The answer must match this regular expression.")
 @click.option("--grammar", type=_FILE, help="The answer must follow this grammar (GBNF, or llguidance's Lark).")
@@ -48,6 +56,8 @@ def command(
     batch: int | None,
     system: str | None,
     raw: bool,
+    prefill: str | None,
+    variables: tuple[str, ...],
     json_schema: Path | None,
     regex: str | None,
     grammar: Path | None,
@@ -61,7 +71,7 @@ def command(
 
     PACKAGE is a folder or a name in the store; without it the newest package is taken. The answer goes to stdout,
     everything else to stderr. Each line of a --jsonl file holds a "prompt" or "messages", and may hold "id", "system",
-    "raw" and the flags' values ("max_tokens", "temperature" ...).
+    "raw", "template_variables" and the flags' values ("max_tokens", "temperature" ...).
     """
     if logprobs is not None and not (as_json or jsonl):
         raise UsageError("--logprobs needs --json, or --jsonl")
@@ -70,8 +80,10 @@ def command(
         options["logprobs"] = logprobs
     if guidance:
         options["guidance"] = guidance
-    if jsonl and (prompts or files):
-        raise UsageError("--jsonl holds the prompts: leave out --prompt and --file")
+    if jsonl and (prompts or files or prefill or variables):
+        raise UsageError("--jsonl holds the prompts: leave out --prompt, --file, --prefill and --template-variable")
+    if raw and (prefill or variables):
+        raise UsageError("--prefill and --template-variable need the chat template: leave out --raw")
     if batch is not None and not jsonl:
         raise UsageError("--batch needs --jsonl")
     if jsonl:
@@ -83,7 +95,11 @@ def command(
             failed = _answer_lines(model, requests, rows, cancel)
             _leave(cancel, failed)
         return
-    requests = [Request(text, system, raw, options) for text in read_prompts(prompts, files)]
+    named = read_variables(variables)
+    requests = [
+        Request(prefilled(text, prefill) if prefill else text, system, raw, options, named)
+        for text in read_prompts(prompts, files)
+    ]
     with loading.load(package) as model, cancel_on_interrupt() as cancel:
         _answer_prompts(model, requests, cancel, as_json)
         _leave(cancel, failed=0)
@@ -115,7 +131,7 @@ def _answer(model: "Model", cache: "KvCache", request: Request, cancel: threadin
 
     # One cache for all prompts: what they share from the start, such as a system message, is run once.
     chunks = model.run(
-        model.encode(request.prompt, raw=request.raw, system=request.system),
+        model.encode(request.prompt, raw=request.raw, system=request.system, template_variables=request.variables),
         model.options(**request.options),
         cache=cache,
         cancel=cancel,
@@ -160,7 +176,9 @@ def _job(model: "Model", request: Request) -> "BatchPrompt | Phi3OnnxError":
     from ..runtime.batch import BatchPrompt
 
     try:
-        tokens = model.encode(request.prompt, raw=request.raw, system=request.system)
+        tokens = model.encode(
+            request.prompt, raw=request.raw, system=request.system, template_variables=request.variables
+        )
         return BatchPrompt(tokens, model.options(**request.options))
     except Phi3OnnxError as error:
         return error

@@ -11,7 +11,7 @@ from ..configs import UsageError
 from ..configs.options import OPTIONS, spelled
 
 _KINDS = {"logprobs": int, **{name: option.kind for name, option in OPTIONS.items()}}
-_KEYS = ("id", "prompt", "messages", "system", "raw", *_KINDS)
+_KEYS = ("id", "prompt", "messages", "system", "raw", "template_variables", *_KINDS)
 _EXPECTED = {
     float: "a number",
     int: "a whole number",
@@ -31,6 +31,8 @@ class Request:
     raw: bool
     options: Mapping[str, Any]
     """Options of `Model.generate`."""
+    variables: Mapping[str, Any] | None = None
+    """Further names that the chat template reads."""
     id: Any = None
     """What a line of --jsonl calls itself."""
 
@@ -73,6 +75,30 @@ def read_file(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as UTF-8 text: {error}") from error
+
+
+def read_variables(given: Sequence[str]) -> dict[str, Any]:
+    """Return variables of a chat template from `NAME=VALUE`; a value is JSON where it can be read so, else text.
+
+    Raises:
+        UsageError: one has no name or no `=`.
+
+    """
+    found: dict[str, Any] = {}
+    for entry in given:
+        name, equals, value = entry.partition("=")
+        if not name.isidentifier() or not equals:
+            raise UsageError(f"--template-variable must be NAME=VALUE, got {entry!r:.40}")
+        try:
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[name] = value
+    return found
+
+
+def prefilled(text: str, beginning: str) -> list[dict[str, str]]:
+    """Return the conversation in which a text was asked and the answer has begun."""
+    return [{"role": "user", "content": text}, {"role": "assistant", "content": beginning}]
 
 
 def read_jsonl(path: Path, system: str | None, raw: bool, options: Mapping[str, Any]) -> list[Request]:
@@ -122,10 +148,18 @@ def _parse_request(line: str, system: str | None, raw: bool, options: Mapping[st
         check_messages(prompt if isinstance(prompt, list) else [prompt])
     elif not isinstance(prompt, str):
         raise UsageError(f"prompt must be a text, got {prompt!r:.40}")
+    variables = table.get("template_variables")
+    if not isinstance(variables, dict | None):
+        raise UsageError(f"template_variables must be a JSON object, got {variables!r:.40}")
     given = {key: value for key, value in table.items() if key in _KINDS and value is not None}
     _check_kinds(given)
     return Request(
-        prompt, table.get("system", system), bool(table.get("raw", raw)), {**options, **given}, table.get("id")
+        prompt,
+        table.get("system", system),
+        bool(table.get("raw", raw)),
+        {**options, **given},
+        variables,
+        table.get("id"),
     )
 
 

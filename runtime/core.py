@@ -4,9 +4,9 @@
 """
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from ..configs import UsageError
 from ..configs.options import SAMPLING, Sampling, biases, spelled
@@ -21,7 +21,7 @@ from .engines.together import PackedEngine, Together
 from .package import Package
 from .providers.choice import Candidate, ProviderChoice
 from .providers.devices import free_memory
-from .text.template import ChatTemplate, Message
+from .text.template import ChatTemplate, Message, is_open
 from .text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[Message]
@@ -77,7 +77,14 @@ class ModelCore:
         """Bytes of KV cache that one token takes in this engine."""
         return self.engine.bytes_per_token if isinstance(self.engine, PackedEngine) else self.package.kv_bytes_per_token
 
-    def encode(self, prompt: Prompt, *, raw: bool = False, system: str | None = None) -> list[int]:
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        system: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Return the token ids of a prompt, rendered by the chat template unless it is raw; see `generate`.
 
         Raises:
@@ -88,15 +95,25 @@ class ModelCore:
             if raw or self.template is None:
                 if system is not None:
                     raise UsageError("a system message needs the chat template, which is not used here")
+                if template_variables:
+                    raise UsageError("variables need the chat template, which is not used here")
                 return self.tokenizer.encode(prompt)
             prompt = [{"role": "user", "content": prompt}]
         elif raw:
             raise UsageError("a raw prompt must be a text, got messages")
         first = [{"role": "system", "content": system}] if system is not None else []
-        return self.tokenizer.encode(self.render([*first, *prompt]), special=False)
+        text = self.render([*first, *prompt], continue_final_message=is_open(prompt), variables=template_variables)
+        return self.tokenizer.encode(text, special=False)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """Return the prompt that the chat template makes of a conversation.
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the prompt that the chat template makes of a conversation; see `ChatTemplate.render`.
 
         Raises:
             UsageError: the package has no chat template, or it refuses the conversation.
@@ -104,7 +121,12 @@ class ModelCore:
         """
         if self.template is None:
             raise UsageError(f"{self.package.name} has no chat template; give it a raw text (--raw)")
-        return self.template.render(messages, add_generation_prompt=add_generation_prompt)
+        return self.template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables=variables,
+        )
 
     def options(self, **named: Unpack[GenerateOptions]) -> Options:
         """Return the options of a generation: the model's defaults, and over them what was named.

@@ -1,10 +1,10 @@
 """A loaded package: the one object behind `generate`, `chat`, the pipeline and a server."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 from ..configs import PackageError, Phi3OnnxError, ProviderError, SelfTestError, find_package
 from .batch import DEFAULT_BATCH, BatchPrompt, Notify, answer_all
@@ -80,15 +80,18 @@ class Model(ModelCore):
         *,
         raw: bool = False,
         system: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Response:
         """Answer a prompt.
 
         Args:
             prompt: a conversation (messages with `role` and `content`), or a text, which stands for one user message.
-                A package without a chat template continues a text as it is.
+                Where a conversation ends in words of the assistant, the answer continues them. A package without a chat
+                template continues a text as it is.
             raw: continue a text as it is, without the chat template.
             system: a system message to put first.
+            template_variables: further names that the chat template reads, such as `enable_thinking`.
             options: those of `configs.options.AnswerOptions`; with `logprobs`, the log probability of each token and of
                 this many most likely ones is reported; `guidance` is a form that the answer must have.
 
@@ -97,7 +100,9 @@ class Model(ModelCore):
             EngineError: the engine failed.
 
         """
-        return last_response(self.stream(prompt, raw=raw, system=system, **options))
+        return last_response(
+            self.stream(prompt, raw=raw, system=system, template_variables=template_variables, **options)
+        )
 
     def stream(
         self,
@@ -105,6 +110,7 @@ class Model(ModelCore):
         *,
         raw: bool = False,
         system: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
         cancel: threading.Event | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
         **options: Unpack[GenerateOptions],
@@ -115,6 +121,7 @@ class Model(ModelCore):
             prompt: as for `generate`.
             raw: as for `generate`.
             system: as for `generate`.
+            template_variables: as for `generate`.
             cancel: set it, from any thread, to end the answer before its next token.
             on_prefill: called with the prompt's tokens run so far and in all.
             options: as for `generate`.
@@ -124,9 +131,8 @@ class Model(ModelCore):
             EngineError: the engine failed.
 
         """
-        return self.run(
-            self.encode(prompt, raw=raw, system=system), self.options(**options), cancel=cancel, on_prefill=on_prefill
-        )
+        tokens = self.encode(prompt, raw=raw, system=system, template_variables=template_variables)
+        return self.run(tokens, self.options(**options), cancel=cancel, on_prefill=on_prefill)
 
     def generate_many(
         self,

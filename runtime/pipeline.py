@@ -10,13 +10,10 @@ from .chat import check_messages
 from .decoding.generation import Options
 from .decoding.response import last_response
 from .model import Model, load
-from .text.template import Message
 
 # What transformers' text-generation pipeline takes where neither the call nor generation_config.json says otherwise.
 _DEFAULT_NEW_TOKENS = 256
 _DEFAULT_TEMPERATURE = 0.7
-# Private-use characters, which no conversation is likely to hold.
-_MARK = "\ue0f0\ue0f1"
 
 
 def pipeline(
@@ -107,18 +104,7 @@ class TextGenerationPipeline:
         if isinstance(given, str):
             return self.model.encode(given, raw=True)
         check_messages(given)
-        if given[-1]["role"] != "assistant":
-            return self.model.encode(given)
-        return self.model.tokenizer.encode(self._opened(given), special=False)
-
-    def _opened(self, messages: Sequence[Message]) -> str:
-        """Render a conversation that ends in words of the assistant, and cut what the template puts after them."""
-        last = {**messages[-1], "content": messages[-1]["content"] + _MARK}
-        rendered = self.model.render([*messages[:-1], last], add_generation_prompt=False)
-        before, mark, _ = rendered.rpartition(_MARK)
-        if not mark:
-            raise UsageError("the chat template changes the assistant's last message, so it cannot be continued")
-        return before
+        return self.model.encode(given)
 
     def _sampling(self, do_sample: bool | None, named: SamplingOptions) -> Sampling:
         draws = _first(do_sample, self._model_setting("do_sample"), True)

@@ -1,7 +1,7 @@
 """How likely a model finds a text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,29 +46,40 @@ def score_tokens(cache: KvCache, tokens: Sequence[int]) -> Score:
         raise UsageError(f"a text to score must have 2 tokens or more, got {len(tokens)}")
     cache.reserve(len(tokens))
     logprobs: list[float] = []
+    for rows, following in run_through(cache, tokens):
+        after = log_softmax(rows)
+        logprobs += [float(after[i, token]) for i, token in enumerate(following)]
+    return Score(tuple(tokens), tuple(logprobs))
+
+
+def run_through(cache: KvCache, tokens: Sequence[int]) -> Iterator[tuple[np.ndarray, Sequence[int]]]:
+    """Run a text part by part: yields logits after tokens in a row, float32 [rows, vocabulary], and what follows each.
+
+    Args:
+        cache: an empty cache with room for all.
+        tokens: token ids.
+
+    Raises:
+        EngineError: the engine failed.
+
+    """
     done = 0
     for reached in cache.prefill(tokens):
         if reached == done:
             continue
         rows = cache.run_logits()
         if len(rows) < reached - done:
-            return _one_by_one(cache, tokens)
-        logprobs += _after(rows, tokens[done + 1 : reached + 1])
+            yield from _one_by_one(cache, tokens, done)
+            return
+        following = tokens[done + 1 : reached + 1]
+        yield rows[: len(following)], following
         done = reached
-    return Score(tuple(tokens), tuple(logprobs))
 
 
-def _one_by_one(cache: KvCache, tokens: Sequence[int]) -> Score:
+def _one_by_one(cache: KvCache, tokens: Sequence[int], done: int) -> Iterator[tuple[np.ndarray, Sequence[int]]]:
     # The graph runs its head on the last token only, so each token has to be the last one once.
-    for _ in cache.prefill(tokens[:1]):
+    for _ in cache.prefill(tokens[: done + 1]):
         pass
-    logprobs: list[float] = []
-    for token in tokens[1:]:
-        logprobs += _after(cache.logits()[None], [token])
+    for token in tokens[done + 1 :]:
+        yield cache.logits()[None], [token]
         cache.append(token)
-    return Score(tuple(tokens), tuple(logprobs))
-
-
-def _after(rows: np.ndarray, following: Sequence[int]) -> list[float]:
-    logprobs = log_softmax(rows[: len(following)])
-    return [float(logprobs[i, token]) for i, token in enumerate(following)]

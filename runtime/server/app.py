@@ -149,9 +149,7 @@ class Server:
         service.check_model(body.model, info, notes)
         options = body.options()
         options["guidance"] = await service.tried(guidance_of(body))
-        if body.logprobs is not None:
-            options["logprobs"] = body.logprobs
-        job = Job(0, body.prompts, body.n, options, body.stream)
+        job = Job(0, body.prompts, body.n, options, body.stream, body.echo, body.silent)
         answer = await service.answer(request, job, CompletionReply(body, service.name(info)))
         return service.noted(request, answer, notes)
 

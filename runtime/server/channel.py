@@ -15,7 +15,7 @@ from typing import Any
 from .messages import FromEngine, Piece, ToEngine
 
 _HEAD = struct.Struct("<IB")  # bytes that follow, and what they are
-_PIECE_HEAD = struct.Struct("<QI")  # id, choice; the text follows
+_PIECE_HEAD = struct.Struct("<QII")  # id, choice, tokens; the text follows
 _PICKLED, _PIECE = 0, 1
 _READ_BYTES = 2**16
 
@@ -32,7 +32,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
 def encode(message: FromEngine | ToEngine) -> bytes:
     """Return a message as a frame."""
     if isinstance(message, Piece) and not message.logprobs:
-        body, kind = _PIECE_HEAD.pack(message.id, message.choice) + message.text.encode(), _PIECE
+        body, kind = _PIECE_HEAD.pack(message.id, message.choice, message.tokens) + message.text.encode(), _PIECE
     else:
         body, kind = pickle.dumps(message, pickle.HIGHEST_PROTOCOL), _PICKLED
     return _HEAD.pack(len(body), kind) + body
@@ -53,8 +53,8 @@ class Decoder:
             if end > len(data):
                 break
             if kind == _PIECE:
-                number, choice = _PIECE_HEAD.unpack_from(data, begin)
-                messages.append(Piece(number, choice, data[begin + _PIECE_HEAD.size : end].decode(), ()))
+                number, choice, tokens = _PIECE_HEAD.unpack_from(data, begin)
+                messages.append(Piece(number, choice, data[begin + _PIECE_HEAD.size : end].decode(), (), tokens))
             else:
                 messages.append(pickle.loads(data[begin:end]))
             start = end

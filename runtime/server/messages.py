@@ -15,6 +15,12 @@ class Conversation:
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] | None = None
+    variables: Mapping[str, Any] | None = None
+    """Further names that the template reads."""
+    opens: bool = True
+    """Whether to open the assistant's next message."""
+    continues: bool = False
+    """Whether the answer continues the last message."""
 
 
 Prompt = Conversation | str | tuple[int, ...]
@@ -32,6 +38,10 @@ class Job:
     """As for `Model.options`; a seed counts up with each choice of a prompt."""
     stream: bool
     """Whether to send the answer piece by piece, or whole at its end."""
+    echo: bool = False
+    """Whether each answer begins with its prompt, whose tokens have log probabilities where those of answers do."""
+    silent: bool = False
+    """Whether answers have no tokens of their own: for the prompt's log probabilities alone."""
     tokens_only: bool = False
     """Whether to return the prompts' tokens (`Tokenized`) instead of answers."""
 
@@ -101,7 +111,8 @@ class TokenText:
     """A token of the answer as text, with its log probability and those of the most likely tokens at its place."""
 
     text: str
-    logprob: float
+    logprob: float | None
+    """None for the first of a prompt."""
     top: tuple[tuple[str, float], ...]
 
 
@@ -114,6 +125,8 @@ class Piece:
     """Prompts one after another, each with its choices: prompt * choices + choice."""
     text: str
     logprobs: tuple[TokenText, ...]
+    tokens: int = 0
+    """Of this answer so far."""
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,6 @@ _BOTH = (
     *same("grammar", "guided_grammar ebnf"),
     *refused("white space is free where a schema's x-guidance says so", "guided_whitespace_pattern"),
     *refused("not implemented", "structural_tag"),
-    *refused("not implemented", "echo", False),
 )
 
 Places = Mapping[str, Mapping[str, Parameter]]
@@ -207,6 +206,10 @@ PLACES: Places = MappingProxyType(
                 top_logprobs="How many of the most likely tokens to give at each place, 0 to 20.",
                 tool_choice="`none`, `auto`, `required`, or a function by name.",
                 parallel_tool_calls="Whether an answer may hold more than one call.",
+                chat_template_kwargs="Further names that the chat template reads.",
+                add_generation_prompt="Whether the answer is a new message; else the prompt ends with the last one.",
+                continue_final_message="Whether the answer continues the last message; it does so by itself where that "
+                "is the assistant's, unless this or add_generation_prompt is given.",
             ),
             [Parameter("tools", "used", "Functions that the model may call.", ([],))],
             hints(
@@ -224,14 +227,14 @@ PLACES: Places = MappingProxyType(
             refused("it was replaced by tool_choice", "function_call", "none"),
             refused("the package's own template is used always", "chat_template"),
             refused("the chat template puts special tokens in", "add_special_tokens", False),
-            refused("the chat template gets no values of a request's own", "chat_template_kwargs", {}),
-            refused("an answer is always a new message", "continue_final_message", False),
-            refused("an answer is always a new message", "add_generation_prompt", True),
+            refused("an answer to a chat never holds its prompt", "echo", False),
         ),
         "completions": table_of(
             _BOTH,
             used(
                 prompt="A text or token ids, or up to 64 of them.",
+                echo="Whether the answer begins with the prompt, with its log probabilities where they are asked for; "
+                "with `max_tokens: 0` that is all of it.",
             ),
             [
                 Parameter(
@@ -246,9 +249,11 @@ PLACES: Places = MappingProxyType(
             refused("/v1/completions knows no tools; use /v1/chat/completions", "tools", []),
         ),
         "stream_options": table_of(
-            used(include_usage="End the stream with the count of its tokens."),
+            used(
+                include_usage="End the stream with the count of its tokens.",
+                continuous_usage_stats="Give the count of the tokens so far with each piece.",
+            ),
             hints("It pads events against eavesdroppers; the answer is the same.", "include_obfuscation"),
-            refused("usage comes at the end of a stream; use include_usage", "continuous_usage_stats", False),
         ),
         "structured_outputs": table_of(
             used(
@@ -289,6 +294,7 @@ PLACES: Places = MappingProxyType(
                 "provider_specific_fields parsed images",
             ),
             hints("Caches of prompts work by themselves.", "cache_control"),
+            hints("A last message of the assistant is continued by itself.", "prefix prefill partial"),
             refused("the model reads text alone", "audio"),
             refused("it was replaced by tool_calls", "function_call"),
         ),

@@ -75,7 +75,13 @@ class Prompts:
         if isinstance(prompt, Conversation):
             if self._model.template is None:
                 raise UsageError(f"{self._model.package.name} has no chat template; use /v1/completions")
-            text = self._model.template.render(prompt.messages, tools=prompt.tools)
+            text = self._model.template.render(
+                prompt.messages,
+                tools=prompt.tools,
+                variables=prompt.variables,
+                add_generation_prompt=prompt.opens,
+                continue_final_message=prompt.continues,
+            )
             self._check_length(text)
             tokens = tokenizer.encode(text, special=False)
         elif isinstance(prompt, str):

@@ -109,15 +109,19 @@ class _Reply:
     chunk_kind = ""
     prefix = ""
 
-    def __init__(self, model: str, include_usage: bool) -> None:
+    def __init__(self, model: str, include_usage: bool, continuous_usage: bool = False) -> None:
         self._head = {
             "id": f"{self.prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": model,
         }
         self._include_usage = include_usage
+        self._continuous = continuous_usage
+        self._prompt_tokens = 0
+        self._counts: dict[int, int] = {}  # tokens of each choice so far
 
     def opening(self, prompt_tokens: int) -> list[dict[str, Any]]:
+        self._prompt_tokens = prompt_tokens
         return []
 
     def failed(self, error: ApiError) -> dict[str, Any]:
@@ -128,7 +132,17 @@ class _Reply:
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         chunk = {**self._head, "object": self.chunk_kind, "choices": [choice]}
+        if self._continuous:
+            return {**chunk, "usage": self._usage_so_far()}
         return {**chunk, "usage": None} if self._include_usage else chunk
+
+    def _usage_so_far(self) -> dict[str, int]:
+        completion = sum(self._counts.values())
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": completion,
+            "total_tokens": self._prompt_tokens + completion,
+        }
 
     def _object(self, choices: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         return {**self._head, "object": self.kind, "choices": choices, "usage": usage}
@@ -150,16 +164,18 @@ class ChatReply(_Reply):
             most_calls: tool calls of one answer at most.
 
         """
-        super().__init__(model, request.include_usage)
+        super().__init__(model, request.include_usage, request.continuous_usage)
         self._request = request
         self._texts = ChatTexts(request, most_calls)
 
     def opening(self, prompt_tokens: int) -> list[dict[str, Any]]:
         """Return the chunks that say who speaks."""
+        super().opening(prompt_tokens)
         return [self._delta(number, {"role": "assistant", "content": ""}) for number in range(self._request.n)]
 
     def piece(self, piece: Piece) -> list[dict[str, Any]]:
         """Return the chunks of some more text; none while it may be a tool call."""
+        self._counts[piece.choice] = piece.tokens
         text = self._texts.shown(piece)
         if not text and not piece.logprobs:
             return []
@@ -167,10 +183,11 @@ class ChatReply(_Reply):
 
     def plain(self, choice: int, text: str) -> dict[str, Any] | None:
         """Return the chunk of a piece of text; None where it may be a tool call."""
-        return self._delta(choice, {"content": text}) if self._texts.plain else None
+        return self._delta(choice, {"content": text}) if self._texts.plain and not self._continuous else None
 
     def ending(self, finished: Finished) -> list[dict[str, Any]]:
         """Return the rest of one answer, or its tool calls, and why it ended."""
+        self._counts[finished.choice] = finished.completion_tokens
         shown, calls = self._texts.rest(finished)
         chunks: list[dict[str, Any]] = []
         if shown or finished.logprobs:
@@ -226,20 +243,24 @@ class CompletionReply(_Reply):
 
     def __init__(self, request: CompletionRequest, model: str) -> None:
         """Begin one."""
-        super().__init__(model, request.include_usage)
+        super().__init__(model, request.include_usage, request.continuous_usage)
         self._request = request
         self._offsets = [0] * (len(request.prompts) * request.n)
 
     def piece(self, piece: Piece) -> list[dict[str, Any]]:
         """Return the chunk of some more text."""
+        self._counts[piece.choice] = piece.tokens
         return [self._chunk(self._choice(piece.choice, piece.text, piece.logprobs, None))]
 
     def plain(self, choice: int, text: str) -> dict[str, Any] | None:
         """Return the chunk of a piece of text."""
+        if self._continuous:
+            return None
         return self._chunk(self._choice(choice, text, (), None))
 
     def ending(self, finished: Finished) -> list[dict[str, Any]]:
         """Return the chunk with the rest of one answer, and why it ended."""
+        self._counts[finished.choice] = finished.completion_tokens
         return [self._chunk(self._choice(finished.choice, finished.text, finished.logprobs, _reason(finished, [])))]
 
     def whole(self, answers: Sequence[Finished], usage: dict[str, Any]) -> dict[str, Any]:
@@ -253,7 +274,7 @@ class CompletionReply(_Reply):
             logprobs = {
                 "tokens": [entry.text for entry in tokens],
                 "token_logprobs": [entry.logprob for entry in tokens],
-                "top_logprobs": [dict(entry.top) for entry in tokens],
+                "top_logprobs": [None if entry.logprob is None else dict(entry.top) for entry in tokens],
                 "text_offset": [self._offset(number, entry.text) for entry in tokens],
             }
         return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
@@ -277,5 +298,5 @@ def logprob_entries(tokens: Sequence[TokenText]) -> list[dict[str, Any]]:
     ]
 
 
-def _token(text: str, logprob: float) -> dict[str, Any]:
+def _token(text: str, logprob: float | None) -> dict[str, Any]:
     return {"token": text, "logprob": logprob, "bytes": text_bytes(text)}

@@ -70,6 +70,7 @@ class StreamOptions(Part):
 
     place = "stream_options"
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 _TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
@@ -203,6 +204,11 @@ class _Generation(Numbers):
         """Whether a stream ends with the count of its tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether each chunk of a stream has the count of the tokens so far."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
     def options(self) -> dict[str, Any]:
         """Return what `Model.options` takes, of the parameters that were given."""
         named = self.given()
@@ -217,9 +223,13 @@ class CompletionRequest(_Generation):
     place = "completions"
     prompt: str | list[str] | list[int] | list[list[int]] = Field(max_length=2**24)
     logprobs: int | None = Field(default=None, ge=0, le=MOST_TOP_LOGPROBS)
+    echo: bool = False
+    max_tokens: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _check_prompts(self) -> "CompletionRequest":
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens: 0 asks for nothing, unless with echo: true")
         if not 1 <= len(self.prompts) <= MOST_PROMPTS:
             raise ValueError(f"prompt must hold 1 to {MOST_PROMPTS} prompts")
         return self
@@ -232,6 +242,20 @@ class CompletionRequest(_Generation):
         if self.prompt and isinstance(self.prompt[0], int):
             return (tuple(token for token in self.prompt if isinstance(token, int)),)
         return tuple(entry if isinstance(entry, str) else tuple(entry) for entry in self.prompt)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def silent(self) -> bool:
+        """Whether the prompt alone is wanted back."""
+        return self.max_tokens == 0
+
+    def options(self) -> dict[str, Any]:
+        """Return what `Model.options` takes; see `_Generation.options`."""
+        options = super().options()
+        if self.silent:
+            del options["max_tokens"]
+        if self.logprobs is not None:
+            options["logprobs"] = self.logprobs
+        return options
 
 
 class TokenizeRequest(Part):
@@ -366,6 +390,9 @@ class ChatRequest(_Generation):
     tools: list[Tool] = Field(default=[], max_length=128)
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> "ChatRequest":
@@ -380,6 +407,10 @@ class ChatRequest(_Generation):
             raise ValueError("tools must not hold two functions of one name")
         if isinstance(self.tool_choice, ToolChoice) and self.tool_choice.function.name not in names:
             raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which tools does not hold")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("continue_final_message and add_generation_prompt exclude each other; give one of them")
+        if self.continue_final_message and not self._ends_open:
+            raise ValueError("continue_final_message needs a last message of the assistant, without tool calls")
         if self.calls_tools and (form := next(iter(self.forms), None)):
             raise ValueError(f"{form} cannot be had together with tools (unless tool_choice is none)")
         return self
@@ -388,6 +419,22 @@ class ChatRequest(_Generation):
     def calls_tools(self) -> bool:
         """Whether the answer may hold tool calls."""
         return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def _ends_open(self) -> bool:
+        last = self.messages[-1]
+        return isinstance(last, AssistantMessage) and not last.tool_calls
+
+    @property
+    def continues(self) -> bool:
+        """Whether the answer continues the last message: where that is the assistant's, unless told otherwise."""
+        wanted = self.continue_final_message
+        return self._ends_open and (self.add_generation_prompt is None if wanted is None else wanted)
+
+    @property
+    def opens(self) -> bool:
+        """Whether the prompt opens the assistant's next message."""
+        return not self.continues and self.add_generation_prompt is not False
 
     def options(self) -> dict[str, Any]:
         """Return what `Model.options` takes; see `_Generation.options`."""

@@ -11,6 +11,30 @@ _INCOMPLETE = "\ufffd"
 _LEAST = -9999.0
 
 
+def prompt_texts(
+    tokenizer: Tokenizer, prompt: Sequence[int], logprobs: Sequence[TokenLogprobs], given: str | None
+) -> list[TokenText]:
+    """Return the tokens of a prompt as texts.
+
+    Args:
+        tokenizer: the model's.
+        prompt: token ids.
+        logprobs: those of all but the first.
+        given: the prompt's text; None where token ids were given. What the tokenizer puts before it has no text.
+
+    """
+    entries = [(first, None) for first in prompt[:1]] + list(zip(prompt[1:], logprobs, strict=True))
+    texts, before = list[TokenText](), None
+    for token, found in entries:
+        text = _after(tokenizer, before, token)
+        if given is not None and not texts and not given.startswith(text):
+            text = ""
+        top = [(_after(tokenizer, before, other), max(value, _LEAST)) for other, value in (found.top if found else ())]
+        texts.append(TokenText(text, max(found.logprob, _LEAST) if found else None, tuple(top)))
+        before = token
+    return texts
+
+
 class LogprobTexts:
     """Turns the tokens of one answer into `TokenText`, and lets out those whose text was shown."""
 
@@ -37,13 +61,16 @@ class LogprobTexts:
         return tuple(out)
 
     def _text(self, token: int) -> str:
-        # A token's text depends on the one before it: SentencePiece drops the space of a text's first word.
-        both = self._decode([self._before, token])
-        alone = self._decode([self._before])
-        return both[len(alone) :] if both.startswith(alone) else self._tokenizer.token_text(token)
+        return _after(self._tokenizer, self._before, token)
 
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special=False)
+
+def _after(tokenizer: Tokenizer, before: int | None, token: int) -> str:
+    """Return the text of a token after another: SentencePiece drops the space of a text's first word."""
+    if before is None:
+        return tokenizer.decode([token], skip_special=False)
+    both = tokenizer.decode([before, token], skip_special=False)
+    alone = tokenizer.decode([before], skip_special=False)
+    return both[len(alone) :] if both.startswith(alone) else tokenizer.token_text(token)
 
 
 def text_bytes(text: str) -> list[int] | None:

@@ -22,10 +22,12 @@ _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 def conversation(request: ChatRequest, dialect: Dialect) -> Conversation:
     """Return the prompt of a chat request, in the dialect of the chat template."""
     tools = request.tools if request.calls_tools else []
+    tables = None
     if dialect == "template":
-        return Conversation(tuple(in_template(request.messages)), tuple(as_tables(tools)) or None)
-    put = in_phi4 if dialect == "phi4" else in_convention
-    return Conversation(tuple(put(request.messages, tools)))
+        messages, tables = in_template(request.messages), tuple(as_tables(tools)) or None
+    else:
+        messages = (in_phi4 if dialect == "phi4" else in_convention)(request.messages, tools)
+    return Conversation(tuple(messages), tables, request.chat_template_kwargs, request.opens, request.continues)
 
 
 def most_calls(request: ChatRequest, limit: int) -> int:

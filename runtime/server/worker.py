@@ -16,9 +16,12 @@ from dataclasses import dataclass, replace
 
 from ...configs import EngineError, Phi3OnnxError, UsageError
 from ...configs.lifeline import end_with
+from ..decoding.engine import GuidedDraws
 from ..decoding.generation import Options
 from ..decoding.kvcache import KvCache
-from ..decoding.response import Chunk
+from ..decoding.response import Chunk, Response
+from ..decoding.sampling import TokenLogprobs, token_logprobs
+from ..decoding.score import run_through
 from ..engines.together import Together
 from ..model import Model, load_to_serve
 from ..providers.hardware import available_memory
@@ -42,7 +45,7 @@ from .messages import (
     TokenText,
 )
 from .prompts import ContextError, Prompts, Tokens
-from .texts import LogprobTexts
+from .texts import LogprobTexts, prompt_texts
 
 _LOG = logging.getLogger(__name__)
 _LEAST_SPARE = 1024
@@ -146,6 +149,8 @@ class _Task:
     options: Options
     left: int
     """Answers that are not through."""
+    echoes: "dict[int, tuple[str, tuple[TokenText, ...]]]"
+    """What answers begin with, by the number of the prompt: its text, and its tokens where they are wanted."""
     steps: list[Generator[None, None, None]]
     """Its answers: each yields where it lets others have their turn. One after another they stand in one such."""
 
@@ -252,7 +257,7 @@ class Scheduler:
             self._model.engine.open(8, guided).close()
         elif options.guidance:
             self._model.guides.guide(options.guidance)
-        task = self._tasks[job.id] = _Task(job, prompts, options, len(prompts) * job.choices, [])
+        task = self._tasks[job.id] = _Task(job, prompts, options, len(prompts) * job.choices, {}, [])
         if self._together:
             together = self._together
             task.steps += [self._joined(task, number, together) for number in range(task.left)]
@@ -271,7 +276,11 @@ class Scheduler:
     def _joined(self, task: _Task, number: int, together: Together) -> Generator[None, None, None]:
         """Make one answer beside all others; yields where it waits for the next run."""
         prompt, options = self._part(task, number)
+        yield from self._echo(task, number, prompt)
         reporter = self._reporter(task, number, prompt)
+        if task.job.silent:
+            reporter.report_silence(len(prompt))
+            return
         for chunk in self._model.joined(together, prompt, options):
             if chunk:
                 reporter.report(chunk)
@@ -285,13 +294,17 @@ class Scheduler:
             yield from self._answer(task, number, *self._part(task, number))
 
     def _answer(self, task: _Task, number: int, prompt: Sequence[int], options: Options) -> Iterator[None]:
+        yield from self._echo(task, number, prompt)
+        reporter = self._reporter(task, number, prompt)
+        if task.job.silent:
+            reporter.report_silence(len(prompt))
+            return
         needed = len(prompt) + self._model.room(prompt, options)
-        while self._pool.lent and not self._affordable(needed):
-            yield  # others give memory back when they are through
-        cache = self._pool.take(prompt, self._model.opened_under(options))
+        yield from self._until_affordable(needed)
+        guided = self._model.opened_under(options)
+        cache = self._pool.take(prompt, guided)
         try:
-            self._reserve(cache, needed, options)
-            reporter = self._reporter(task, number, prompt)
+            self._reserve(cache, needed, guided)
             for chunk in self._model.generation(prompt, options, cache).steps():
                 if chunk:
                     reporter.report(chunk)
@@ -300,14 +313,43 @@ class Scheduler:
         finally:
             self._pool.give_back(cache)
 
-    def _reporter(self, task: _Task, number: int, prompt: Sequence[int]) -> "_Reporter":
-        return _Reporter(task, number, LogprobTexts(self._model.tokenizer, prompt[-1]), self._send)
+    def _echo(self, task: _Task, number: int, prompt: Sequence[int]) -> Iterator[None]:
+        """Find what an answer begins with, once for all choices of a prompt; yields after each part of a run."""
+        which, choice = divmod(number, task.job.choices)
+        while task.job.echo and choice and which not in task.echoes:
+            yield  # the first choice finds it
+        if not task.job.echo or choice:
+            return
+        given, tokenizer, top = task.job.prompts[which], self._model.tokenizer, task.options.logprobs
+        text = given if isinstance(given, str) else tokenizer.decode(prompt, skip_special=False)
+        tokens: tuple[TokenText, ...] = ()
+        if top is not None:
+            logprobs: list[TokenLogprobs] = []
+            yield from self._until_affordable(len(prompt))
+            cache = self._model.new_cache()
+            try:
+                self._reserve(cache, len(prompt))
+                for rows, following in run_through(cache, prompt):
+                    logprobs += [token_logprobs(row, token, top) for row, token in zip(rows, following, strict=True)]
+                    yield
+            finally:
+                cache.close()
+            tokens = tuple(prompt_texts(tokenizer, prompt, logprobs, given if isinstance(given, str) else None))
+        task.echoes[which] = text, tokens
 
-    def _reserve(self, cache: KvCache, needed: int, options: Options) -> None:
+    def _reporter(self, task: _Task, number: int, prompt: Sequence[int]) -> "_Reporter":
+        begin = task.echoes.get(number // task.job.choices, ("", ()))
+        return _Reporter(task, number, LogprobTexts(self._model.tokenizer, prompt[-1]), self._send, begin)
+
+    def _until_affordable(self, needed: int) -> Iterator[None]:
+        while self._pool.lent and not self._affordable(needed):
+            yield  # others give memory back when they are through
+
+    def _reserve(self, cache: KvCache, needed: int, guided: GuidedDraws | None = None) -> None:
         spare = max(_LEAST_SPARE, needed // 2)
         while True:
             try:
-                cache.reserve(needed, spare, self._model.opened_under(options))
+                cache.reserve(needed, spare, guided)
                 return
             except (EngineError, UsageError):
                 if not self._pool.give_up_one():
@@ -322,16 +364,32 @@ class Scheduler:
 class _Reporter:
     """Says what becomes of one answer."""
 
-    def __init__(self, task: _Task, number: int, texts: LogprobTexts, send: Callable[[FromEngine], None]) -> None:
+    def __init__(
+        self,
+        task: _Task,
+        number: int,
+        texts: LogprobTexts,
+        send: Callable[[FromEngine], None],
+        begin: tuple[str, tuple[TokenText, ...]],
+    ) -> None:
         self._task = task
         self._job = task.job
         self._number = number
         self._texts = texts
         self._send = send
-        self._text, self._logprobs = "", list[TokenText]()
+        self._begin = begin[0]
+        self._text, self._logprobs = self._begin, list(begin[1])
+        self._tokens = 0
         self._sent_at = 0.0
 
+    def report_silence(self, prompt_tokens: int) -> None:
+        """Say that the answer is its prompt alone."""
+        response = Response("", (), prompt_tokens, 0, 0.0, 0.0, "length")
+        self._send(self._finished(Chunk("", response=response), ()))
+
     def report(self, chunk: Chunk) -> None:
+        """Say what came with a chunk."""
+        self._tokens += chunk.token_id is not None
         if chunk.token_id is not None and chunk.logprobs:
             self._texts.push(chunk.token_id, chunk.logprobs)
         entries = self._texts.shown(chunk.text) if chunk.text else ()
@@ -341,7 +399,7 @@ class _Reporter:
         self._text += chunk.text
         self._logprobs += entries
         if self._job.stream and self._text and (now := time.monotonic()) - self._sent_at >= _FRAME_SECONDS:
-            self._send(Piece(self._job.id, self._number, self._text, tuple(self._logprobs)))
+            self._send(Piece(self._job.id, self._number, self._text, tuple(self._logprobs), self._tokens))
             self._text, self._logprobs, self._sent_at = "", [], now
 
     def _finished(self, chunk: Chunk, entries: tuple[TokenText, ...]) -> Finished:
@@ -351,7 +409,7 @@ class _Reporter:
         return Finished(
             id=self._job.id,
             choice=self._number,
-            text=self._text + chunk.text if self._job.stream else response.text,
+            text=self._text + chunk.text if self._job.stream else self._begin + response.text,
             logprobs=(*self._logprobs, *entries),
             reason=response.finish_reason,
             prompt_tokens=response.prompt_tokens,

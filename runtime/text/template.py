@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -17,6 +18,8 @@ Dialect = Literal["convention", "template", "phi4"]
 """`convention`: the template has no place for tools, so the system message has to tell of them (Phi-3, Phi-3.5).
 `template`: it takes tools and calls as they are, as transformers gives them. `phi4`: it puts the text of a system
 message's `tools` between `<|tool|>` marks, and knows of no calls (Phi-4-mini)."""
+_OWN_NAMES = frozenset({"messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now"})
+"""What a template gets from the conversation and from here, and not as a variable."""
 _IN_A_MESSAGE = re.compile(r"""message(?:\[\s*["']tools["']\s*\]|\.tools\b)""")
 
 
@@ -50,22 +53,30 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the prompt for a conversation.
 
         Args:
             messages: the conversation, oldest first.
             add_generation_prompt: whether to open the assistant's next message.
+            continue_final_message: whether the prompt ends within the last message, right after its words, so that the
+                answer continues it; no other message is opened then.
             tools: functions that the model may call, as JSON schemas.
             variables: further names that the template reads.
 
         Raises:
-            UsageError: there are no messages, or the template refuses them.
+            UsageError: there are no messages, or the template refuses them, or it changes the last one, so that it
+                cannot be continued; or a variable has the name of something else.
             PackageError: the template is not valid Jinja, or fails.
 
         """
+        if taken := sorted(_OWN_NAMES & set(variables or {})):
+            raise UsageError(f"{taken[0]} is not a variable of chat templates; it comes from the conversation")
+        if continue_final_message:
+            return self._opened(messages, tools, variables)
         from jinja2 import TemplateError, TemplateSyntaxError
 
         if not messages:
@@ -78,7 +89,7 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
             **self._special_tokens,
-            **variables,
+            **(variables or {}),
         }
         try:
             with self._lock:  # what a rendering takes is counted in the environment
@@ -95,6 +106,28 @@ class ChatTemplate:
             reason = _line(error) if isinstance(error, TypeError | ValueError | KeyError) else ""
             problem = reason or f"{type(error).__name__} {_line(error)}".strip()
             raise PackageError(f"{self._where} fails on this conversation: {problem}") from error
+
+    def _opened(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any] | None,
+    ) -> str:
+        """Render a conversation and cut what the template puts after the words of its last message."""
+        if not messages:
+            raise UsageError("a conversation must hold at least one message")
+        mark = secrets.token_hex(16)
+        last = {**messages[-1], "content": f"{messages[-1].get('content') or ''}{mark}"}
+        rendered = self.render([*messages[:-1], last], add_generation_prompt=False, tools=tools, variables=variables)
+        before, found, _ = rendered.rpartition(mark)
+        if not found:
+            raise UsageError(f"{self._where} changes the last message, so it cannot be continued")
+        return before
+
+
+def is_open(messages: Sequence[Message]) -> bool:
+    """Return whether a conversation ends in words of the assistant, which an answer continues."""
+    return bool(messages) and messages[-1].get("role") == "assistant" and not messages[-1].get("tool_calls")
 
 
 def read_template(folder: Path, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> ChatTemplate | None:

@@ -177,6 +177,10 @@ def test_guidance_reaches_the_engine(run, tmp_path, monkeypatch):
         (("-p", "x", "--regex", "a", "--grammar", "-"), "take one of --json-schema, --regex, --grammar and --choice"),
         (("-p", "-", "-f", "-"), r"stdin (-) can be read once only"),
         (("-p", "x" * 1995), "prompt 2001 tokens + 1 > context 2000"),
+        (("-p", "x", "--raw", "--prefill", "y"), "leave out --raw"),
+        (("--jsonl", "-", "--prefill", "y"), "leave out --prompt, --file, --prefill"),
+        (("-p", "x", "--template-variable", "mood"), "must be NAME=VALUE, got 'mood'"),
+        (("-p", "x", "--template-variable", "messages=5"), "messages is not a variable of chat templates"),
         (("-p", "x", "-n", "2000"), "prompt 7 tokens + 2000 > context 2000"),
     ],
 )
@@ -206,6 +210,24 @@ def test_flags_out_of_range_are_clicks_own_errors(run, arguments):
     result = run([], "-p", "x", *arguments)
     assert result.exit_code == 2
     assert "Invalid value for" in result.stderr
+
+
+def test_an_answer_that_has_begun_is_continued(run):
+    result = run(["lo"], "-p", "Hi", "--prefill", "Hel")
+    assert result.stdout == "lo\n"
+    # `<|user|>\nHi<|end|>\n<|assistant|>\nHel`
+    assert result.engine.runs[0] == (0, 11)
+    line = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel"}]}
+    result = run(["lo"], "--jsonl", "-", stdin=json.dumps(line))
+    assert json.loads(result.stdout)["prompt_tokens"] == 11
+
+
+def test_a_chat_template_reads_variables(run, tmp_path):
+    (tmp_path / "pkg" / "chat_template.jinja").write_text("{{ mood }}{{ messages[0].content }}{{ size + 1 }}")
+    given = ("--template-variable", "mood=good", "--template-variable", "size=9")
+    assert run(["x"], "-p", "Hi", *given).engine.runs[0] == (0, len("goodHi10"))
+    line = {"prompt": "Hi", "template_variables": {"mood": "", "size": 1}}
+    assert json.loads(run(["x"], "--jsonl", "-", stdin=json.dumps(line)).stdout)["prompt_tokens"] == len("Hi2")
 
 
 def test_an_interrupt_ends_the_answer(run, monkeypatch):

@@ -29,6 +29,7 @@ def post(server: RunningServer, body: Any, path: str = "/v1/chat/completions", *
         ({"modalities": ["audio"]}, "modalities"),
         ({"web_search_options": {}}, "web_search_options"),
         ({"best_of": 2}, "best_of"),
+        ({"echo": True}, "echo"),
         ({"messages": [{"role": "assistant", "audio": {"id": "a"}}]}, "messages.0.audio"),
     ],
 )
@@ -58,11 +59,9 @@ def test_a_strict_server_refuses_unknown_names(start_server: StartServer, extra:
     assert reply.status_code == 200 and WARNING_HEADER not in reply.headers
 
 
-@pytest.mark.parametrize("name", ["best_of", "echo", "suffix", "logit_bias"])
+@pytest.mark.parametrize("name", ["best_of", "suffix", "logit_bias"])
 def test_so_it_is_for_plain_completions(server: RunningServer, name: str) -> None:
-    reply = post(
-        server, {"prompt": "a", name: {"best_of": 2, "echo": True, "suffix": "b"}.get(name, 1)}, "/v1/completions"
-    )
+    reply = post(server, {"prompt": "a", name: {"best_of": 2, "suffix": "b"}.get(name, 1)}, "/v1/completions")
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, name)
 
 
