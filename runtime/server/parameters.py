@@ -94,16 +94,16 @@ class OnceAClient:
         return found
 
 
-def used(**notes: str) -> Iterator[Parameter]:
+def used(*neutral: Any, **notes: str) -> Iterator[Parameter]:
     """Yield parameters that work, each with what it does."""
     for name, note in notes.items():
-        yield Parameter(name, "used", note)
+        yield Parameter(name, "used", note, neutral)
 
 
-def same(name: str, others: str) -> Iterator[Parameter]:
+def same(name: str, others: str, *neutral: Any) -> Iterator[Parameter]:
     """Yield other names of a parameter, parted by spaces."""
     for other in others.split():
-        yield Parameter(other, "used", f"The same as {name}.", same_as=name)
+        yield Parameter(other, "used", f"The same as {name}.", neutral, name)
 
 
 def hints(note: str, names: str) -> Iterator[Parameter]:
@@ -133,6 +133,8 @@ def option_parameters(**neutral: tuple[Any, ...]) -> Iterator[Parameter]:
         yield from same(option.name, " ".join(option.spellings))
 
 
+# Some clients send all of their settings, whether they hold anything or not.
+_NO_FORM = ("", {}, [])
 _BOTH = (
     *option_parameters(max_tokens=(-1,)),  # how some clients write "no limit"
     *used(
@@ -179,17 +181,18 @@ _BOTH = (
     *refused("log probabilities are the model's own", "post_sampling_probs", False),
     *refused("tokens are given as texts", "return_tokens_as_token_ids return_token_ids", False),
     *refused("adapters are not chosen in a request", "lora", []),
+    *used(response_format="`text`, `json_object`, or `json_schema` with a schema."),
     *used(
-        response_format="`text`, `json_object`, or `json_schema` with a schema.",
+        *_NO_FORM,
         json_schema="A JSON schema that the answer must follow, as an object or as text; an answer has one form.",
         regex="A regular expression that the answer must match.",
         grammar="A grammar that the answer must follow, in GBNF or in llguidance's Lark dialect.",
         guided_choice="Texts of which the answer must be one.",
         structured_outputs="One of these forms, under vLLM's names.",
     ),
-    *same("json_schema", "guided_json"),
-    *same("regex", "guided_regex"),
-    *same("grammar", "guided_grammar ebnf"),
+    *same("json_schema", "guided_json", *_NO_FORM),
+    *same("regex", "guided_regex", *_NO_FORM),
+    *same("grammar", "guided_grammar ebnf", *_NO_FORM),
     *refused("white space is free where a schema's x-guidance says so", "guided_whitespace_pattern"),
     *refused("not implemented", "structural_tag"),
 )
@@ -257,6 +260,7 @@ PLACES: Places = MappingProxyType(
         ),
         "structured_outputs": table_of(
             used(
+                *_NO_FORM,
                 json="As json_schema.",
                 regex="As regex.",
                 choice="As guided_choice.",

@@ -115,7 +115,7 @@ def test_what_asks_for_nothing_is_taken(server: RunningServer) -> None:
         ({"json_schema": "{"}, None),
         ({"json_schema": ["a"]}, "json_schema"),
         ({"regex": 5}, "regex"),
-        ({"guided_choice": []}, None),
+        ({"guided_choice": [""]}, None),
         ({"guided_choice": "yes"}, "guided_choice"),
         ({"grammar": "no such thing"}, None),
         ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag"),
