@@ -107,6 +107,7 @@ class SamplingOptions(TypedDict, total=False):
         Option(
             "Draw from this many tokens at most; 0 draws from all.",
             Range(0, zero="all tokens"),
+            server=Range(-1),  # as vLLM has "all tokens"
             draws=True,
             guided=True,
         ),

@@ -101,7 +101,11 @@ class Numbers(_Numbers):
 
 # What the protocol has another range for than the runtime.
 _CONVERTED: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
-    {"temperature": lambda value: value * (value >= COLDEST), "seed": lambda value: value % 2**63}
+    {
+        "temperature": lambda value: value * (value >= COLDEST),
+        "seed": lambda value: value % 2**63,
+        "top_k": lambda value: max(0, value),
+    }
 )
 
 
