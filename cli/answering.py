@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +21,7 @@ from .screen import notice, quiet, warn_of_clashing_wheels
 
 if TYPE_CHECKING:
     from ..runtime import Chunk, Model, Response
+    from ..runtime.engines.load import EngineChoice
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -81,6 +82,17 @@ def _list_devices(ctx: click.Context, param: click.Parameter, wanted: bool) -> N
         ctx.exit()
 
 
+def _check_speculation(ctx: click.Context, param: click.Parameter, given: str) -> str:
+    from ..configs import UsageError
+    from ..runtime.decoding.speculation import Speculation
+
+    try:
+        Speculation.parse(given)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from error
+    return given
+
+
 _LOADING_OPTIONS = (
     click.option(
         "--provider",
@@ -92,6 +104,22 @@ _LOADING_OPTIONS = (
     provider_library,
     click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: the physical cores]"),
     click.option("--device", type=click.IntRange(0), help="Number of the GPU, where there are several."),
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "ort", "genai"]),
+        default="auto",
+        show_default=True,
+        help="What runs the package: ONNX Runtime by itself (ort), ONNX Runtime GenAI, or what suits it (auto).",
+    ),
+    click.option(
+        "--speculate",
+        callback=_check_speculation,
+        default="auto",
+        show_default=True,
+        metavar="auto|off|N",
+        help="Run answers ahead where they repeat what their prompt says: the same tokens in fewer steps. N: always, "
+        "so many tokens.",
+    ),
     click.option(
         "--self-test/--no-self-test",
         default=True,
@@ -115,6 +143,8 @@ class Loading:
     provider: str
     threads: int | None
     device: int | None
+    engine: "EngineChoice"
+    speculate: str
     self_test: bool
 
     def find(self, package: str | None) -> Path:
@@ -159,8 +189,9 @@ def loading_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the flags that decide how a package is loaded; it takes them together, as `loading`."""
 
     @wraps(command)
-    def bundled(*, provider: str, threads: int | None, device: int | None, self_test: bool, **values: Any) -> None:
-        command(loading=Loading(provider, threads, device, self_test), **values)
+    def bundled(**values: Any) -> None:
+        named = {field.name: values.pop(field.name) for field in fields(Loading)}
+        command(loading=Loading(**named), **values)
 
     return _with(_LOADING_OPTIONS, bundled)
 

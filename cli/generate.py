@@ -89,9 +89,10 @@ def command(
     if jsonl:
         requests = read_jsonl(jsonl, system, raw, options)
         rows = min(batch or _BATCH, len(requests))
-        if rows > 1 and guidance:
-            notice("requests are answered one at a time: guidance needs ONNX Runtime GenAI")
-        with loading.load(package, to_batch=rows > 1 and not guidance) as model, cancel_on_interrupt() as cancel:
+        if rows > 1 and loading.engine == "genai":
+            notice("requests are answered one at a time: engine genai was asked for")
+            rows = 1
+        with loading.load(package, to_batch=rows > 1) as model, cancel_on_interrupt() as cancel:
             failed = _answer_lines(model, requests, rows, cancel)
             _leave(cancel, failed)
         return
@@ -192,6 +193,8 @@ def _as_json(model: "Model", request: Request, response: "Response") -> dict[str
         "prompt_tokens": response.prompt_tokens,
         "cached_tokens": response.cached_tokens,
         "completion_tokens": response.completion_tokens,
+        "drafted_tokens": response.drafted_tokens,
+        "accepted_tokens": response.accepted_tokens,
         "prefill_seconds": round(response.prefill_seconds, 6),
         "decode_seconds": round(response.decode_seconds, 6),
         "prefill_tokens_per_second": round(response.prefill_tokens_per_second, 2),

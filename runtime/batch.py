@@ -108,7 +108,8 @@ def _batched(
     model: ModelCore, jobs: Sequence[BatchPrompt], batch: int, cancel: threading.Event, notify: Notify
 ) -> tuple[_Rows, frozenset[int]]:
     """Return what answers jobs side by side, and the numbers of those jobs; perhaps none."""
-    free = [number for number, job in enumerate(jobs) if not job.options.guidance]
+    # An engine that follows guidance by itself has no masks, and the one that batches takes nothing else.
+    free = [number for number, job in enumerate(jobs) if not (job.options.guidance and model.engine.guides)]
     engine = _engine(model, notify) if batch > 1 and len(free) > 1 else None
     if engine is None:
         return _nothing(), frozenset()

@@ -17,7 +17,8 @@ from .decoding.kvcache import KvCache
 from .decoding.response import Chunk
 from .decoding.speculation import AUTO, Speculation
 from .engines.ort import OrtEngine, load_ort_engine
-from .engines.together import PackedEngine, Together
+from .engines.packed_engine import PackedEngine
+from .engines.together import Together
 from .package import Package
 from .providers.choice import Candidate, ProviderChoice
 from .providers.devices import free_memory
@@ -41,6 +42,7 @@ class ModelCore:
         threads: int | None = None,
         device: int | None = None,
         prove: Prove | None = None,
+        speculation: Speculation = AUTO,
     ) -> None:
         """Put a model together from its parts; `load` does this for a package on disk."""
         self.package = package
@@ -54,6 +56,8 @@ class ModelCore:
         self._threads = threads
         self._device = device
         self._prove = prove
+        self.speculation = speculation
+        """How far answers run ahead, on the engine that decodes together."""
         self._batching: OrtEngine | None = None
         self._closed = False
         self.turns_because: str | None = None
@@ -167,6 +171,7 @@ class ModelCore:
             switch=self.package.longrope_switch,
             free_memory=self.free_memory,
             on_reserve=self.on_reserve,
+            runs_ahead=self.engine.runs_ahead(self.speculation) if isinstance(self.engine, PackedEngine) else None,
         )
 
     def free_memory(self) -> int | None:
@@ -273,16 +278,18 @@ class ModelCore:
             on_prefill=on_prefill,
         )
 
-    def together(self, texts: int, cache_bytes: int = 0, speculation: Speculation = AUTO) -> Together | None:
+    def together(self, texts: int, cache_bytes: int = 0, speculation: Speculation | None = None) -> Together | None:
         """Return what decodes several texts together with the same logits as each alone; None where nothing can.
 
         Args:
             texts: how many at a time.
             cache_bytes: bytes that texts may keep after their end.
-            speculation: how far answers run ahead.
+            speculation: how far answers run ahead; by default as far as the model's.
 
         """
-        return self.engine.together(texts, cache_bytes, speculation) if isinstance(self.engine, PackedEngine) else None
+        if not isinstance(self.engine, PackedEngine):
+            return None
+        return self.engine.together(texts, cache_bytes, speculation or self.speculation)
 
     def joined(
         self,

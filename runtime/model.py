@@ -1,10 +1,11 @@
 """A loaded package: the one object behind `generate`, `chat`, the pipeline and a server."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 from ..configs import PackageError, Phi3OnnxError, ProviderError, SelfTestError, find_package
 from .batch import DEFAULT_BATCH, BatchPrompt, Notify, answer_all
@@ -13,15 +14,14 @@ from .core import ModelCore, Prompt
 from .decoding.generation import GenerateOptions
 from .decoding.response import Chunk, Response, last_response
 from .decoding.score import Score, score_tokens
-from .engines.genai import load_engine
-from .engines.ort import load_ort_engine
-from .engines.together import load_packed_engine
+from .decoding.speculation import Speculation
+from .engines.load import EngineChoice, EngineName, load_named
 from .package import open_package
 from .proof.prove import Prover
 from .text.template import read_template
 from .text.tokenizer import Tokenizer
 
-EngineName = Literal["genai", "onnxruntime", "together"]
+_LOG = logging.getLogger(__name__)
 
 
 def load(
@@ -30,7 +30,8 @@ def load(
     provider: str = "auto",
     threads: int | None = None,
     device: int | None = None,
-    engine: EngineName = "genai",
+    engine: EngineName = "auto",
+    speculate: str | int = "auto",
     self_test: bool = True,
     notify: Notify | None = None,
 ) -> "Model":
@@ -42,9 +43,14 @@ def load(
             it, beginning with the one it was made for (`model.choice` has the reasons).
         threads: threads of one operator on the CPU; by default `$PHI3_ONNX_THREADS`, or the physical cores.
         device: number of the GPU, for CUDA and DirectML.
-        engine: `genai` is ONNX Runtime GenAI. `onnxruntime` is without it, on the CPU and CUDA: `generate_many` then
-            needs no second copy of the weights in memory. `together` is ONNX Runtime on the CPU with the package's
-            `decode.onnx`: an answer has the same tokens and log probabilities whatever is decoded beside it.
+        engine: `ort` is ONNX Runtime by itself, on the CPU and CUDA: with the package's `decode.onnx` where it has
+            one (`together`, on the CPU: an answer has the same tokens and log probabilities whatever is decoded
+            beside it), else with `model.onnx` (`onnxruntime`: `generate_many` then needs no second copy of the weights
+            in memory). `genai` is ONNX Runtime GenAI. `auto` is `together` where it can be, else `genai`, else, where
+            GenAI is not installed, `onnxruntime`.
+        speculate: how far answers run ahead of themselves where they repeat what their prompt says, which changes no
+            token and needs `decode.onnx`: `auto`, as far as it is likely to be worth its time; `off`; or a number of
+            tokens, from 1 to 64.
         self_test: replay the package's self-test, where it has one, before its first use on this engine, provider,
             device and version; `auto` passes over a provider that computes wrongly.
         notify: called with a line for each replay; by default it goes to the log.
@@ -52,19 +58,35 @@ def load(
     Raises:
         PackageError: there is no such package, or it is damaged.
         ProviderError: the provider cannot run here, or computes wrongly; the message says what to do.
-        UsageError: the package's or the provider's name fits nothing.
+        UsageError: the package's or the provider's name fits nothing, or the engine cannot run answers ahead.
 
     """
+    speculation = Speculation.parse(str(speculate))
     opened = open_package(package)
     prove = Prover(opened, device=device, notify=notify) if self_test else None
-    if engine == "together":
-        loaded, choice = load_packed_engine(opened, provider, threads=threads, prove=prove)
-    else:
-        loader = load_ort_engine if engine == "onnxruntime" else load_engine
-        loaded, choice = loader(opened, provider, threads=threads, device=device, prove=prove)
+    loaded, choice = load_named(
+        opened,
+        provider,
+        engine,
+        threads=threads,
+        device=device,
+        prove=prove,
+        speculation=speculation,
+        notify=notify or _LOG.warning,
+    )
     tokenizer = Tokenizer(opened.folder)
     template = read_template(opened.folder, tokenizer.config, tokenizer.special_tokens)
-    return Model(opened, loaded, tokenizer, template, choice, threads=threads, device=device, prove=prove)
+    return Model(
+        opened,
+        loaded,
+        tokenizer,
+        template,
+        choice,
+        threads=threads,
+        device=device,
+        prove=prove,
+        speculation=speculation,
+    )
 
 
 class Model(ModelCore):
@@ -211,17 +233,21 @@ def load_to_batch(
     provider: str = "auto",
     threads: int | None = None,
     device: int | None = None,
+    engine: EngineChoice = "auto",
+    speculate: str = "auto",
     self_test: bool = True,
     notify: Notify,
 ) -> Model:
-    """Load a package for `answer_all`: in plain ONNX Runtime, or in GenAI where it cannot be batched.
+    """Load a package for `answer_all`: in plain ONNX Runtime, or with `auto` in GenAI where it cannot be batched.
 
     Raises:
         Phi3OnnxError: as `load`.
 
     """
     find_package(str(package))  # where there is none, that is the error, once
-    load_here = partial(load, package, provider=provider, threads=threads, self_test=self_test, notify=notify)
+    load_here = partial(
+        load, package, provider=provider, threads=threads, speculate=speculate, self_test=self_test, notify=notify
+    )
     try:
         return load_here(engine="together")
     except SelfTestError as error:
@@ -231,7 +257,7 @@ def load_to_batch(
     try:
         return load_here(device=device, engine="onnxruntime")
     except (PackageError, ProviderError) as error:
-        model = load_here(device=device)
+        model = load_here(device=device, engine=engine)
         notify(f"prompts are answered one at a time: {error}")
         return model
 
@@ -242,10 +268,12 @@ def load_to_serve(
     provider: str = "auto",
     threads: int | None = None,
     device: int | None = None,
+    engine: EngineChoice = "auto",
+    speculate: str = "auto",
     self_test: bool = True,
     notify: Notify | None = None,
 ) -> Model:
-    """Load a package for a server: with the engine that decodes together, or with GenAI (`turns_because` says why).
+    """Load a package for a server: in the engine that decodes together, or in another (`turns_because` says why).
 
     Raises:
         Phi3OnnxError: as `load`.
@@ -253,12 +281,15 @@ def load_to_serve(
     """
     find_package(str(package))
     load_here = partial(load, package, provider=provider, threads=threads, self_test=self_test, notify=notify)
-    try:
-        return load_here(engine="together")
-    except (PackageError, ProviderError) as error:
-        model = load_here(device=device)
-        model.turns_because = str(error)
-        return model
+    because = "engine genai was asked for"
+    if engine != "genai":
+        try:
+            return load_here(engine="together", speculate=speculate)
+        except (PackageError, ProviderError) as error:
+            because = str(error)
+    model = load_here(device=device, engine=engine, speculate=speculate)
+    model.turns_because = because
+    return model
 
 
 def _raising(results: Iterator[Response | Phi3OnnxError]) -> Iterator[Response]:

@@ -11,13 +11,15 @@ import numpy as np
 
 from ...configs import EngineError, UsageError
 from ...configs.sizes import size
+from .ahead import Ahead, RunsAhead
 from .engine import Engine, GuidedDraws, TokenSequence
+from .lookup import LookupDrafter
+
+_NO_ROWS = np.empty((0, 0), np.float32)
 
 
 class KvCache:
     """One text's cache in an engine. Not for use by two threads at a time."""
-
-    drafted = accepted = 0
 
     def __init__(
         self,
@@ -28,6 +30,7 @@ class KvCache:
         switch: int | None = None,
         free_memory: Callable[[], int | None] | None = None,
         on_reserve: Callable[[int, int], None] | None = None,
+        runs_ahead: RunsAhead | None = None,
     ) -> None:
         """Make an empty cache, which reserves nothing yet.
 
@@ -38,6 +41,7 @@ class KvCache:
             switch: the most tokens for which LongRoPE's short factors hold; None for a model with one set.
             free_memory: returns the bytes that can be taken, or None where that is not known, and not checked.
             on_reserve: called with tokens and bytes before they are reserved.
+            runs_ahead: runs drafts on the engine's sequences; None runs nothing ahead.
 
         """
         self._engine = engine
@@ -51,6 +55,21 @@ class KvCache:
         self._tokens: list[int] = []
         self._chosen: int | None = None  # in the sequence, and not run before the next is chosen
         self._long = False
+        self._runs_ahead = runs_ahead
+        self._ahead: Ahead | None = None  # of the answer under way
+        self._rows = _NO_ROWS  # logits of the last token, and of those of a draft after it
+        self._extra = 0  # tokens of a draft that the sequence holds beyond this text
+        self._needed = 0
+
+    @property
+    def drafted(self) -> int:
+        """Tokens of this answer that were run ahead so far."""
+        return self._ahead.drafted if self._ahead else 0
+
+    @property
+    def accepted(self) -> int:
+        """How many of them came true."""
+        return self._ahead.accepted if self._ahead else 0
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -87,6 +106,7 @@ class KvCache:
         """
         if needed > self._context_length:
             raise UsageError(f"{needed} tokens do not fit into the model's context of {self._context_length}")
+        self._needed = needed
         # A rewind takes guidance back to its beginning, but not the engine's random numbers to their seed.
         seeded = guided is not None and guided.seed is not None and not guided.sampling.greedy
         if self._sequence and needed <= self._sequence.capacity and guided == self._guided and not seeded:
@@ -133,6 +153,8 @@ class KvCache:
         sequence, start = self._opened(), self.shared(prompt)
         if start < len(self._tokens) or self._chosen is not None:
             self._rewind(start)
+        self._drop_draft()
+        self._ahead = Ahead(LookupDrafter()) if self._runs_ahead else None
         yield start
         beyond = self._switch is not None and len(prompt) > self._switch
         while start < len(prompt):
@@ -151,10 +173,17 @@ class KvCache:
 
         """
         sequence = self._opened()
+        if self._ahead and self._ahead.takes(token, self._tokens):
+            self._rows, self._extra = self._rows[1:], self._extra - 1
+            self._note([token])
+            return
+        self._drop_draft()
         if self._switch is not None and len(self._tokens) == self._switch:
             everything = [*self._tokens, token]
             self._rewind(0)
             self._run(sequence, everything)
+        elif self._runs_ahead and self._ahead:
+            self._run_ahead(sequence, token, self._runs_ahead, self._ahead)
         else:
             self._run(sequence, [token])
 
@@ -165,6 +194,8 @@ class KvCache:
             EngineError: the engine failed; the cache is empty then.
 
         """
+        if len(self._rows):
+            return self._rows[0]
         try:
             return self._opened().logits()
         except EngineError:
@@ -198,11 +229,33 @@ class KvCache:
         if self._sequence:
             self._sequence.close()
         self._sequence, self._guided, self._tokens, self._chosen, self._long = None, None, [], None, False
+        self._rows, self._extra = _NO_ROWS, 0
 
     def _opened(self) -> TokenSequence:
         if self._sequence is None:
             raise RuntimeError("reserve() has to come before the cache is used")
         return self._sequence
+
+    def _run_ahead(self, sequence: TokenSequence, token: int, runs_ahead: RunsAhead, ahead: Ahead) -> None:
+        """Run the model on one more token, and on a draft after it where that is worth its time."""
+        left = self._needed - len(self._tokens) - 2  # the last token of an answer is never run
+        if self._switch is not None and not self._long:
+            left = min(left, self._switch - len(self._tokens) - 1)
+        draft = runs_ahead.chosen(ahead.draft(min(runs_ahead.most, left)))
+        try:
+            self._rows = runs_ahead.run(sequence, [token, *draft.tokens])
+        except BaseException:  # as in `_run`
+            self.close()
+            raise
+        self._extra = len(draft.tokens)
+        ahead.ran(draft.tokens)
+        self._note([token])
+
+    def _drop_draft(self) -> None:
+        """Take out of the sequence what was run ahead and did not come true."""
+        if self._extra:
+            self._rewind(len(self._tokens))
+        self._rows = _NO_ROWS
 
     def _run(self, sequence: TokenSequence, tokens: Sequence[int]) -> None:
         try:
@@ -223,7 +276,7 @@ class KvCache:
             self.close()
             raise
         del self._tokens[length:]
-        self._chosen = None
+        self._chosen, self._rows, self._extra = None, _NO_ROWS, 0
 
 
 def check_memory(tokens: int, bytes_per_token: int, free: int | None) -> None:

@@ -46,6 +46,8 @@ class Arena:
         self.capacity = capacity
         self.buffers = [self._zeros(slots, capacity) for _ in range(2 * shape.layers)]
         """Keys and values of each layer in turn."""
+        self.bindings: dict[tuple[int, int], Any] = {}
+        """What a graph keeps of runs on (first slot, slots); forgotten when the memory moves."""
 
     def grow(self, slots: int, capacity: int, lengths: Sequence[int]) -> None:
         """Make room for more slots or longer texts.
@@ -62,6 +64,7 @@ class Arena:
                 new[slot, :, :length] = old[slot, :, :length]
             self.buffers[index] = new  # one layer's at a time is there twice
         self.slots, self.capacity = slots, capacity
+        self.bindings.clear()
 
     def copy(self, source: int, target: int, length: int, start: int = 0) -> None:
         """Copy the tokens from `start` up to `length` of one slot to the same places of another."""

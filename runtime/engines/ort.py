@@ -27,6 +27,7 @@ def load_ort_engine(
     threads: int | None = None,
     device: int | None = None,
     prove: Prove | None = None,
+    rows: bool = True,
 ) -> tuple["OrtEngine", ProviderChoice]:
     """Load a package in plain ONNX Runtime on the provider named, or with `auto` on the first that runs it.
 
@@ -36,6 +37,7 @@ def load_ort_engine(
         threads: threads of one operator on the CPU; by default the physical cores.
         device: number of the GPU.
         prove: tries each engine before it is taken; `auto` goes on to the next provider where it raises.
+        rows: whether several texts at a time are to be run.
 
     Raises:
         UsageError: there is no such provider.
@@ -51,7 +53,7 @@ def load_ort_engine(
     ):
         wanted = package.made_for
     if wanted not in ("auto", *_PROVIDERS):
-        raise PackageError(f"several texts at a time run on {' and '.join(_PROVIDERS)} only, not on {wanted}")
+        raise PackageError(f"onnxruntime without GenAI runs texts on {' and '.join(_PROVIDERS)} only, not on {wanted}")
     if package.contract.sliding_window is not None:
         raise PackageError("its graph leaves the sliding window to ONNX Runtime GenAI")
     session, choice = open_session(
@@ -64,7 +66,8 @@ def load_ort_engine(
         prove=(lambda session, name: prove(OrtEngine(session), name)) if prove else None,
     )
     engine = OrtEngine(session)
-    check_rows(engine)
+    if rows:
+        check_rows(engine)
     return engine, choice
 
 

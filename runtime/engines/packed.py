@@ -6,6 +6,7 @@ else is in the run. Which numbers those are is tried out when the graph is loade
 """
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,9 +99,7 @@ class PackedGraph:
         self.shape = CacheShape(
             contract.num_layers, contract.num_kv_heads, contract.head_dim, _DTYPES[kinds[self._past[0]]]
         )
-        self._bindings: dict[tuple[int, int], Any] = {}
-        self._bound: Arena | None = None
-        self._bound_to = 0
+        self._lock = threading.Lock()
         self.padding: Padding | None = None
         """What makes a token's logits the same in every run; None where nothing does."""
         self.trial_seconds: dict[int, float] = {}
@@ -121,6 +120,10 @@ class PackedGraph:
             EngineError: the run failed; what these texts have in the cache is of no use any more.
 
         """
+        with self._lock:  # several threads may have texts of their own
+            return self._run(arena, rows)
+
+    def _run(self, arena: Arena, rows: Sequence[RowRun]) -> list[np.ndarray]:
         ordered = sorted(rows, key=lambda row: row.slot)
         first, count = ordered[0].slot, ordered[-1].slot - ordered[0].slot + 1
         feeds, wanted = self._feeds(ordered, first, count)
@@ -176,10 +179,7 @@ class PackedGraph:
 
     def _binding(self, arena: Arena, first: int, count: int) -> Any:
         """Return the binding of neighbouring slots, which stays the same from run to run until the arena moves."""
-        if self._bound is not arena or self._bound_to != arena.buffers[0].ctypes.data:
-            self._bindings.clear()
-            self._bound, self._bound_to = arena, arena.buffers[0].ctypes.data
-        if (first, count) not in self._bindings:
+        if (first, count) not in arena.bindings:
             binding = self._inference.io_binding()
             shape = (count, arena.shape.kv_heads, arena.capacity, arena.shape.head_dim)
             offset = first * math.prod(shape[1:]) * np.dtype(arena.shape.dtype).itemsize
@@ -187,8 +187,8 @@ class PackedGraph:
                 memory = ("cpu", 0, arena.shape.dtype, shape, buffer.ctypes.data + offset)
                 binding.bind_input(past, *memory)
                 binding.bind_output(present, *memory)
-            self._bindings[first, count] = binding
-        return self._bindings[first, count]
+            arena.bindings[first, count] = binding
+        return arena.bindings[first, count]
 
     def _settle_padding(self) -> Padding | None:
         """Return what makes a token's logits the same in every run on this machine.

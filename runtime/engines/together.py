@@ -9,22 +9,18 @@ a text gets.
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from ...configs import EngineError, ProviderError, UsageError
-from ..decoding.engine import GuidedDraws, Prove
+from ...configs import EngineError, UsageError
+from ..decoding.ahead import Ahead
 from ..decoding.kvcache import check_memory, common_length
 from ..decoding.lookup import LookupDrafter
-from ..decoding.speculation import AUTO, NO_DRAFT, OFF, Draft, Drafter, Speculation, choose
-from ..package import Package
-from ..providers.choice import Candidate, ProviderChoice
+from ..decoding.speculation import AUTO, NO_DRAFT, Draft, Drafter, Speculation
 from ..providers.hardware import available_memory
-from ..providers.names import canonical
 from .arena import Arena
-from .costs import StepCosts
-from .packed import DECODE_NAME, PackedGraph, RowRun
+from .packed import PackedGraph, RowRun
+from .planner import Planner
 from .prefixes import Kept, PrefixStore
 
 STEP_SECONDS = 0.1
@@ -46,11 +42,7 @@ class LiveText:
         self._prompt = tuple(prompt)
         self._logits = np.empty((0, 0), np.float32)  # of the last token, and of those of a draft after it
         self._failure: EngineError | None = None
-        self._drafter = drafter
-        self._noted = False  # whether the drafter has the prompt
-        self._draft: Sequence[int] = ()  # of what was run ahead, those that may still come true
-        self._ahead = 0  # tokens of the last draft that was run, and how many of them came true
-        self._came = 0
+        self._ahead = Ahead(drafter) if drafter else None
         self.slot = slot
         self.needed = needed
         """Tokens that room is accounted for."""
@@ -61,10 +53,18 @@ class LiveText:
         self.beyond = owner.is_beyond(len(prompt))
         self.cached = 0
         """Tokens of the prompt that came from another text."""
-        self.drafted = self.accepted = 0
-        """Tokens that were run ahead, and those of them that came true."""
 
     chooses = False
+
+    @property
+    def drafted(self) -> int:
+        """Tokens that were run ahead."""
+        return self._ahead.drafted if self._ahead else 0
+
+    @property
+    def accepted(self) -> int:
+        """Those of them that came true."""
+        return self._ahead.accepted if self._ahead else 0
 
     @property
     def waiting(self) -> bool:
@@ -95,15 +95,10 @@ class LiveText:
 
     def append(self, token: int) -> None:
         """Let one more token wait, unless it was run ahead; see `KvCache.append`."""
-        if self._drafter:
-            self._drafter.extend([token] if self._noted else [*self.tokens, token])
-            self._noted = True
-        if self._draft and self._draft[0] == token:
+        if self._ahead and self._ahead.takes(token, self.tokens):
             self.tokens.append(token)
-            self._draft, self._logits = self._draft[1:], self._logits[1:]
-            self._came, self.accepted = self._came + 1, self.accepted + 1
+            self._logits = self._logits[1:]
             return
-        self._forget_draft()
         if not self.beyond and self._owner.is_beyond(len(self.tokens) + 1):
             # Keys under the short factors are of no use any more.
             self.pending, self.beyond = [*self.tokens, token], True
@@ -129,28 +124,26 @@ class LiveText:
 
     def draft(self, most: int) -> Draft:
         """Return what may follow the token that waits: `most` tokens at most, and no more than there is room for."""
-        if not self._drafter or self.in_prompt or len(self.pending) != 1:
+        if not self._ahead or self.in_prompt or len(self.pending) != 1:
             return NO_DRAFT
         left = self.needed - len(self.tokens) - 2  # the last token of an answer is never run
         if not self.beyond and self._owner.graph.switch is not None:
             left = min(left, self._owner.graph.switch - len(self.tokens) - 1)
-        return self._drafter.draft(min(most, left)) if left > 0 else NO_DRAFT
+        return self._ahead.draft(min(most, left))
 
     def take(self, count: int, logits: np.ndarray, ahead: Sequence[int] = ()) -> None:
         """Note that the first tokens of those that wait were run, and a draft after them."""
         self.tokens += self.pending[:count]
         self.pending = self.pending[count:]
-        self._logits, self._draft = logits, ahead
-        self._ahead, self.drafted = len(ahead), self.drafted + len(ahead)
-
-    def _forget_draft(self) -> None:
-        if self._drafter and self._ahead:
-            self._drafter.learn(self._ahead, self._came)
-        self._draft, self._ahead, self._came = (), 0, 0
+        self._logits = logits
+        if self._ahead:
+            self._ahead.ran(ahead)
 
     def fail(self, error: EngineError) -> None:
         """Note that a run failed, and with it what is cached."""
-        self.tokens, self.pending, self._failure, self._draft = [], (), error, ()
+        self.tokens, self.pending, self._failure = [], (), error
+        if self._ahead:
+            self._ahead.forget()
 
     def close(self) -> None:
         """End the text; what is cached stays for others while there is room."""
@@ -199,8 +192,7 @@ class Together:
 
         """
         self.graph = graph
-        self.speculation = speculation if graph.padding or speculation.always else OFF
-        self._costs = StepCosts(graph.trial_seconds)
+        self._planner = Planner(graph, speculation)
         self.store = PrefixStore(cache_bytes)
         self._context = context_length
         self._step_seconds = step_seconds
@@ -259,7 +251,7 @@ class Together:
         self._turn += 1
         number = self._place(source, shared)
         slot = self._slots[number]
-        cache = LiveText(self, number, prompt, needed, LookupDrafter() if self.speculation.most else None)
+        cache = LiveText(self, number, prompt, needed, LookupDrafter() if self._planner.speculation.most else None)
         cache.tokens, cache.cached = list(prompt[:shared]), shared
         slot.live, slot.tokens, slot.beyond, slot.used = cache, cache.tokens, beyond, self._turn
         slot.touched = max(slot.touched, shared)
@@ -343,20 +335,11 @@ class Together:
 
     def _drafts(self, waiting: Sequence[LiveText]) -> dict[LiveText, Draft]:
         """Return what to run ahead: nothing beside prompts, which have the time that a step may take beyond answers."""
-        if not self.speculation.most or any(len(text.pending) > 1 for text in waiting):
+        most = self._planner.speculation.most
+        if not most or any(len(text.pending) > 1 for text in waiting):
             return {}
-        found = {text: draft for text in waiting if (draft := text.draft(self.speculation.most)).tokens}
-        if not found:
-            return {}
-        seconds = {}
-
-        def cost(tokens: int) -> float:
-            filled = self.graph.filled(tokens)
-            if filled not in seconds:
-                seconds[filled] = self._costs.seconds(filled)
-            return seconds[filled]
-
-        return choose(found, len(waiting), cost, always=self.speculation.always)
+        found = {text: draft for text in waiting if (draft := text.draft(most)).tokens}
+        return self._planner.plan(found, len(waiting))
 
     def _measure(self, rows: Sequence[RowRun], seconds: float, *, prompts: bool) -> None:
         tokens = sum(len(row.tokens) for row in rows)
@@ -364,7 +347,7 @@ class Together:
         if not prompts:
             before = self._answer_seconds or seconds
             self._answer_seconds = before + _SETTLING * (seconds - before)
-            self._costs.note(self.graph.filled(tokens), seconds)
+            self._planner.note(tokens, seconds)
         elif tokens >= 2 * _LEAST_PIECE or not self._token_seconds:
             cost = seconds / tokens
             before = self._token_seconds or cost
@@ -441,124 +424,3 @@ class Together:
             raise EngineError(f"a KV cache of {capacity} tokens cannot be reserved: {error}") from error
         for slot in self._slots:
             slot.touched = len(slot.tokens)
-
-
-class PackedEngine:
-    """The packed graph as an `Engine`: every text by itself, with the logits that it gets in any company."""
-
-    continuous = True
-    chooses = False
-    guides = False
-    prefill_chunk = 128
-
-    def __init__(self, graph: PackedGraph, context_length: int) -> None:
-        """Take a loaded graph."""
-        rounding = "" if graph.padding else ", where answers may differ by rounding"
-        self.name = f"{graph.name}, {DECODE_NAME}{rounding}"
-        self.bytes_per_token = graph.shape.bytes_per_token
-        """Bytes of KV cache for one token."""
-        self._context = context_length
-        self._graph: PackedGraph | None = graph
-
-    @property
-    def graph(self) -> PackedGraph:
-        """The loaded graph.
-
-        Raises:
-            EngineError: the engine was closed.
-
-        """
-        if self._graph is None:
-            raise EngineError("the model was closed")
-        return self._graph
-
-    def open(self, capacity: int, guided: GuidedDraws | None = None) -> "PackedSequence":
-        """Start a sequence in a cache of its own; see `Engine.open`."""
-        if guided:
-            raise UsageError(f"{self.name} takes guidance as a mask, not when a sequence is opened")
-        return PackedSequence(self, capacity)
-
-    def together(self, slots: int, cache_bytes: int, speculation: Speculation = AUTO) -> Together:
-        """Return what decodes several texts together."""
-        return Together(
-            self.graph, slots, context_length=self._context, cache_bytes=cache_bytes, speculation=speculation
-        )
-
-    def close(self) -> None:
-        """Give the model's memory back."""
-        self._graph = None
-
-
-def load_packed_engine(
-    package: Package, provider: str, *, threads: int | None = None, prove: Prove | None = None
-) -> tuple[PackedEngine, ProviderChoice]:
-    """Load a package's second graph on the CPU.
-
-    Args:
-        package: the package.
-        provider: `auto`, which has to mean the CPU for this package, or `cpu`.
-        threads: threads of one operator; by default the physical cores.
-        prove: tries the engine before it is taken.
-
-    Raises:
-        UsageError: there is no such provider.
-        ProviderError: another provider was asked for, or `prove` refuses this one.
-        PackageError: the package has no such graph, or it does not run here.
-
-    """
-    wanted = canonical(provider)
-    if (package.made_for if wanted == "auto" else wanted) != "cpu":
-        raise ProviderError(f"{DECODE_NAME} runs on the CPU, not on {package.made_for if wanted == 'auto' else wanted}")
-    graph = PackedGraph(package, threads=threads)
-    why = "it was asked for" if wanted == "cpu" else "the package was made for it"
-    engine = PackedEngine(graph, package.context_length)
-    if prove:
-        prove(engine, "cpu")
-    return engine, ProviderChoice("cpu", (Candidate("cpu", True, why),))
-
-
-class PackedSequence:
-    """One text in an arena of its own; see `TokenSequence`."""
-
-    waiting = False
-
-    def __init__(self, engine: PackedEngine, capacity: int) -> None:
-        self._engine = engine
-        self._arena: Arena | None = Arena(engine.graph.shape, 1, capacity)
-        self._tokens: list[int] = []
-        self._logits = np.empty((0, 0), np.float32)
-        self._last: RowRun | None = None
-        self.capacity = capacity
-
-    def append(self, tokens: Sequence[int]) -> None:
-        """Run the graph on more tokens; see `TokenSequence.append`."""
-        start, graph = len(self._tokens), self._engine.graph
-        if self._arena is None or not 0 < len(tokens) <= self.capacity - start:
-            raise EngineError(f"{len(tokens)} tokens after {start} do not fit into {self.capacity}")
-        beyond = graph.switch is not None and start + len(tokens) > graph.switch
-        self._last = RowRun(0, start, list(tokens), 1, beyond)
-        (self._logits,) = graph.run(self._arena, [self._last])
-        self._tokens += tokens
-
-    def logits(self) -> np.ndarray:
-        """Return the last token's logits; see `TokenSequence.logits`."""
-        return self._logits[-1]
-
-    def run_logits(self) -> np.ndarray:
-        """Return the last run's logits, by running it again: seldom is more than the last token's read."""
-        if self._arena is None or self._last is None:
-            raise EngineError("there was no run")
-        run = replace(self._last, logits=len(self._last.tokens))
-        return self._engine.graph.run(self._arena, [run])[0]
-
-    def choose_token(self) -> int:
-        """Refuse: tokens are chosen by the caller."""
-        raise EngineError(f"{self._engine.name} chooses no tokens")
-
-    def rewind(self, length: int) -> None:
-        """Forget all but the first tokens; see `TokenSequence.rewind`."""
-        del self._tokens[length:]
-
-    def close(self) -> None:
-        """Give the cache's memory back."""
-        self._arena = None

@@ -22,6 +22,7 @@ from ..decoding.kvcache import KvCache
 from ..decoding.response import Chunk, Response
 from ..decoding.sampling import TokenLogprobs, token_logprobs
 from ..decoding.score import run_through
+from ..engines.load import EngineChoice
 from ..engines.together import Together
 from ..model import Model, load_to_serve
 from ..providers.hardware import available_memory
@@ -69,6 +70,8 @@ class PackageLoader:
     provider: str = "auto"
     threads: int | None = None
     device: int | None = None
+    engine: EngineChoice = "auto"
+    speculate: str = "auto"
     self_test: bool = True
     notify: Callable[[str], None] | None = None
     """Has to be picklable."""
@@ -80,6 +83,8 @@ class PackageLoader:
             provider=self.provider,
             threads=self.threads,
             device=self.device,
+            engine=self.engine,
+            speculate=self.speculate,
             self_test=self.self_test,
             notify=self.notify,
         )

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from phi3_onnx.cli.chat import command
 from phi3_onnx.cli.line_editor import LineEditor
 from phi3_onnx.configs import UsageError
-from phi3_onnx.runtime import model
 from phi3_onnx.runtime.decoding import generation
+from phi3_onnx.runtime.engines import load as engines_load
 from phi3_onnx.runtime.providers.choice import Candidate, ProviderChoice
 from phi3_onnx.runtime.text.tokenizer import Tokenizer
 from scripted import ScriptedSequence, scripted_engine, write_scripted_package
@@ -42,7 +42,7 @@ def scripted(tmp_path, monkeypatch):
     def install(answers):
         engine = scripted_engine(Tokenizer(folder), answers)
         engines.append(engine)
-        monkeypatch.setattr(model, "load_engine", lambda package, provider, **_: (engine, CHOICE))
+        monkeypatch.setattr(engines_load, "load_engine", lambda package, provider, **_: (engine, CHOICE))
         return folder
 
     yield install

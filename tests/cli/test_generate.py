@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 from phi3_onnx.cli.generate import command
 from phi3_onnx.configs import EngineError, PackageError, ProviderError, UsageError
-from phi3_onnx.runtime import model
 from phi3_onnx.runtime.decoding import generation
+from phi3_onnx.runtime.engines import load as engines_load
 from phi3_onnx.runtime.providers.choice import Candidate, ProviderChoice
 from phi3_onnx.runtime.text.tokenizer import Tokenizer
 from scripted import ScriptedSequence, scripted_engine, write_scripted_package
@@ -31,7 +31,7 @@ def run(tmp_path, monkeypatch):
 
     def invoke(answers, *arguments, stdin=None):
         engine = scripted_engine(Tokenizer(folder), answers)
-        monkeypatch.setattr(model, "load_engine", lambda package, provider, **_: (engine, CHOICE))
+        monkeypatch.setattr(engines_load, "load_engine", lambda package, provider, **_: (engine, CHOICE))
         result = CliRunner().invoke(command, [str(folder), *arguments], input=stdin)
         result.engine = engine  # pyright: ignore[reportAttributeAccessIssue]
         return result
@@ -100,6 +100,8 @@ def test_json(run):
         "prompt_tokens": 8,
         "cached_tokens": 0,
         "completion_tokens": 4,
+        "drafted_tokens": 0,
+        "accepted_tokens": 0,
         "prefill_seconds": 0.25,
         "decode_seconds": 0.75,
         "prefill_tokens_per_second": 32.0,
@@ -306,11 +308,21 @@ class TestBatches:
         assert " for 3 times " in results[1].stderr
         assert " times " not in results[2].stderr
 
-    def test_guided_requests_are_answered_in_turn(self, tiny_package, requests):
+    def test_guided_requests_are_answered_too(self, tiny_package, requests):
         result = self.invoke(tiny_package, requests, "--regex", "[0-9]{3}", "-n", "20")
         texts = [json.loads(line).get("text") for line in result.stdout.splitlines()]
         assert [bool(text and text.isdecimal()) for text in texts] == [True, True, True, False, True]
-        assert "requests are answered one at a time: guidance needs ONNX Runtime GenAI\n" in result.stderr
+        assert "one at a time" not in result.stderr
+
+    def test_genai_answers_one_at_a_time(self, tiny_package, requests):
+        result = self.invoke(tiny_package, requests, "--engine", "genai")
+        assert result.exit_code == 1  # the fourth is too long
+        assert "requests are answered one at a time: engine genai was asked for\n" in result.stderr
+
+    def test_speculation_that_makes_no_sense_is_refused(self, tiny_package, requests):
+        result = self.invoke(tiny_package, requests, "--speculate", "0")
+        assert result.exit_code == 2
+        assert "must be auto, off, or a number of tokens from 1 to 64, got '0'" in result.stderr
 
     def test_a_package_that_can_not_be_batched_says_why(self, run, requests):
         result = run(["a", "b", "c", "d"], "--jsonl", str(requests))

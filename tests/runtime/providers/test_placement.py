@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from phi3_onnx.cli import verify as verify_verb
 from phi3_onnx.cli.generate import command
 from phi3_onnx.configs import ProviderError
-from phi3_onnx.runtime import load, model
+from phi3_onnx.runtime import load
 from phi3_onnx.runtime.engines import genai
+from phi3_onnx.runtime.engines import load as engines_load
 from phi3_onnx.runtime.engines.session import open_session
 from phi3_onnx.runtime.providers.placement import (
     Placement,
@@ -102,7 +103,7 @@ class TestWhatIsSaid:
             engine, choice = plain(*arguments, **options)
             return engine, replace(choice, placement=SPLIT)
 
-        monkeypatch.setattr(model, "load_engine", split)
+        monkeypatch.setattr(engines_load, "load_engine", split)
         result = CliRunner().invoke(command, [str(tiny_package("gqa")), "-p", "Hi", "-n", "2", "--json"])
         assert f"; 3 of 61 nodes are not on {CUDA}: 3 on {CPU})" in result.stderr.splitlines()[0]
         assert json.loads(result.stdout)["nodes_elsewhere"] == 3

@@ -1,0 +1,113 @@
+"""Which engine runs a package: plain ONNX Runtime or ONNX Runtime GenAI."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, cast, get_args
+
+from ...configs import PackageError, ProviderError, SelfTestError, UsageError
+from ...configs.extras import GENAI, ONNXRUNTIME
+from ..decoding.engine import Engine, Prove
+from ..decoding.speculation import Speculation
+from ..package import Package
+from ..providers.choice import ProviderChoice
+from ..providers.names import canonical
+from ..providers.wheels import installed_wheels
+from .genai import load_engine
+from .ort import load_ort_engine
+from .packed import DECODE_NAME
+from .packed_engine import load_packed_engine
+
+EngineChoice = Literal["auto", "ort", "genai"]
+"""What a user can ask for."""
+EngineName = Literal["auto", "ort", "genai", "together", "onnxruntime"]
+"""Those, and the two that `ort` takes: of `decode.onnx`, which decodes together, and of `model.onnx`."""
+
+Notify = Callable[[str], None]
+_Loaded = tuple[Engine, ProviderChoice]
+_PLAIN_PROVIDERS = ("cpu", "cuda")
+
+
+def load_named(
+    package: Package,
+    provider: str,
+    engine: EngineName,
+    *,
+    threads: int | None = None,
+    device: int | None = None,
+    prove: Prove | None = None,
+    speculation: Speculation,
+    notify: Notify,
+) -> _Loaded:
+    """Load a package in the engine named, or with `auto` in the one that suits it.
+
+    `auto` is `ort` for a package with `decode.onnx` on the CPU, and wherever GenAI is not installed; else GenAI.
+
+    Args:
+        package: the package.
+        provider: as for `runtime.load`.
+        engine: likewise.
+        threads: likewise.
+        device: likewise.
+        prove: tries each engine before it is taken.
+        speculation: how far answers are to run ahead, which only `decode.onnx` can.
+        notify: called with a line where `auto` leaves an engine out that computes wrongly.
+
+    Raises:
+        UsageError: there is no such engine, or answers cannot run ahead in it.
+        ProviderError: the provider cannot run here, or `prove` refuses it.
+        PackageError: the package cannot be loaded.
+
+    """
+    if engine not in get_args(EngineName):
+        raise UsageError(f"the engine must be one of {', '.join(get_args(EngineChoice))}, got {engine!r}")
+    together = partial(load_packed_engine, package, provider, threads=threads, prove=prove)
+    plain = partial(load_ort_engine, package, provider, threads=threads, device=device, prove=prove)
+    genai = partial(load_engine, package, provider, threads=threads, device=device, prove=prove)
+    if speculation.always and not (engine in ("auto", "ort", "together") and _decodes_together(package, provider)):
+        raise UsageError(
+            f"answers run ahead (speculate {speculation}) only with {DECODE_NAME} on the CPU, engine ort: "
+            f"{_why_not(package, provider, engine)}; take speculate auto or off"
+        )
+    if engine == "together":
+        return together()
+    if engine == "onnxruntime":
+        return plain()
+    if engine == "genai":
+        return genai()
+    if engine == "ort":
+        return together() if _decodes_together(package, provider) else plain(rows=False)
+    if _decodes_together(package, provider):
+        try:
+            return together()
+        except SelfTestError as error:
+            if speculation.always or not _has(GENAI):
+                raise
+            notify(f"warning: {error}")
+        except (PackageError, ProviderError):
+            if speculation.always:
+                raise
+    if not _has(GENAI) and _has(ONNXRUNTIME) and _settled(package, provider) in _PLAIN_PROVIDERS:
+        return plain(rows=False)
+    return genai()
+
+
+def _decodes_together(package: Package, provider: str) -> bool:
+    return _settled(package, provider) == "cpu" and (package.folder / DECODE_NAME).is_file()
+
+
+def _settled(package: Package, provider: str) -> str:
+    """Return the provider that is wanted, or that the package was made for."""
+    wanted = canonical(provider)
+    return cast("str", package.made_for or "cpu") if wanted == "auto" else wanted
+
+
+def _has(module: str) -> bool:
+    return any(wheel.module == module for wheel in installed_wheels())
+
+
+def _why_not(package: Package, provider: str, engine: EngineName) -> str:
+    if engine not in ("auto", "ort", "together"):
+        return f"engine {engine} was asked for"
+    if (settled := _settled(package, provider)) != "cpu":
+        return f"the provider is {settled}"
+    return f"{package.name} has no {DECODE_NAME}"
