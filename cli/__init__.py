@@ -31,6 +31,7 @@ VERBS = MappingProxyType(
         "rm": "remove",
         "pull": "pull",
         "push": "push",
+        "sign": "sign",
         "doctor": "doctor",
     }
 )
@@ -72,6 +73,7 @@ SUMMARIES = MappingProxyType(
         "rm": "Remove packages from the store.",
         "pull": "Fetch a package from the Hugging Face hub.",
         "push": "Publish packages on the Hugging Face hub.",
+        "sign": "Sign what a package was made from, its files and its figures.",
         "doctor": "Check providers, drivers and versions, and print the commands that fix problems.",
     }
 )

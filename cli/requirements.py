@@ -32,6 +32,11 @@ def require_hub() -> None:
     _require("hub")
 
 
+def require_sign() -> None:
+    """Check that the packages of the `sign` extra are there; see `require_export`."""
+    _require("sign")
+
+
 def _require(extra: str) -> None:
     packages = GROUPS[extra]
     missing = [name for name in packages if not _installed(name)]

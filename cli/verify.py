@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 )
 @click.option("--hashes", is_flag=True, help="Compare the sha256 sums of all files first.")
 @click.option(
+    "--key", type=click.Path(path_type=Path), help="Check only that this public key signed it as it lies here."
+)
+@click.option("--attestation", type=click.Path(path_type=Path), help="The signed statement.  [default: the package's]")
+@click.option(
     "--record/--no-record", default=True, help="Write figures and self-test into the package.  [default: record]"
 )
 @click.option("--strict-clients", is_flag=True, help="Fail where another client's tokenizer differs too.")
@@ -42,6 +46,8 @@ def command(
     target: str | None,
     steps: int,
     hashes: bool,
+    key: Path | None,
+    attestation: Path | None,
     record: bool,
     strict_clients: bool,
     as_json: bool,
@@ -55,6 +61,9 @@ def command(
     """
     from .requirements import require_export
 
+    if attestation is not None or key is not None:
+        check_signature(package, key, attestation)
+        return
     require_export()
     from ..configs import find_package, find_target, read_manifest
     from ..configs.manifest import check_files
@@ -75,6 +84,36 @@ def command(
         strict_clients=strict_clients,
         keep=record,
     )
+
+
+def check_signature(package: str, key: Path | None, file: Path | None) -> None:
+    """Check a package's signed statement, and print what was signed.
+
+    Raises:
+        UsageError: no key was named, or it cannot be read.
+        PackageError: the key did not sign it, or it is not true of the package.
+
+    """
+    from ..configs import UsageError, find_package
+    from .requirements import require_sign
+    from .show import verification_lines
+
+    if key is None:
+        raise UsageError("name the signer's public key with --key: only that says who made a signature")
+    require_sign()
+    from ..export.package.attestation import check_attestation
+    from ..export.package.keys import read_public
+
+    found = check_attestation(find_package(package), read_public(key), file)
+    stated = found.predicate
+    source, adapter = stated["source"], stated["adapter"]
+    revision = f" at {source['revision']}" if source["revision"] else ""
+    click.echo(f"signed     by the key {found.key_id}")
+    click.echo(f"files      {len(found.subjects)}, each as it was signed")
+    click.echo(f"source     {source['uri']}{revision}" + (f" with adapter {adapter['path']}" if adapter else ""))
+    click.echo(f"created    {stated['created']} by {', '.join(f'{k} {v}' for k, v in stated['tools'].items())}")
+    for line in verification_lines(stated["verification"]):
+        click.echo(line)
 
 
 def open_reference(folder: Path, named: str | None, revision: str | None, adapter: str | None = None) -> "Checkpoint":
@@ -133,6 +172,7 @@ def verify_and_print(
 
     """
     from ..evaluate.parity.verify import verify
+    from ..export.package.attestation import ATTESTATION_NAME
     from ..runtime.package import open_package
 
     warn_of_clashing_wheels(provider)
@@ -148,6 +188,10 @@ def verify_and_print(
         )
     if keep:
         _record(folder, verification)
+        if (folder / ATTESTATION_NAME).is_file():
+            notice(
+                "warning: what was signed of this package is its earlier verification; sign it again: phi3-onnx sign"
+            )
     if as_json:
         click.echo(json.dumps(verification.to_dict(), indent=1, ensure_ascii=False))
     else:

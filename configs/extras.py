@@ -82,6 +82,7 @@ ADDITIONS = {
     "export": "make packages too: torch, transformers, onnx",
     "server": "serve packages over HTTP",
     "hub": "fetch and publish packages on the Hugging Face hub",
+    "sign": "sign packages, and check who signed one",
     "plot": "draw the errors of a verification",
     "eval": "run the benchmarks of model cards",
     "optimum": "Optimum's ORTModelForCausalLM, in an environment of its own",

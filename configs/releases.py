@@ -29,6 +29,7 @@ class Range:
 
 
 RANGES = {
+    "cryptography": Range("44.0.1", None, "CVE-2024-12797: the OpenSSL in its wheels"),
     "gguf": Range("0.17"),
     "httptools": Range("0.6"),
     "huggingface-hub": Range("0.34", "3"),
@@ -62,6 +63,7 @@ GROUPS = {
     "export": ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "gguf", "huggingface-hub"),
     "server": ("starlette", "uvicorn", "pydantic", "prometheus-client"),
     "hub": ("huggingface-hub",),
+    "sign": ("cryptography",),
     "run": ("numpy", "tokenizers", "jinja2"),
 }
 """What is imported by verbs of one kind."""

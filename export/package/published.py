@@ -66,6 +66,7 @@ def pull(
     revision: str | None = None,
     token: str | None = None,
     force: bool = False,
+    check: Callable[[Path], None] | None = None,
     notify: Notify,
 ) -> Path:
     """Fetch a target's package from the hub and return its folder, by default in the store.
@@ -80,6 +81,7 @@ def pull(
         revision: commit, tag or branch.
         token: the hub's access token; None takes `HF_TOKEN`.
         force: replace the package that is already there.
+        check: called with the fetched package before it gets its place; what it raises refuses the package.
         notify: called with a line for each step.
 
     Raises:
@@ -111,6 +113,8 @@ def pull(
             _place(snapshot / PurePosixPath(name).name, partial / PurePosixPath(name).name)
         if (partial / MANIFEST_NAME).is_file():
             check_files(partial, read_manifest(partial), hashes=True)
+        if check is not None:
+            check(partial)
     return folder
 
 

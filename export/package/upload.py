@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from ...configs import Manifest, OutputError, PackageError, read_manifest
 from ...configs.manifest import MANIFEST_NAME, check_files, origin
 from ..sources.hub import explained
+from .attestation import ATTESTATION_NAME
 from .destination import building
 from .published import published_folder
 
@@ -94,6 +95,8 @@ def contents(packages: Sequence[Published], card: str) -> dict[str, Path | bytes
     for package in packages:
         if package.folder is not None:
             names = [*package.manifest.files, MANIFEST_NAME]
+            if (package.folder / ATTESTATION_NAME).is_file():
+                names.append(ATTESTATION_NAME)
             files.update({f"{package.path}/{name}": package.folder / name for name in names})
     return files
 

@@ -183,6 +183,26 @@ def test_push_and_pull_again(hub: Hub, run: Run, verified: Path, tmp_path: Path)
     }
 
 
+def test_signed_packages_travel_with_their_statement(hub: Hub, run: Run, verified: Path, tmp_path: Path) -> None:
+    run("sign", "--new-key", tmp_path / "key")
+    run("sign", "--new-key", tmp_path / "other")
+    about = ("--base-model", "microsoft/Phi-3-mini-4k-instruct")
+    run("push", verified / "cuda-fp16", "org/tiny-onnx", *about, "--sign", tmp_path / "key")
+    ask = ("pull", "org/tiny-onnx", "-t", "cuda-fp16", "--require-verified")
+    done = run(*ask, "--key", tmp_path / "key.pub", "-o", tmp_path / "again")
+    assert ", as verified" in done.stderr
+    assert "each as it was signed" in run("verify", tmp_path / "again", "--key", tmp_path / "key.pub").stdout
+    refused = run(*ask, "--key", tmp_path / "other.pub", "-o", tmp_path / "refused", code=1)
+    assert "has no valid signature by the key" in refused.stderr.splitlines()[-1]
+    assert "name the signer's public key" in run(*ask, "-o", tmp_path / "refused", code=2).stderr
+    name = "cuda/cuda-fp16/model.onnx"
+    files = hub.repositories["org/tiny-onnx"]
+    files[name] = files[name] + b"\0"
+    refused = run(*ask, "--key", tmp_path / "key.pub", "-o", tmp_path / "refused", code=1)
+    assert "model.onnx" in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / "refused").exists() and not list(tmp_path.glob(".*"))
+
+
 def test_variants_and_own_targets_travel_side_by_side(
     hub: Hub, run: Run, tiny: Factory, isolated: Path, tmp_path: Path
 ) -> None:
