@@ -17,12 +17,12 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ...configs import UsageError
+from .answers import Engine
 from .errors import ApiError, api_error, response
 from .forms import guidance_of
 from .guard import Counted, Guard
 from .messages import Job, Ready
 from .parameters import WARNING_HEADER, Notes
-from .process import EngineProcess
 from .protocols.anthropic import Anthropic
 from .protocols.ollama import Ollama
 from .replies import ChatReply, CompletionReply
@@ -41,8 +41,8 @@ _PAGE_HEADERS = {
 }
 
 
-def create_app(engine: EngineProcess, settings: Settings) -> Starlette:
-    """Return the ASGI application; its lifespan starts and ends the engine's process."""
+def create_app(engine: Engine, settings: Settings) -> Starlette:
+    """Return the ASGI application; its lifespan starts and ends the engine."""
     service = Service(engine, settings)
     server = Server(service)
     routes = [

@@ -6,31 +6,18 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from ...configs import EngineError, Phi3OnnxError
+from .answers import Answers, State
 from .channel import WebEnd, socket_pair
-from .messages import (
-    Accepted,
-    Cancel,
-    Event,
-    Finished,
-    FromEngine,
-    Job,
-    LoadFailed,
-    Ready,
-    Refused,
-    Shutdown,
-    Tokenized,
-)
+from .messages import Cancel, Finished, FromEngine, Job, LoadFailed, Ready, Refused, Shutdown, Tokenized
 from .worker import run_engine
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_WAIT = 30.0
 _STEADY_SECONDS = 60.0
 _STOP_SECONDS = 5.0
-
-State = Literal["loading", "ready", "restarting", "stopped"]
 
 
 class LoadError(Phi3OnnxError):
@@ -39,47 +26,6 @@ class LoadError(Phi3OnnxError):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-class Answers:
-    """A job that was handed over: its events as they come."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.started = time.monotonic()
-        self._events: list[Event] = []
-        self._accepted: asyncio.Future[Accepted | Refused | Tokenized] = asyncio.get_running_loop().create_future()
-        self._arrived = asyncio.Event()
-        self.listener: Callable[[], None] | None = None
-        """Called after each event, instead of waking whoever waits in `next`."""
-
-    def put(self, event: "Accepted | Tokenized | Event") -> None:
-        """Add an event; the first is `Accepted`, `Tokenized` or `Refused`."""
-        if not self._accepted.done():
-            assert isinstance(event, Accepted | Refused | Tokenized)
-            self._accepted.set_result(event)
-            return
-        assert not isinstance(event, Accepted | Tokenized)
-        self._events.append(event)
-        if self.listener:
-            self.listener()
-        else:
-            self._arrived.set()
-
-    async def accepted(self) -> Accepted | Refused | Tokenized:
-        """Wait for the first event: whether the engine takes the job."""
-        return await self._accepted
-
-    async def next(self) -> list[Event]:
-        """Wait for more events, and return all that there are; after a `Refused`, or the last `Finished`, is none."""
-        await self._arrived.wait()
-        return self.take()
-
-    def take(self) -> list[Event]:
-        """Return the events that came since."""
-        self._arrived.clear()
-        events, self._events = self._events, []
-        return events
 
 
 class EngineProcess:

@@ -11,12 +11,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from ..decoding.engine import Guidance
+from .answers import Answers, Engine
 from .errors import ApiError, api_error, unavailable
 from .limits import GuidanceTrials
 from .messages import Accepted, Conversation, Finished, Job, Prompt, Ready, Refused, Tokenized
 from .metrics import Metrics
 from .parameters import WARNING_HEADER, Notes, OnceAClient, quoted
-from .process import Answers, EngineProcess
 from .replies import Reply, usage
 from .requests import ChatRequest
 from .settings import Settings
@@ -29,7 +29,7 @@ _LOG = logging.getLogger(__name__)
 class Service:
     """One engine, and what all protocols share on the way to it."""
 
-    def __init__(self, engine: EngineProcess, settings: Settings) -> None:
+    def __init__(self, engine: Engine, settings: Settings) -> None:
         """Put it together; nothing starts yet."""
         self.engine = engine
         self.settings = settings

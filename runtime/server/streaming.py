@@ -9,9 +9,9 @@ from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from .answers import Answers
 from .errors import api_error
 from .messages import Accepted, Event, Finished, Piece, Refused
-from .process import Answers
 from .replies import Reply, usage
 
 # Proxies cut connections that are silent for a minute, and a long prompt takes longer than that on a CPU.

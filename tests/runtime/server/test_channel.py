@@ -6,10 +6,10 @@ import socket
 from typing import Any
 
 import pytest
+from phi3_onnx.runtime.server.answers import Answers
 from phi3_onnx.runtime.server.channel import Decoder, encode
 from phi3_onnx.runtime.server.errors import api_error, response
 from phi3_onnx.runtime.server.messages import Accepted, Finished, Job, Piece, RefusalKind, Refused, TokenText
-from phi3_onnx.runtime.server.process import Answers
 from phi3_onnx.runtime.server.replies import CompletionReply
 from phi3_onnx.runtime.server.requests import CompletionRequest, parse
 from phi3_onnx.runtime.server.run import listen
