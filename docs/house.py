@@ -10,7 +10,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parents[1]
 PAGE = FOLDER / "docs" / "architecture.md"
-FLOORS = (("configs",), ("quantize",), ("export", "runtime"), ("evaluate",), ("cli",))
+FLOORS = (("configs",), ("quantize",), ("export", "runtime"), ("evaluate",), ("cli", "deploy"))
 """The top-level folders from the ground up. A module imports from its own folder and from the floors below."""
 
 Modules = Mapping[str, Path]
@@ -28,8 +28,11 @@ def imports(module: str, known: Modules) -> Iterator[tuple[str, int]]:
     file = known[module]
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
     for node in ast.walk(ast.parse((FOLDER / file).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = [*package[: len(package) - node.level + 1], *(node.module.split(".") if node.module else [])]
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        named = node.module.split(".") if node.module else []
+        if node.level or named[0] == "phi3_onnx":
+            base = [*package[: len(package) - node.level + 1], *named] if node.level else named[1:]
             for alias in node.names:
                 whole = ".".join([*base, alias.name])
                 yield (whole if whole in known else ".".join(base)), node.lineno

@@ -195,7 +195,8 @@ class RemoteEngine:
                 if not (isinstance(error, LostError) or self._lost(error)):
                     raise
                 self.restarts += 1
-                _LOG.warning("job %d lost its replica (%s), attempt %d", answers.job.id, error, attempt)
+                reason = str(error).partition("\n")[0]
+                _LOG.warning("job %d lost its replica, attempt %d: %s", answers.job.id, attempt, reason)
             progress.repeat()
             await asyncio.sleep(_WAIT_SECONDS * (attempt - 1))
         raise EngineError(f"{_ATTEMPTS} replicas were lost while they worked on this request")
