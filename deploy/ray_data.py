@@ -22,7 +22,7 @@ from phi3_onnx.runtime.batch import DEFAULT_BATCH, BatchPrompt, answer_all
 from phi3_onnx.runtime.model import load
 
 if TYPE_CHECKING:
-    from ray.data import Dataset
+    from ray.data import Dataset  # pyright: ignore[reportMissingImports]
 
 Row = Mapping[str, Any]
 _LINE = "text"
@@ -112,7 +112,7 @@ def answers(
     rows: "Dataset", ids: set[Any], answerer: Mapping[str, Any], replicas: int, cpus: float, gpus: float, batch: int
 ) -> Iterator[str]:
     """Yield a result line for each row that is not done."""
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     known = ray.put(frozenset(ids))
 
@@ -140,15 +140,16 @@ def read(source: str) -> "Dataset":
         UsageError: the source cannot be read, or has no ids.
 
     """
-    import ray
+    from ray import data as ray_data  # pyright: ignore[reportMissingImports]
+    from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
 
     parquet = source.endswith(".parquet") or (Path(source).is_dir() and any(Path(source).glob("*.parquet")))
     try:
-        rows = ray.data.read_parquet(source) if parquet else ray.data.read_text(source)
+        rows = ray_data.read_parquet(source) if parquet else ray_data.read_text(source)
         names = list(as_row(rows.take(1)[0]))
     except IndexError:
         raise UsageError(f"{source} has no rows") from None
-    except (OSError, ValueError, ray.exceptions.RayError) as error:
+    except (OSError, ValueError, RayError) as error:
         raise UsageError(f"{source} cannot be read: {str(error).splitlines()[0]}") from error
     if "id" not in names:
         raise UsageError(

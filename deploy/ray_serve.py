@@ -21,7 +21,7 @@ from phi3_onnx.runtime.server.worker import PackageLoader
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
-    from ray.serve import Application
+    from ray.serve import Application  # pyright: ignore[reportMissingImports]
 
 _REPLICA, _FRONT = "Replica", "Front"
 _AFFINITY_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
@@ -137,8 +137,8 @@ class Replica:
 
 def app(arguments: Arguments) -> "Application":
     """Return the application; `serve run` calls this with the arguments of its command line."""
-    from ray import serve
-    from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+    from ray import serve  # pyright: ignore[reportMissingImports]
+    from ray.serve.config import AutoscalingConfig, RequestRouterConfig  # pyright: ignore[reportMissingImports]
 
     how: dict[str, Any] = {"num_replicas": arguments.replicas}
     if arguments.most_replicas > arguments.replicas:
@@ -150,8 +150,8 @@ def app(arguments: Arguments) -> "Application":
             )
         }
     if arguments.affinity:
-        how["request_router_config"] = RequestRouterConfig(request_router_class=_AFFINITY_ROUTER)
-    replicas = serve.deployment(Replica).options(
+        how["request_router_config"] = RequestRouterConfig.model_validate({"request_router_class": _AFFINITY_ROUTER})
+    replicas = serve.deployment(
         name=_REPLICA,
         # A replica takes a few more than it works on, so that it has the next one at once.
         max_ongoing_requests=arguments.parallel + 1,
@@ -159,27 +159,27 @@ def app(arguments: Arguments) -> "Application":
         graceful_shutdown_timeout_s=arguments.shutdown_seconds + 5,
         health_check_period_s=2,
         **how,
-    )
+    )(Replica)
     settings, affinity = arguments.settings(), arguments.affinity
 
     def front() -> Any:
         return create_app(_engine(affinity), settings)
 
-    web = serve.deployment(serve.ingress(front)()).options(
+    web = serve.deployment(
         name=_FRONT,
         num_replicas=arguments.fronts,
         max_ongoing_requests=_MANY,  # the web side has a limit of its own, and says so
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=arguments.shutdown_seconds + 5,
-    )
+    )(serve.ingress(front)())
     return web.bind(replicas.bind(arguments.loader(), arguments.parallel))
 
 
 def _engine(affinity: bool) -> RemoteEngine:
     """Return the engine of a front, in its process: all replicas of the same application."""
-    from ray import serve
-    from ray.exceptions import RayError, RayTaskError, TaskCancelledError
-    from ray.serve.exceptions import ReplicaUnavailableError
+    from ray import serve  # pyright: ignore[reportMissingImports]
+    from ray.exceptions import RayError, RayTaskError, TaskCancelledError  # pyright: ignore[reportMissingImports]
+    from ray.serve.exceptions import ReplicaUnavailableError  # pyright: ignore[reportMissingImports]
 
     handle = serve.get_deployment_handle(_REPLICA, serve.get_replica_context().app_name)
 
@@ -188,7 +188,7 @@ def _engine(affinity: bool) -> RemoteEngine:
 
     async def run(job: Job) -> AsyncIterator[Sequence[FromEngine]]:
         streamed = handle.options(stream=True, session_id=beginning(job)) if affinity else handle.options(stream=True)
-        events = streamed.answer.remote(job)
+        events: Any = streamed.answer.remote(job)  # a generator, since it streams
         try:
             async for some in events:
                 yield some

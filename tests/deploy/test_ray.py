@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
-
 from phi3_onnx.configs import UsageError
 from phi3_onnx.deploy.ray_data import as_row, done
 from phi3_onnx.deploy.ray_serve import Arguments, beginning
 from phi3_onnx.runtime.server.messages import Conversation, Job, Prompt
+from pydantic import ValidationError
 
 FOLDER = Path(__file__).parents[2]
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from phi3_onnx.configs import EngineError
 from phi3_onnx.runtime.server import remote
 from phi3_onnx.runtime.server.answers import Answers
+from phi3_onnx.runtime.server.facts import Facts
 from phi3_onnx.runtime.server.messages import (
     Accepted,
     Event,
@@ -24,7 +25,7 @@ from phi3_onnx.runtime.server.messages import (
 )
 from phi3_onnx.runtime.server.remote import LostError, RemoteEngine, Run
 
-READY = Ready("m", "cpu", "the only one", "ort", 4096, can_chat=True, tools="convention")
+READY = Ready("m", "cpu", "the only one", "ort", 4096, can_chat=True, tools="convention", facts=Facts())
 TEXT = "The capital of France is Paris."
 
 
