@@ -86,6 +86,7 @@ ADDITIONS = {
     "plot": "draw the errors of a verification",
     "eval": "run the benchmarks of model cards",
     "optimum": "Optimum's ORTModelForCausalLM, in an environment of its own",
+    "ray": "replicas and data sets on many machines, with Ray",
     "docs": "build the documentation",
     "test": "run the tests of this project",
 }
