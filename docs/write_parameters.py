@@ -10,6 +10,7 @@ from pathlib import Path
 from phi3_onnx.runtime.server.parameters import PLACES, WARNING_HEADER, Parameter, Places, path_of
 from phi3_onnx.runtime.server.protocols.anthropic_requests import ANTHROPIC
 from phi3_onnx.runtime.server.protocols.ollama_requests import OLLAMA
+from phi3_onnx.runtime.server.protocols.responses_requests import RESPONSES
 
 PAGE = Path(__file__).with_name("parameters.md")
 _HEAD = f"""\
@@ -38,7 +39,7 @@ _REFUSED = """
 They would change the answer in a way that is not implemented: status 400 with the code `unsupported_parameter`, unless
 the value asks for nothing.
 """
-_PROTOCOLS = {"Anthropic": ANTHROPIC, "Ollama": OLLAMA}
+_PROTOCOLS = {"OpenAI's responses": RESPONSES, "Anthropic": ANTHROPIC, "Ollama": OLLAMA}
 _TOPS = ("chat", "completions")
 _OF = {
     "stream_options": "both",

@@ -25,6 +25,7 @@ from .messages import Job, Ready
 from .parameters import WARNING_HEADER, Notes
 from .protocols.anthropic import Anthropic
 from .protocols.ollama import Ollama
+from .protocols.responses import Responses
 from .replies import ChatReply, CompletionReply
 from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, parse
 from .service import Service
@@ -58,6 +59,7 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
         Route("/v1/embeddings", server.embeddings, methods=["POST"]),
         *Ollama(service).routes(),
         *Anthropic(service).routes(),
+        *Responses(service).routes(),
     ]
     middleware = [Middleware(Counted, metrics=service.metrics, paths=[route.path for route in routes])]
     if settings.cors:

@@ -4,6 +4,7 @@ import hmac
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError, response
@@ -70,13 +71,14 @@ class Counted:
         self._app = app
         self._metrics = metrics
         self._paths = frozenset(paths)
+        self._patterns = [(compile_path(path)[0], path) for path in paths if "{" in path]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and count its answer."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = scope["path"] if scope["path"] in self._paths else "other"
+        path = self._label(scope["path"])
 
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -84,3 +86,9 @@ class Counted:
             await send(message)
 
         await self._app(scope, receive, counting)
+
+    def _label(self, path: str) -> str:
+        """Return the path as the routes have it: there are few of those, and any number of others."""
+        if path in self._paths:
+            return path
+        return next((label for pattern, label in self._patterns if pattern.match(path)), "other")

@@ -476,24 +476,36 @@ def checked(kind: type[_R], values: Mapping[str, Any], notes: Notes | None = Non
     try:
         return kind.model_validate(values, context=notes)
     except ValidationError as error:
-        raise _parameter_error(error, values) from error
+        raise _parameter_error(error, values, kind) from error
 
 
-def _parameter_error(error: ValidationError, values: Mapping[str, Any]) -> ApiError:
+def _parameter_error(error: ValidationError, values: Mapping[str, Any], kind: type[BaseModel]) -> ApiError:
     # An alternative that does not fit at all says less than one that failed further in.
     details = max(error.errors(include_url=False), key=lambda entry: len(entry["loc"]))
     if details["type"] == _UNSUPPORTED:
-        param = ".".join(map(str, _path((*details["loc"], details.get("ctx", {})["name"]), values)))
+        param = ".".join(map(str, _path((*details["loc"], details.get("ctx", {})["name"]), values, {})))
         return ApiError(400, f"unsupported parameter: {param} ({details['msg']})", param=param, code=_UNSUPPORTED)
-    param = ".".join(map(str, _path(details["loc"], values))) or None
+    param = ".".join(map(str, _path(details["loc"], values, _others(kind)))) or None
     message = details["msg"].removeprefix("Value error, ")
     if param and not details["type"].startswith("value_error"):
         message = f"{param}: {message}"
     return ApiError(400, message, param=param, code="invalid_value")
 
 
-def _path(location: tuple[Any, ...], values: Any) -> list[Any]:
-    """Return where an error is in the request, without pydantic's names of the alternatives on the way."""
+def _others(kind: type[BaseModel]) -> dict[str, list[str]]:
+    """Return the other names of a protocol's parameters, by their own."""
+    others: dict[str, list[str]] = {}
+    for table in kind.table.values() if issubclass(kind, Part) else ():
+        for entry in table.values():
+            others.setdefault(entry.same_as, []).append(entry.name)
+    return others
+
+
+def _path(location: tuple[Any, ...], values: Any, others: Mapping[str, list[str]]) -> list[Any]:
+    """Return where an error is in the request, by the names that stand there.
+
+    Pydantic's names of the alternatives on the way are left out.
+    """
     path: list[Any] = []
     for position, part in enumerate(location):
         inside = (
@@ -503,5 +515,6 @@ def _path(location: tuple[Any, ...], values: Any) -> list[Any]:
             path.append(part)
             values = values[part]
         elif isinstance(values, Mapping) and position == len(location) - 1:
-            path.append(part)  # what is missing
+            given = [name for name in others.get(part, ()) if name in values]
+            path.append(given[0] if given else part)  # under another name, or what is missing
     return path

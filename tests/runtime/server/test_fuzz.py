@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from .conftest import RunningServer
 
 EXAMPLES = int(os.environ.get("PHI3_ONNX_FUZZ", "150"))
-PATHS = ("/v1/chat/completions", "/v1/completions", "/api/chat", "/api/generate", "/v1/messages")
+PATHS = ("/v1/chat/completions", "/v1/completions", "/api/chat", "/api/generate", "/v1/messages", "/v1/responses")
 
 # Bounded, so that an accepted request is a short one.
 _json = st.recursive(
@@ -54,6 +54,18 @@ _message = st.fixed_dictionaries(
         "name": _json,
     },
 )
+_item = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["message", "function_call", "function_call_output", "reasoning"]) | _json,
+        "role": st.sampled_from(["user", "assistant", "developer"]) | _json,
+        "content": st.text(max_size=9) | _json,
+        "call_id": st.just("c") | _json,
+        "name": st.just("f") | _json,
+        "arguments": st.just("{}") | _json,
+        "output": st.text(max_size=9) | _json,
+    },
+)
 _optional: dict[str, st.SearchStrategy[Any]] = {
     "temperature": st.floats(0, 2) | _json,
     "top_p": st.floats(0, 1) | _json,
@@ -82,6 +94,10 @@ _optional: dict[str, st.SearchStrategy[Any]] = {
     )
     | _json,
     "format": st.just("json") | _json,
+    "input": st.text(max_size=9) | st.lists(_item, max_size=3) | _json,
+    "instructions": st.text(max_size=9) | _json,
+    "text": st.fixed_dictionaries({"format": _format | _json}) | _json,
+    "previous_response_id": _json,
     "stop_sequences": st.lists(st.text(max_size=3), max_size=3) | _json,
     "system": st.text(max_size=9) | _json,
     "raw": st.booleans() | _json,
@@ -110,6 +126,10 @@ def check(reply: httpx.Response) -> None:
         answer = [json.loads(line) for line in reply.text.splitlines()]
         assert all("error" not in line for line in answer[:-1])
         assert answer[-1].get("done") if reply.status_code == 200 else answer[-1]["error"]
+    elif path == "/v1/responses" and reply.headers["content-type"].startswith("text/event-stream"):
+        events = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: ")]
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        assert events[-1]["type"] in ("response.completed", "response.incomplete")
     elif path == "/v1/messages":
         stream = reply.headers["content-type"].startswith("text/event-stream")
         events = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: ")]

@@ -160,7 +160,7 @@ def test_names_of_models(server: RunningServer) -> None:
         ("/api/chat", {"messages": SAY, "think": "high"}, "unsupported parameter: think"),
         ("/api/chat", {"messages": SAY, "options": {"mirostat": 2}}, "unsupported parameter: options.mirostat"),
         ("/api/chat", {"messages": SAY, "options": {"temperature": -1}}, "options.temperature: "),
-        ("/api/chat", {"messages": SAY, "options": {"num_predict": "x"}}, "options.max_tokens: "),
+        ("/api/chat", {"messages": SAY, "options": {"num_predict": "x"}}, "options.num_predict: "),
         ("/api/chat", {"messages": SAY, "format": "yaml"}, "format"),
         ("/api/chat", {"messages": SAY, "format": {"type": "wrong"}}, "json_schema is not understood"),
         ("/api/chat", {"messages": SAY, "tools": [WEATHER, WEATHER]}, "two functions of one name"),

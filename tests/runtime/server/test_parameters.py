@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from phi3_onnx.runtime.server import requests
 from phi3_onnx.runtime.server.parameters import PLACES, WARNING_HEADER, Notes, OnceAClient, Places
-from phi3_onnx.runtime.server.protocols import anthropic_requests, ollama_requests
+from phi3_onnx.runtime.server.protocols import anthropic_requests, ollama_requests, responses_requests
 from phi3_onnx.runtime.server.protocols.anthropic_requests import ANTHROPIC
 from phi3_onnx.runtime.server.protocols.ollama_requests import OLLAMA
+from phi3_onnx.runtime.server.protocols.responses_requests import RESPONSES
 
 from .conftest import RunningServer, StartServer
 
@@ -27,7 +28,8 @@ def after(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("module", "places"), [(requests, PLACES), (ollama_requests, OLLAMA), (anthropic_requests, ANTHROPIC)]
+    ("module", "places"),
+    [(requests, PLACES), (ollama_requests, OLLAMA), (anthropic_requests, ANTHROPIC), (responses_requests, RESPONSES)],
 )
 def test_used_parameters_are_the_fields_of_the_requests(module: ModuleType, places: Places) -> None:
     fields: dict[str, set[str]] = {place: set() for place in places}

@@ -12,6 +12,8 @@ from phi3_onnx.runtime.decoding.response import FinishReason
 from phi3_onnx.runtime.server.messages import Finished, Piece
 from phi3_onnx.runtime.server.protocols.anthropic_replies import MessageReply
 from phi3_onnx.runtime.server.protocols.ollama_replies import OllamaReply
+from phi3_onnx.runtime.server.protocols.responses_replies import ResponseReply
+from phi3_onnx.runtime.server.protocols.responses_requests import ResponseRequest
 from phi3_onnx.runtime.server.replies import usage
 from phi3_onnx.runtime.server.requests import ChatRequest
 
@@ -20,7 +22,7 @@ _PARTS = st.sampled_from([CALL, '{"tool_calls": [', '{"name": "now"}', "]}", "<t
     '<tool_cal>|/{}[]"name: ,\n', max_size=8
 )
 TOOLS = [{"type": "function", "function": {"name": "now"}}]
-TIMES = {"created_at", "total_duration"}
+DIFFERS = {"id", "call_id", "created_at", "total_duration"}
 
 
 def built_of_lines(lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -58,6 +60,32 @@ def built_of_events(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return message
 
 
+def built_of_numbered_events(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the response that the events of `/v1/responses` build up, which the last one holds whole."""
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    items: list[dict[str, Any]] = []
+    for event in events:
+        kind = event["type"].removeprefix("response.")
+        if kind == "output_item.added":
+            assert event["output_index"] == len(items)
+            items.append(json.loads(json.dumps(event["item"])))
+        elif kind == "content_part.added":
+            items[event["output_index"]]["content"].append(dict(event["part"]))
+        elif kind == "output_text.delta":
+            part = items[event["output_index"]]["content"][event["content_index"]]
+            part["text"] += event["delta"]
+            part["logprobs"] += event["logprobs"]
+        elif kind == "function_call_arguments.delta":
+            items[event["output_index"]]["arguments"] += event["delta"]
+        elif kind == "output_item.done":
+            built = items[event["output_index"]]
+            assert {**built, "status": event["item"]["status"]} == event["item"]
+            items[event["output_index"]] = event["item"]
+    response = events[-1]["response"]
+    assert events[-1]["type"] == f"response.{response['status']}" and response["output"] == items
+    return response
+
+
 def without(table: Any, names: set[str]) -> Any:
     """Return a table without what differs from one answer to the next."""
     if isinstance(table, list):
@@ -67,10 +95,18 @@ def without(table: Any, names: set[str]) -> Any:
     return {name: without(value, names) for name, value in table.items() if name not in names}
 
 
+def response_reply(request: ChatRequest, model: str, most_calls: int) -> ResponseReply:
+    return ResponseReply(ResponseRequest(input="go"), request, lambda response: None, model, most_calls)
+
+
 @pytest.mark.parametrize(
     ("reply", "built"),
-    [(partial(OllamaReply, message=True), built_of_lines), (MessageReply, built_of_events)],
-    ids=["ollama", "anthropic"],
+    [
+        (partial(OllamaReply, message=True), built_of_lines),
+        (MessageReply, built_of_events),
+        (response_reply, built_of_numbered_events),
+    ],
+    ids=["ollama", "anthropic", "responses"],
 )
 @given(parts=st.lists(_PARTS, max_size=6), tools=st.booleans(), data=st.data())
 def test_streamed_and_whole_replies_are_equal(
@@ -97,4 +133,4 @@ def test_streamed_and_whole_replies_are_equal(
         plain = stream.plain(0, piece)
         chunks += [plain] if plain else stream.piece(Piece(1, 0, piece, ()))
     chunks += [*stream.ending(finished(pieces[-1])), *stream.closing(counts)]
-    assert without(built(chunks), {"id", *TIMES}) == without(whole, {"id", *TIMES})
+    assert without(built(chunks), DIFFERS) == without(whole, DIFFERS)
