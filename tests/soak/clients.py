@@ -17,6 +17,7 @@ import httpx
 BUSY = (429, 503)
 """Statuses that say that there is no room now."""
 _SECONDS = 240.0
+_JSON = {"Content-Type": "application/json"}
 
 
 class BrokenPromiseError(AssertionError):
@@ -231,7 +232,7 @@ async def wrong(server: Server) -> str:
 async def deep(server: Server) -> str:
     """Send JSON that is deep, cut off, or no UTF-8."""
     bodies = (b"[" * 100_000, b'{"messages": [{"role": "user"', b"\xff\xfe{}", b'{"a":' * 50_000, b"9" * 20_000, b"")
-    reply = await server.http.post("/v1/chat/completions", content=server.random.choice(bodies))
+    reply = await server.http.post("/v1/chat/completions", content=server.random.choice(bodies), headers=_JSON)
     require(reply.status_code in (400, 422, *BUSY), f"status {reply.status_code}: {reply.text[:300]}")
     return "refused"
 
@@ -244,7 +245,7 @@ async def oversized(server: Server) -> str:
             yield b"x" * 65_536
 
     try:
-        reply = await server.http.post("/v1/chat/completions", content=pieces())
+        reply = await server.http.post("/v1/chat/completions", content=pieces(), headers=_JSON)
     except httpx.HTTPError:  # the server may close before it has all of it
         return "refused"
     require(reply.status_code == 413, f"6.5 MB got status {reply.status_code}")
@@ -299,7 +300,7 @@ async def looks_around(server: Server) -> str:
 async def tokenizes(server: Server) -> str:
     """Tokenize and back."""
     text = server.words(50)
-    reply = await post(server, "/tokenize", {"prompt": text, "add_special_tokens": False}, 200)
+    reply = await post(server, "/tokenize", {"prompt": text}, 200)
     if reply.status_code in BUSY:
         return "busy"
     back = await post(server, "/detokenize", {"tokens": reply.json()["tokens"]}, 200)

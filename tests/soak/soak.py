@@ -40,6 +40,7 @@ _PROBE_SECONDS = 1.0
 _QUIET_PROBES = 30
 _REST_SECONDS = 60.0
 _MOST_GROWTH = 0.02
+_YOUNG_SECONDS = 15.0
 _MOST_SHOWN = 20
 
 
@@ -61,15 +62,15 @@ def main() -> int:
         finally:
             process.terminate()
             code = process.wait(60)
-    noise = [line for line in log.splitlines() if "Traceback" in line]
+        noise = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "Traceback" in line]
     problems = list(report.pop("problems"))
     if code:
         problems.append(f"the server ended with exit code {code}")
     if noise:
         problems.append(f"{len(noise)} tracebacks in the server's log")
     print(json.dumps(report, indent=1))
-    for problem in problems[:_MOST_SHOWN]:
-        print(f"FAILED: {problem}")
+    for problem, count in Counter(problems).most_common(_MOST_SHOWN):
+        print(f"FAILED, {count} times: {problem}")
     return 1 if problems else 0
 
 
@@ -82,24 +83,14 @@ def _tiny_package(folder: Path) -> Path:
     return export(folder / "tiny", "cpu-int4-rtn", folder / "package")
 
 
-class _Log:
-    """What the server says, read as it says it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def splitlines(self) -> list[str]:
-        return self._path.read_text(encoding="utf-8", errors="replace").splitlines()
-
-
-def _start(package: Path, parallel: int, folder: Path) -> tuple[subprocess.Popen[bytes], str, int, _Log]:
+def _start(package: Path, parallel: int, folder: Path) -> tuple[subprocess.Popen[bytes], str, int, Path]:
     log = folder / "log"
     command = [sys.executable, "-m", "phi3_onnx.cli", "serve", str(package), "--port", "0", "--parallel", str(parallel)]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stderr=file, stdout=file)
     for _ in range(1200):
         if found := re.search(r"ready at http://(\S+?):(\d+)", log.read_text()):
-            return process, found[1], int(found[2]), _Log(log)
+            return process, found[1], int(found[2]), log
         if process.poll() is not None:
             break
         time.sleep(0.1)
@@ -107,20 +98,24 @@ def _start(package: Path, parallel: int, folder: Path) -> tuple[subprocess.Popen
 
 
 async def _soak(process: subprocess.Popen[bytes], host: str, port: int, options: argparse.Namespace) -> dict[str, Any]:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+    # Kept connections are given up before the server does, so that no request meets one that is just being closed.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=1)
     async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=300, limits=limits) as http:
         models = (await http.get("/v1/models")).json()
         context = int(models["data"][0]["max_model_len"])
         server = Server(host, port, http, random.Random(options.seed), context)
-        family = _family(process.pid)
         quiet = [await first_token(server) for _ in range(_QUIET_PROBES)]
+        while not (family := _family(process.pid)):
+            await asyncio.sleep(1)
         until = time.monotonic() + 60 * options.minutes
         outcomes: dict[str, Counter[str]] = {name: Counter() for name in VISITS}
         problems: list[str] = []
         probes: list[float] = []
         memory: list[tuple[float, float]] = []
         tasks = [_visitor(server, until, outcomes, problems) for _ in range(options.clients)]
-        await asyncio.gather(*tasks, _probe(server, until, probes, problems), _weigh(process.pid, until, memory))
+        await asyncio.gather(
+            *tasks, _probe(server, until, probes, problems), _weigh([process.pid, *family], until, memory)
+        )
         problems += await _rest(server, options.parallel)
         if (now := _family(process.pid)) != family:
             problems.append(f"processes changed: {family} before, {now} after")
@@ -170,31 +165,27 @@ async def _probe(server: Server, until: float, probes: list[float], problems: li
         await asyncio.sleep(_PROBE_SECONDS)
 
 
-async def _weigh(number: int, until: float, memory: list[tuple[float, float]]) -> None:
+async def _weigh(numbers: Sequence[int], until: float, memory: list[tuple[float, float]]) -> None:
     while time.monotonic() < until:
-        memory.append((time.monotonic(), _weight(number)))
+        memory.append((time.monotonic(), _weight(numbers)))
         await asyncio.sleep(_SAMPLE_SECONDS)
 
 
-def _weight(number: int) -> float:
-    """Return the bytes of memory that are a server's processes' own."""
+def _weight(numbers: Sequence[int]) -> float:
+    """Return the bytes of memory that are some processes' own."""
     total = 0
-    for process in _processes(number):
+    for number in numbers:
         try:
-            total += process.memory_full_info().uss
-        except psutil.Error:  # the trial of a grammar, which is over
+            total += psutil.Process(number).memory_full_info().uss
+        except psutil.Error:  # told at the end, where the processes are compared
             continue
     return total
 
 
-def _processes(number: int) -> list[psutil.Process]:
-    server = psutil.Process(number)
-    return [server, *server.children(recursive=True)]
-
-
 def _family(number: int) -> list[int]:
-    """Return the numbers of a server's processes, without those that try a grammar."""
-    return sorted(process.pid for process in psutil.Process(number).children())
+    """Return the numbers of the processes that a server has all the time, without those that try a grammar."""
+    children = psutil.Process(number).children()
+    return sorted(child.pid for child in children if time.time() - child.create_time() > _YOUNG_SECONDS)
 
 
 async def _rest(server: Server, slots: int) -> list[str]:

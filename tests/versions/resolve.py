@@ -15,6 +15,7 @@ import tempfile
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from phi3_onnx.configs.extras import EXTRAS
 
@@ -42,7 +43,14 @@ def _holds(marker: str, system: str) -> bool:
 
 
 def resolve(extra: str, platforms: Sequence[str] = (), python: str = "3.12") -> dict[str, str]:
-    """Return the versions that pip picks for an extra, by distribution.
+    """Return the versions that pip picks for an extra, by distribution; see `report`."""
+    installed = report(extra, platforms, python)
+    found = {entry["metadata"]["name"].lower().replace("_", "-"): entry["metadata"]["version"] for entry in installed}
+    return dict(sorted(found.items()))
+
+
+def report(extra: str, platforms: Sequence[str] = (), python: str = "3.12") -> list[dict[str, Any]]:
+    """Return what pip reports of each distribution that it picks for an extra: metadata, file and its sums.
 
     Args:
         extra: its name.
@@ -57,9 +65,9 @@ def resolve(extra: str, platforms: Sequence[str] = (), python: str = "3.12") -> 
     tags = platforms or (("win_amd64",) if windows else LINUX)
     system = "win32" if tags[0].startswith("win") else "darwin" if tags[0].startswith("mac") else "linux"
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
+        path = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
-        command += ["--only-binary=:all:", "--target", folder, "--python-version", python, "--report", str(report)]
+        command += ["--only-binary=:all:", "--target", folder, "--python-version", python, "--report", str(path)]
         command += [part for tag in tags for part in ("--platform", tag)]
         done = subprocess.run(
             [*command, *requirements(extra, system)], capture_output=True, text=True, timeout=900, check=False
@@ -67,9 +75,7 @@ def resolve(extra: str, platforms: Sequence[str] = (), python: str = "3.12") -> 
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             raise RuntimeError(f"[{extra}] on {tags[0]}, Python {python}: {' '.join(errors) or done.stderr}")
-        installed = json.loads(report.read_text(encoding="utf-8"))["install"]
-    found = {entry["metadata"]["name"].lower().replace("_", "-"): entry["metadata"]["version"] for entry in installed}
-    return dict(sorted(found.items()))
+        return json.loads(path.read_text(encoding="utf-8"))["install"]
 
 
 def main() -> int:

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from phi3_onnx.configs import UsageError
-from phi3_onnx.runtime.decoding.sampling import Sampler, Sampling, discourage, distribution, penalize, token_logprobs
+from phi3_onnx.runtime.decoding.sampling import (
+    Sampler,
+    Sampling,
+    discourage,
+    distribution,
+    log_softmax,
+    penalize,
+    token_logprobs,
+)
 
 VOCABULARY = 97
 
@@ -167,3 +175,42 @@ def test_values_out_of_range_are_refused(values, message):
         Sampling(**values)
     with pytest.raises(UsageError, match="seed must be 0 or more"):
         Sampler(Sampling(), -1)
+
+
+def test_top_p_ends_where_it_is_reached_exactly():
+    # Four equal tokens: their sums are exact, and two of them have half.
+    tokens, probabilities = distribution(np.zeros(4, np.float32), Sampling(1.0, top_p=0.5))
+    np.testing.assert_array_equal(tokens, [0, 1])
+    np.testing.assert_array_equal(probabilities, [0.5, 0.5])
+
+
+def test_log_probabilities_of_large_logits_are_finite():
+    found = log_softmax(np.array([[1e4, 0.0], [-1e4, -1e4]], np.float32))
+    np.testing.assert_allclose(found, [[0.0, -1e4], [-np.log(2), -np.log(2)]])
+
+
+def test_logits_far_apart_have_a_distribution():
+    _, probabilities = distribution(np.array([0.0, 2000.0], np.float32), Sampling(1.0, 0))
+    np.testing.assert_array_equal(probabilities, [0.0, 1.0])
+
+
+class Largest:
+    """Draws the largest number that a generator draws."""
+
+    def random(self):
+        return np.nextafter(1.0, 0.0)
+
+
+def test_a_draw_beyond_the_rounded_sum_is_the_last_token():
+    sampler: Any = Sampler(Sampling(1.0), 0)
+    sampler._random = Largest()
+    logits = np.zeros(10, np.float32)  # ten times a tenth falls short of 1 by a rounding
+    assert np.cumsum(distribution(logits, sampler.sampling)[1])[-1] <= Largest().random()
+    assert sampler.pick(logits) == 9
+
+
+@pytest.mark.parametrize("penalty", [0.5, 2.0])
+def test_every_repetition_penalty_but_1_is_applied(penalty):
+    logits = np.array([3.5, 2.0], np.float32)
+    seen = [0] if penalty > 1 else [1]
+    assert Sampler(Sampling(0.0, repetition_penalty=penalty)).pick(logits, seen) == 1
