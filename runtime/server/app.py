@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .errors import ApiError, api_error, response
 from .forms import guidance_of
 from .guard import Counted, Guard
 from .messages import Job, Ready
+from .openapi import document
 from .parameters import WARNING_HEADER, Notes
 from .protocols.anthropic import Anthropic
 from .protocols.ollama import Ollama
@@ -32,7 +34,7 @@ from .service import Service
 from .settings import Settings
 
 _LOG = logging.getLogger(__name__)
-_PAGE = Path(__file__).with_name("static") / "index.html"
+_STATIC = Path(__file__).with_name("static")
 # The page is one file: nothing may come from elsewhere, and no other site may put it into a frame.
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -50,6 +52,8 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
         Route("/", server.page, methods=["GET"]),
         Route("/health", server.health, methods=["GET"]),
         Route("/metrics", server.report, methods=["GET"]),
+        Route("/docs", server.docs, methods=["GET"]),
+        Route("/openapi.json", server.openapi, methods=["GET"]),
         Route("/v1/models", server.models, methods=["GET"]),
         Route("/v1/models/{model:path}", server.model, methods=["GET"]),
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
@@ -104,7 +108,15 @@ class Server:
 
     async def page(self, request: Request) -> Response:
         """`GET /`: the chat page."""
-        return HTMLResponse(_page(), headers=_PAGE_HEADERS)
+        return HTMLResponse(_page("index.html"), headers=_PAGE_HEADERS)
+
+    async def docs(self, request: Request) -> Response:
+        """`GET /docs`: a page of the endpoints."""
+        return HTMLResponse(_page("docs.html"), headers=_PAGE_HEADERS)
+
+    async def openapi(self, request: Request) -> Response:
+        """`GET /openapi.json`: this description."""
+        return JSONResponse(document(request.app.routes, _version()))
 
     async def health(self, request: Request) -> Response:
         """`GET /health`: 200 where the engine is ready, else 503."""
@@ -203,8 +215,15 @@ class Server:
 
 
 @cache
-def _page() -> str:
-    return _PAGE.read_text(encoding="utf-8")
+def _page(name: str) -> str:
+    return (_STATIC / name).read_text(encoding="utf-8")
+
+
+def _version() -> str:
+    try:
+        return version("phi3-onnx")
+    except PackageNotFoundError:  # run from a checkout
+        return "0"
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:

@@ -11,7 +11,7 @@ from .errors import ApiError, response
 from .metrics import Metrics
 from .settings import Settings
 
-_OPEN_PATHS = ("/", "/health")
+_OPEN_PATHS = ("/", "/docs", "/health", "/openapi.json")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 

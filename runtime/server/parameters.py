@@ -351,3 +351,23 @@ _TOPS = frozenset({"chat", "completions", "tokenize", "detokenize"})
 def path_of(place: str, name: str) -> str:
     """Return how a parameter is called in a warning."""
     return name if place in _TOPS or place.startswith("/") else f"{place}.{name}"
+
+
+def told(schema: dict[str, Any], table: Mapping[str, Parameter]) -> None:
+    """Put what a table says into the JSON schema of its place: all names, what they do, and null for not given."""
+    own = dict(schema.setdefault("properties", {}))
+    required = set(schema.get("required", ())) - {entry.same_as for entry in table.values()}
+    for name, entry in table.items():
+        if entry.kind == "hint":
+            made: dict[str, Any] = {"description": f"A hint: {entry.note}"}
+        elif entry.kind == "refused":
+            made = {"description": f"Not supported: {entry.note}.", "enum": [None, *entry.neutral]}
+        elif (entry.same_as or name) not in own:
+            continue  # of another kind of message at this place
+        elif name in required:
+            made = {**own[name], "description": entry.note}
+        else:
+            # Values that ask for nothing may be others than those that ask for something.
+            made = {"description": entry.note, "anyOf": [own[entry.same_as or name], {"enum": [None, *entry.neutral]}]}
+        schema["properties"][name] = made
+    schema["required"] = sorted(required)

@@ -5,12 +5,21 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError, from_json
 
 from ...configs.options import OPTIONS, Option
 from .errors import ApiError
-from .parameters import PLACES, Notes, Places, path_of
+from .parameters import PLACES, Notes, Places, path_of, told
 
 _R = TypeVar("_R", bound=BaseModel)
 
@@ -32,6 +41,14 @@ class Part(BaseModel):
     """The parameters of its protocol."""
     place: ClassVar[str]
     """Its place in that table."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return its schema, with what the table says of each parameter."""
+        reference = handler(core_schema)
+        if place := getattr(cls, "place", None):
+            told(handler.resolve_ref_schema(reference), cls.table[place])
+        return reference
 
     @model_validator(mode="before")
     @classmethod

@@ -182,7 +182,7 @@ class FunctionChoice(_Part):
     name: str
 
 
-class TextFormat(_Part):
+class ResponseTextFormat(_Part):
     """`text.format`."""
 
     place = "text.format"
@@ -191,7 +191,7 @@ class TextFormat(_Part):
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
 
     @model_validator(mode="after")
-    def _check_schema(self) -> "TextFormat":
+    def _check_schema(self) -> "ResponseTextFormat":
         if (self.type == "json_schema") != (self.schema_ is not None):
             raise ValueError("text.format has a schema where its type is json_schema, and only there")
         return self
@@ -206,7 +206,7 @@ class Text(_Part):
     """`text`."""
 
     place = "text"
-    format: TextFormat = TextFormat(type="text")
+    format: ResponseTextFormat = ResponseTextFormat(type="text")
 
 
 class _Asked(_Part):

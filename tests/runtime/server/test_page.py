@@ -168,3 +168,18 @@ def test_the_page_is_one_file_that_may_load_nothing_else(server: RunningServer) 
     assert reply.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in reply.headers["content-security-policy"]
     assert "http://" not in reply.text.replace("http://www.w3.org/2000/svg", "") and "https://" not in reply.text
+
+
+def test_the_page_of_the_endpoints_shows_and_tries_them(browser: Any, server: RunningServer) -> None:
+    browser.get(f"{server.url}/docs")
+    entries = wait(browser, lambda: browser.find_elements(By.TAG_NAME, "details"))
+    named = {entry.find_element(By.TAG_NAME, "code").text: entry for entry in entries}
+    assert {"POST /v1/chat/completions", "POST /api/chat", "POST /v1/messages", "GET /v1/models"} <= set(named)
+    entry = named["POST /v1/completions"]
+    entry.find_element(By.TAG_NAME, "summary").click()
+    assert "Draw from tokens with this probability in all." in entry.text
+    body = entry.find_element(By.TAG_NAME, "textarea")
+    body.clear()
+    body.send_keys('{"prompt": "x"}')
+    entry.find_element(By.TAG_NAME, "button").click()
+    wait(browser, lambda: '"text":"yz"' in entry.find_elements(By.TAG_NAME, "pre")[-1].text.replace(": ", ":"))
