@@ -1,11 +1,21 @@
 """`phi3-onnx serve`."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
+from ..configs import UsageError
+from ..configs.sizes import parse_size
 from .answering import Loading, loading_options
 from .screen import notice, quiet, warn_of_clashing_wheels
+
+
+def _read_size(ctx: click.Context, param: click.Parameter, given: str | None) -> int | None:
+    try:
+        return None if given is None else parse_size(given)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command()
@@ -41,6 +51,25 @@ from .screen import notice, quiet, warn_of_clashing_wheels
     help="Refuse requests with unknown parameters or for another model.  [default: warn in a header]",
 )
 @click.option(
+    "--cache-memory",
+    callback=_read_size,
+    metavar="SIZE",
+    help="Memory for texts that ended, such as 2GB; those used last stay.  [default: a quarter of what is free]",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep texts that ended in this folder, too, so that a server that starts again need not run them again.",
+)
+@click.option(
+    "--cache-dir-size",
+    callback=_read_size,
+    default="4GB",
+    show_default=True,
+    metavar="SIZE",
+    help="What that folder may hold at most.",
+)
+@click.option(
     "--shutdown-seconds",
     default=30.0,
     show_default=True,
@@ -61,6 +90,9 @@ def command(
     max_request_mb: float,
     tool_calls: int,
     strict: bool,
+    cache_memory: int | None,
+    cache_dir: Path | None,
+    cache_dir_size: int,
     shutdown_seconds: float,
     loading: Loading,
 ) -> None:
@@ -91,7 +123,13 @@ def command(
         strict=strict,
         shutdown_seconds=shutdown_seconds,
     )
-    loader = PackageLoader(str(loading.find(package)), **asdict(loading), notify=None if quiet() else notice)
+    loader = PackageLoader(
+        str(loading.find(package)),
+        **asdict(loading),
+        cache_memory=cache_memory,
+        cache_folder=(cache_dir.absolute(), cache_dir_size) if cache_dir else None,
+        notify=None if quiet() else notice,
+    )
     warn_of_clashing_wheels(loading.provider)
     if not settings.local and api_key is None:
         notice(f"everyone who reaches {host} can use this server; --api-key keeps others out")

@@ -6,6 +6,7 @@
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self, Unpack
 
 from ..configs import UsageError
@@ -58,6 +59,10 @@ class ModelCore:
         self._prove = prove
         self.speculation = speculation
         """How far answers run ahead, on the engine that decodes together."""
+        self.cache_memory: int | None = None
+        """Bytes that texts of a server may keep in memory after their end; None is a quarter of what is free."""
+        self.cache_folder: tuple[Path, int] | None = None
+        """Where `together` keeps them over restarts, and the bytes that they may take there."""
         self._batching: OrtEngine | None = None
         self._closed = False
         self.turns_because: str | None = None
@@ -289,7 +294,8 @@ class ModelCore:
         """
         if not isinstance(self.engine, PackedEngine):
             return None
-        return self.engine.together(texts, cache_bytes, speculation or self.speculation)
+        files = self.engine.files(*self.cache_folder) if self.cache_folder else None
+        return self.engine.together(texts, cache_bytes, speculation or self.speculation, files)
 
     def joined(
         self,

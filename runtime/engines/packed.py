@@ -17,6 +17,7 @@ import numpy as np
 from ...configs import EngineError, PackageError
 from ...configs.errors import first_line
 from ..package import Package
+from ..providers.devices import device_identity
 from ..providers.hardware import default_threads
 from ..providers.imports import import_onnxruntime
 from .arena import Arena, CacheShape
@@ -46,6 +47,14 @@ class Padding(NamedTuple):
 
 # Cheapest first. AVX2 has a kernel of its own for one row; AVX-512 one for an odd last row, but none at blocks of 32.
 _PADDINGS = (Padding(1, 1), Padding(2, 1), Padding(2, 2), Padding(4, 4))
+
+
+def _hashes(package: Package) -> list[str]:
+    """Return the hashes that the manifest has of a package's graph and weights, or sizes and times without one."""
+    if package.manifest:
+        return sorted(f"{name} {entry.sha256}" for name, entry in package.manifest.files.items() if ".onnx" in name)
+    states = {path.name: path.stat() for path in package.folder.glob("*.onnx*")}
+    return sorted(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states.items())
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,8 @@ class PackedGraph:
                 f"{path.name} needs ONNX Runtime 1.32 or later, and {ort.__version__} is here: {first_line(error)}"
             ) from error
         self.name = f"onnxruntime {ort.__version__}"
+        self.identity = (*_hashes(package), self.name, device_identity("cpu"))
+        """What decides the bits that it computes: the package's files, ONNX Runtime's version, the processor."""
         self.vocab_size = package.contract.vocab_size
         self.switch = package.longrope_switch
         self._past, self._present = package.contract.past_names(), package.contract.present_names()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ..providers.names import canonical
 from .arena import Arena
 from .packed import DECODE_NAME, PackedGraph, RowRun
 from .planner import Planner
+from .prefix_files import PrefixFiles
 from .together import Together
 
 
@@ -58,11 +60,22 @@ class PackedEngine:
             raise UsageError(f"{self.name} takes guidance as a mask, not when a sequence is opened")
         return PackedSequence(self, capacity)
 
-    def together(self, slots: int, cache_bytes: int, speculation: Speculation = AUTO) -> Together:
+    def together(
+        self, slots: int, cache_bytes: int, speculation: Speculation = AUTO, files: PrefixFiles | None = None
+    ) -> Together:
         """Return what decodes several texts together."""
         return Together(
-            self.graph, slots, context_length=self._context, cache_bytes=cache_bytes, speculation=speculation
+            self.graph,
+            slots,
+            context_length=self._context,
+            cache_bytes=cache_bytes,
+            speculation=speculation,
+            files=files,
         )
+
+    def files(self, folder: Path, limit: int) -> PrefixFiles:
+        """Return what a folder keeps of texts on disk, for what computes these bits and no others."""
+        return PrefixFiles(folder, self.graph.identity, self.graph.shape, limit)
 
     def close(self) -> None:
         """Give the model's memory back."""

@@ -29,14 +29,11 @@ class PrefixStore:
         """Begin empty, to hold `limit` bytes at most."""
         self.limit = limit
         self._kept: list[Kept] = []  # the longest unused first
+        self.num_bytes = 0
+        """Bytes that it holds."""
 
     def __iter__(self) -> Iterator[Kept]:
         return iter(self._kept)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that it holds."""
-        return sum(kept.num_bytes for kept in self._kept)
 
     def add(self, kept: Kept) -> None:
         """Keep a text, and give up others for it; one that is larger than the bound is not kept."""
@@ -44,8 +41,9 @@ class PrefixStore:
         if size > self.limit:
             return
         while self.num_bytes + size > self.limit:
-            self._kept.pop(0)
+            self.give_up_one()
         self._kept.append(kept)
+        self.num_bytes += size
 
     def use(self, kept: Kept) -> None:
         """Note that a text was of use."""
@@ -54,8 +52,12 @@ class PrefixStore:
 
     def give_up_one(self) -> bool:
         """Forget the longest unused text; return whether there was one."""
-        return bool(self._kept) and self._kept.pop(0) is not None
+        if not self._kept:
+            return False
+        self.num_bytes -= self._kept.pop(0).num_bytes
+        return True
 
     def clear(self) -> None:
         """Forget all."""
         self._kept.clear()
+        self.num_bytes = 0

@@ -21,6 +21,7 @@ from ..providers.hardware import available_memory
 from .arena import Arena
 from .packed import PackedGraph, RowRun
 from .planner import Planner
+from .prefix_files import BLOCK, PrefixFiles
 from .prefixes import Kept, PrefixStore
 
 STEP_SECONDS = 0.1
@@ -179,6 +180,7 @@ class Together:
         cache_bytes: int,
         step_seconds: float = STEP_SECONDS,
         speculation: Speculation = AUTO,
+        files: PrefixFiles | None = None,
     ) -> None:
         """Begin without texts.
 
@@ -189,9 +191,11 @@ class Together:
             cache_bytes: bytes that texts may keep after their end, outside of the slots.
             step_seconds: how long a step may take where answers wait for it.
             speculation: how far answers run ahead. `AUTO` is `OFF` where that could change their tokens.
+            files: what is kept of texts on disk.
 
         """
         self.graph = graph
+        self.files = files
         self._planner = Planner(graph, speculation)
         self.store = PrefixStore(cache_bytes)
         self._context = context_length
@@ -204,8 +208,8 @@ class Together:
         self._answer_seconds = 0.0
         self.steps: deque[tuple[int, int]] = deque(maxlen=1000)
         """(texts, tokens) of the last runs."""
-        self.hit_tokens = self.miss_tokens = 0
-        """Tokens of prompts that were taken from memory, and that were run."""
+        self.hit_tokens = self.miss_tokens = self.read_tokens = 0
+        """Tokens of prompts that were taken from memory or disk, that were run, and those of the first from disk."""
         self.drafted = self.accepted = 0
         """Tokens that texts which ended ran ahead, and those of them that came true."""
 
@@ -213,6 +217,12 @@ class Together:
     def live(self) -> list[LiveText]:
         """The texts that are open."""
         return [slot.live for slot in self._slots if slot.live]
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of texts that ended, and that memory still has."""
+        slots = sum(len(slot.tokens) for slot in self._slots if not slot.live)
+        return self.store.num_bytes + slots * self.graph.shape.bytes_per_token
 
     @property
     def kept_tokens(self) -> int:
@@ -250,6 +260,7 @@ class Together:
         self._grow(needed)
         self._turn += 1
         number = self._place(source, shared)
+        shared = self._read(number, prompt, beyond, shared)
         slot = self._slots[number]
         cache = LiveText(self, number, prompt, needed, LookupDrafter() if self._planner.speculation.most else None)
         cache.tokens, cache.cached = list(prompt[:shared]), shared
@@ -273,6 +284,35 @@ class Together:
             self._turn += 1
             slot.live, slot.tokens, slot.beyond, slot.used = None, text.tokens, text.beyond, self._turn
             self.drafted, self.accepted = self.drafted + text.drafted, self.accepted + text.accepted
+
+    def save_some(self) -> bool:
+        """Write one block of a text that ended to disk; return whether there was one to write."""
+        if self.files is None:
+            return False
+        ended = [slot for slot in self._slots if not slot.live]
+        for source in (*ended, *self.store):
+            if (stop := self.files.unsaved(source.tokens, source.beyond)) is None:
+                continue
+            if isinstance(source, Kept):
+                arrays = [array[:, stop - BLOCK : stop] for array in source.arrays]
+            else:
+                number = self._slots.index(source)
+                arrays = [buffer[number, :, stop - BLOCK : stop] for buffer in self._arena.buffers]
+            self.files.save(source.tokens, source.beyond, stop, arrays)
+            return True
+        return False
+
+    def _read(self, number: int, prompt: Sequence[int], beyond: bool, shared: int) -> int:
+        """Read what the disk has of a prompt, beyond what a slot shares with it; return how much that is then."""
+        stored = self.files.stored(prompt[:-1], beyond) if self.files else 0
+        if self.files and stored > shared:
+            before = shared
+            for start, arrays in self.files.read(prompt, beyond, shared, stored):
+                for buffer, values in zip(self._arena.buffers, arrays, strict=True):
+                    buffer[number, :, start : start + BLOCK] = values
+                shared = start + BLOCK
+            self.read_tokens += shared - before
+        return shared
 
     def give_up_one(self) -> bool:
         """Give back the memory of a text that ended; return whether there was one."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from .messages import Accepted, Event, Job, Ready, Refused, Tokenized
+from .messages import Accepted, CacheState, Event, Job, Ready, Refused, Tokenized
 
 State = Literal["loading", "ready", "restarting", "stopped"]
 
@@ -67,6 +67,11 @@ class Engine(Protocol):
     @property
     def restarts(self) -> int:
         """How often what answers was lost and replaced."""
+        ...
+
+    @property
+    def cache(self) -> CacheState | None:
+        """What is kept of texts that ended; None where that is not known here."""
         ...
 
     @property

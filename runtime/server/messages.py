@@ -151,6 +151,24 @@ class Finished:
     """The stop text that ended it, where one did."""
 
 
+@dataclass(frozen=True)
+class CacheState:
+    """What is kept of texts that ended, since the engine's process began; sent after each answer."""
+
+    hit_tokens: int = 0
+    """Tokens of prompts that needed no run."""
+    miss_tokens: int = 0
+    """Those that were run."""
+    read_tokens: int = 0
+    """Those of the first that came from disk."""
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    drafted_tokens: int = 0
+    """Tokens that were run ahead of answers."""
+    accepted_tokens: int = 0
+    """Those that came true."""
+
+
 RefusalKind = Literal["request", "context", "engine", "stopped"]
 
 
@@ -167,6 +185,6 @@ class Refused:
     message: str
 
 
-FromEngine = Ready | LoadFailed | Accepted | Tokenized | Piece | Finished | Refused
+FromEngine = Ready | CacheState | LoadFailed | Accepted | Tokenized | Piece | Finished | Refused
 Event = Piece | Finished | Refused
 """What a job comes to, after it was accepted."""

@@ -11,7 +11,7 @@ from typing import Any
 from ...configs import EngineError, Phi3OnnxError
 from .answers import Answers, State
 from .channel import WebEnd, socket_pair
-from .messages import Cancel, Finished, FromEngine, Job, LoadFailed, Ready, Refused, Shutdown, Tokenized
+from .messages import CacheState, Cancel, Finished, FromEngine, Job, LoadFailed, Ready, Refused, Shutdown, Tokenized
 from .worker import run_engine
 
 _LOG = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ class EngineProcess:
         self.state: State = "loading"
         self.info: Ready | None = None
         """What the model is; None until it was loaded for the first time."""
+        self.cache: CacheState | None = CacheState()
+        """What is kept of texts that ended, when the last answer was through."""
         self.restarts = 0
         """How often the process was started again."""
 
@@ -146,6 +148,8 @@ class EngineProcess:
         if isinstance(message, Ready):
             self.info, self.state, self._loaded_at = message, "ready", time.monotonic()
             self._ready.set()
+        elif isinstance(message, CacheState):
+            self.cache = message
         elif isinstance(message, LoadFailed):
             if self.info is None:
                 self._failure = LoadError(message.message, message.exit_code)

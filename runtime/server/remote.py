@@ -122,6 +122,7 @@ class RemoteEngine:
         self._loading: asyncio.Task[None] | None = None
         self.state: State = "loading"
         self.info: Ready | None = None
+        self.cache = None
         self.restarts = 0
 
     @property

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -26,6 +27,18 @@ from .tools import conversation, guidance, most_calls
 _LOG = logging.getLogger(__name__)
 
 
+# Fields of `CacheState`; they begin anew with the engine's process.
+_CACHE_METRICS = {
+    "cache_hit_tokens": "Tokens of prompts that were kept, in memory or on disk.",
+    "cache_miss_tokens": "Tokens of prompts that were run.",
+    "cache_read_tokens": "Kept tokens of prompts that came from disk.",
+    "cache_memory_bytes": "Memory of texts that ended.",
+    "cache_disk_bytes": "Size of the cache folder.",
+    "drafted_tokens": "Tokens that were run ahead of answers.",
+    "accepted_tokens": "Tokens that were run ahead and came true.",
+}
+
+
 class Service:
     """One engine, and what all protocols share on the way to it."""
 
@@ -42,6 +55,12 @@ class Service:
         watch("phi3_onnx_requests_waiting", "Requests that wait for their turn.", lambda: self.waiting)
         watch("phi3_onnx_engine_up", "Whether the engine is ready.", lambda: float(engine.state == "ready"))
         watch("phi3_onnx_engine_restarts", "How often the engine was started again.", lambda: engine.restarts)
+        if engine.cache is not None:
+            for name, help_text in _CACHE_METRICS.items():
+                watch(f"phi3_onnx_{name}", help_text, partial(self._cached, name.removeprefix("cache_")))
+
+    def _cached(self, field: str) -> float:
+        return getattr(self.engine.cache, field)
 
     @property
     def running(self) -> int:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ...configs import EngineError, Phi3OnnxError, UsageError
 from ...configs.lifeline import end_with
@@ -31,6 +32,7 @@ from .channel import EngineEnd
 from .facts import facts_of
 from .messages import (
     Accepted,
+    CacheState,
     Cancel,
     Finished,
     FromEngine,
@@ -50,6 +52,7 @@ from .texts import LogprobTexts, prompt_texts
 
 _LOG = logging.getLogger(__name__)
 _LEAST_SPARE = 1024
+_SAVE_SECONDS = 3.0  # less than what a process is given to end
 _CACHE_SHARE = 4  # of the memory that is free, for texts that ended
 # An engine that fails this often without one answer in between is broken (a GPU that was lost): a new process helps.
 _FAILURES_IN_A_ROW = 3
@@ -73,12 +76,16 @@ class PackageLoader:
     engine: EngineChoice = "auto"
     speculate: str = "auto"
     self_test: bool = True
+    cache_memory: int | None = None
+    """Bytes that texts may keep in memory after their end; by default a quarter of what is free."""
+    cache_folder: tuple[Path, int] | None = None
+    """Where they are kept over restarts, and the bytes that they may take there."""
     notify: Callable[[str], None] | None = None
     """Has to be picklable."""
 
     def __call__(self) -> Model:
         """Load it."""
-        return load_to_serve(
+        model = load_to_serve(
             self.package,
             provider=self.provider,
             threads=self.threads,
@@ -88,6 +95,8 @@ class PackageLoader:
             self_test=self.self_test,
             notify=self.notify,
         )
+        model.cache_memory, model.cache_folder = self.cache_memory, self.cache_folder
+        return model
 
 
 def run_engine(connection: socket.socket, loader: Callable[[], Model], parallel: int) -> None:
@@ -125,7 +134,10 @@ def _serve(model: Model, web: EngineEnd, parallel: int) -> None:
         scheduler = Scheduler(model, parallel, web.send)
         while scheduler.failures < _FAILURES_IN_A_ROW:
             while scheduler.idle or web.waiting():
+                while scheduler.idle and not web.waiting() and scheduler.save_some():
+                    pass
                 if not scheduler.take(web.receive()):
+                    scheduler.save_all(_SAVE_SECONDS)
                     return
             scheduler.step()
     os._exit(BROKEN_ENGINE_EXIT)
@@ -177,7 +189,8 @@ class Scheduler:
         self._send = send
         self._tasks: dict[int, _Task] = {}
         self._pool = CachePool(model, parallel)
-        self._together = model.together(parallel, available_memory() // _CACHE_SHARE)
+        kept = model.cache_memory
+        self._together = model.together(parallel, available_memory() // _CACHE_SHARE if kept is None else kept)
         self._failure: EngineError | None = None
         self._prompts = Prompts(model)
         self.failures = 0
@@ -198,6 +211,16 @@ class Scheduler:
         elif not self._prompts.start(message):
             self._guard(message.id, lambda: self._accept(message, self._prompts.encode(message)))
         return True
+
+    def save_some(self) -> bool:
+        """Write some of what ended texts left to disk; return whether there was anything to write."""
+        return self._together is not None and self._together.save_some()
+
+    def save_all(self, seconds: float) -> None:
+        """Write what is not on disk yet, for so long at most."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.save_some():
+            pass
 
     def step(self) -> None:
         """Let each job that has its turn make one step; all together, where the engine can."""
@@ -292,6 +315,7 @@ class Scheduler:
             else:
                 yield
         self.failures = 0
+        self._send(_cache_state(together))
 
     def _in_turn(self, task: _Task) -> Generator[None, None, None]:
         """Make all answers of a job, one after another, so that the choices of a prompt share its cache."""
@@ -364,6 +388,18 @@ class Scheduler:
         if self._model.provider != "cpu":  # what a GPU has free, only its own library knows
             return True
         return needed * self._model.kv_bytes_per_token <= available_memory() or self._pool.cached_tokens > 0
+
+
+def _cache_state(together: Together) -> CacheState:
+    return CacheState(
+        hit_tokens=together.hit_tokens,
+        miss_tokens=together.miss_tokens,
+        read_tokens=together.read_tokens,
+        memory_bytes=together.kept_bytes,
+        disk_bytes=together.files.num_bytes if together.files else 0,
+        drafted_tokens=together.drafted,
+        accepted_tokens=together.accepted,
+    )
 
 
 class _Reporter:

@@ -118,3 +118,27 @@ def test_several_prompts_of_one_request_are_answered_side_by_side(client: openai
         alone = client.completions.create(model="tiny", prompt=prompt, max_tokens=6, temperature=0).choices[0]
         texts = {choice.text for choice in answer.choices if choice.index // 2 == number}
         assert texts == {alone.text}
+
+
+def test_a_server_that_starts_again_knows_its_prompts(
+    package: Path, tmp_path: Path, start_server: Callable[..., RunningServer]
+) -> None:
+    loader = PackageLoader(str(package), cache_memory=10**6, cache_folder=(tmp_path / "kept", 2**30))
+    body = {"prompt": [5 + number % 300 for number in range(200)], "max_tokens": 6, "temperature": 0, "logprobs": 2}
+    answers, reports = [], []
+    for _ in range(2):
+        running = start_server(loader)
+        reply = httpx.post(f"{running.url}/v1/completions", json=body, timeout=60)
+        answers.append((reply.json()["choices"], reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]))
+        httpx.post(f"{running.url}/v1/completions", json={"prompt": [5], "max_tokens": 1}, timeout=60)
+        reports.append(dict(re.findall(r"^(phi3_onnx_\w+) (\S+)$", httpx.get(f"{running.url}/metrics").text, re.M)))
+        running.close()
+    assert answers[0][0] == answers[1][0]
+    assert [cached for _, cached in answers] == [0, 192]
+    assert [float(report["phi3_onnx_cache_read_tokens"]) for report in reports] == [0, 192]
+    assert float(reports[1]["phi3_onnx_cache_hit_tokens"]) == 192
+    assert float(reports[1]["phi3_onnx_cache_miss_tokens"]) == 9
+    assert float(reports[1]["phi3_onnx_cache_memory_bytes"]) > 0
+    assert float(reports[1]["phi3_onnx_cache_disk_bytes"]) == sum(
+        path.stat().st_size for path in tmp_path.glob("kept/*/*")
+    )
