@@ -15,7 +15,7 @@ from ...configs import Phi3OnnxError
 from ...configs.manifest import SELF_TEST_NAME
 from ..engines.genai import load_engine
 from ..engines.packed import DECODE_NAME
-from ..engines.together import load_packed_engine
+from ..engines.packed_engine import load_packed_engine
 from ..package import Package, open_package
 from ..providers.doctor import Problem, Severity
 from .record import keep_proof, key_of
