@@ -70,6 +70,11 @@ def _read_size(ctx: click.Context, param: click.Parameter, given: str | None) ->
     help="What that folder may hold at most.",
 )
 @click.option(
+    "--share-files",
+    is_flag=True,
+    help="Let clients fetch the package's files under /package/, such as a page that runs the model itself.",
+)
+@click.option(
     "--shutdown-seconds",
     default=30.0,
     show_default=True,
@@ -93,6 +98,7 @@ def command(
     cache_memory: int | None,
     cache_dir: Path | None,
     cache_dir_size: int,
+    share_files: bool,
     shutdown_seconds: float,
     loading: Loading,
 ) -> None:
@@ -109,6 +115,7 @@ def command(
     from ..runtime.server.settings import Settings
     from ..runtime.server.worker import PackageLoader
 
+    folder = loading.find(package)
     settings = Settings(
         host=host,
         port=port,
@@ -121,10 +128,11 @@ def command(
         max_request_bytes=int(max_request_mb * 2**20),
         tool_calls=tool_calls,
         strict=strict,
+        shared_files=folder if share_files else None,
         shutdown_seconds=shutdown_seconds,
     )
     loader = PackageLoader(
-        str(loading.find(package)),
+        str(folder),
         **asdict(loading),
         cache_memory=cache_memory,
         cache_folder=(cache_dir.absolute(), cache_dir_size) if cache_dir else None,

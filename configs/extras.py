@@ -87,6 +87,7 @@ ADDITIONS = {
     "eval": "run the benchmarks of model cards",
     "optimum": "Optimum's ORTModelForCausalLM, in an environment of its own",
     "ray": "replicas and data sets on many machines, with Ray",
+    "examples": "run all examples",
     "docs": "build the documentation",
     "test": "run the tests of this project",
 }

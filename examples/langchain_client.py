@@ -3,7 +3,7 @@
 
 from langchain_openai import ChatOpenAI
 
-model = ChatOpenAI(base_url="http://127.0.0.1:8080/v1", api_key="none", model="my-phi3")
+model = ChatOpenAI(base_url="http://127.0.0.1:8080/v1", api_key="none", model="my-phi3", max_tokens=200)
 print(model.invoke("Why is the sky blue?").content)
 for piece in model.stream("And at sunset?"):
     print(piece.content, end="", flush=True)

@@ -17,7 +17,7 @@ from phi3_onnx.evaluate.tasks.benchmarks import benchmarks
 
 FOLDER = Path(__file__).parents[1]
 PAGES = [
-    *(FOLDER / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *(FOLDER / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")),
     *sorted((FOLDER / "docs").rglob("*.md")),
 ]
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")

@@ -15,7 +15,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from ...configs import UsageError
 from .answers import Engine
@@ -48,7 +49,7 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
     """Return the ASGI application; its lifespan starts and ends the engine."""
     service = Service(engine, settings)
     server = Server(service)
-    routes = [
+    routes: list[BaseRoute] = [
         Route("/", server.page, methods=["GET"]),
         Route("/health", server.health, methods=["GET"]),
         Route("/metrics", server.report, methods=["GET"]),
@@ -65,7 +66,11 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
         *Anthropic(service).routes(),
         *Responses(service).routes(),
     ]
-    middleware = [Middleware(Counted, metrics=service.metrics, paths=[route.path for route in routes])]
+    middleware = [
+        Middleware(Counted, metrics=service.metrics, paths=[route.path for route in routes if isinstance(route, Route)])
+    ]
+    if settings.shared_files:
+        routes.append(Mount("/package", StaticFiles(directory=settings.shared_files)))
     if settings.cors:
         middleware.append(
             Middleware(

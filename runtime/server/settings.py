@@ -1,6 +1,7 @@
 """What a server was asked to be."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Settings:
     """Tool calls that one answer may hold."""
     strict: bool = False
     """Whether unknown parameters and names of other models are refused; else a header warns of them."""
+    shared_files: Path | None = None
+    """The package's folder, where clients may fetch its files under `/package/`; None where they may not."""
     shutdown_seconds: float = 30.0
     """How long running answers may continue after SIGTERM."""
 

@@ -1,6 +1,8 @@
 """The chat page in a real browser: headless Chromium, driven by chromedriver (Debian: chromium, chromium-driver)."""
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,7 +77,7 @@ def test_answers_and_keeps_the_conversation(page: Any, server: RunningServer) ->
     assert answers(page) == ["Bold and code, <b>no markup</b>"]
     body = page.find_element(By.CSS_SELECTOR, ".assistant .text")
     assert [element.text for element in body.find_elements(By.CSS_SELECTOR, "strong, code, b")] == ["Bold", "code"]
-    assert "tokens/s" in page.find_element(By.CSS_SELECTOR, ".foot").text
+    assert "tokens/s" in page.find_element(By.CSS_SELECTOR, ".assistant .foot").text
     say(page, "say second")
     wait(page, lambda: answers(page)[1:] == ["second"])
     assert page.switch_to.active_element.get_attribute("id") == "question"
@@ -128,6 +130,173 @@ def test_settings_are_used(page: Any) -> None:
     page.execute_script("sessionStorage.clear()")
 
 
+def ask(browser: Any, text: str) -> None:
+    """Send a message of several lines."""
+    browser.execute_script("arguments[0].value = arguments[1]", browser.find_element(By.ID, "question"), text)
+    browser.find_element(By.ID, "send").click()
+    wait(browser, lambda: status(browser) == "Answer complete.")
+
+
+MARKDOWN = r"""say ## A *title*
+Text with **bold**, _slanted_, ~~gone~~, `a*b*c`, [a link](https://example.org/x) and snake_case_name.
+
+- one
+  - inner
+- two
+
+3. three
+4. four
+
+| a | b |
+|---|:-:|
+| 1 | `x` |
+
+> quoted
+
+It costs $5 and $10, and $\\frac{a_1}{2} \\le x^2$ holds, \\(\\unknown{x}\\) too.
+
+$$\\sum_{i=0}^n i$$
+
+```html
+<b>not bold</b> **nor this**
+```"""
+
+
+def test_markdown_comes_out_right(page: Any) -> None:
+    ask(page, MARKDOWN.replace("\\\\", "\\"))
+    html = page.find_element(By.CSS_SELECTOR, ".assistant .text").get_attribute("innerHTML")
+    for piece in (
+        "<h3>A <em>title</em></h3>",
+        "<strong>bold</strong>, <em>slanted</em>, <s>gone</s>, <code>a*b*c</code>",
+        'href="https://example.org/x" target="_blank" rel="noopener noreferrer nofollow">a link</a> and snake_case_name',
+        "<ul><li>one<ul><li>inner</li></ul></li><li>two</li></ul>",
+        '<ol start="3"><li>three</li><li>four</li></ol>',
+        "<thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td>1</td><td><code>x</code></td></tr></tbody>",
+        "<blockquote><p>quoted</p></blockquote>",
+        "It costs $5 and $10, and <math",
+        "<mfrac><mrow><msub><mi>a</mi><mn>1</mn></msub></mrow><mrow><mn>2</mn></mrow></mfrac>",
+        "<mo>≤</mo><msup><mi>x</mi><mn>2</mn></msup>",
+        r"<code>\(\unknown{x}\)</code> too.",
+        '<math display="block"',
+        "&lt;b&gt;not bold&lt;/b&gt; **nor this**",
+    ):
+        assert piece in html, piece
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<img src=x onerror="window.hurt=1">',
+        "<script>window.hurt=1</script>",
+        "[x](javascript:window.hurt=1)",
+        "[<img src=x onerror='window.hurt=1'>](https://example.org/\"onmouseover=\"window.hurt=1)",
+        "| <svg onload=window.hurt=1> | b |\n|---|---|\n| <iframe srcdoc='<script>parent.hurt=1</script>'> | x |",
+        '```"><script>window.hurt=1</script>\n</code></pre><script>window.hurt=1</script>\n```',
+        "$</math><script>window.hurt=1</script>$ $\\text{<img src=x onerror=window.hurt=1>}$",
+    ],
+)
+def test_hostile_answers_are_text(page: Any, text: str) -> None:
+    ask(page, f"say {text}")
+    body = page.find_element(By.CSS_SELECTOR, ".assistant .text")
+    assert not body.find_elements(By.CSS_SELECTOR, "script, img, iframe, svg, a[href^='javascript'], [onmouseover]")
+    assert page.execute_script("return window.hurt") is None
+
+
+@pytest.mark.parametrize(
+    "text", ["*" * 3000, "[" * 3000, "`" * 3000, "> " * 1000 + "x", "- " * 1000 + "x", "$" + "{" * 2000 + "$"]
+)
+def test_deep_and_long_marks_leave_the_page_alive(page: Any, text: str) -> None:
+    ask(page, f"say {text}")
+    assert len(page.find_elements(By.CSS_SELECTOR, ".assistant .foot")) == 1
+
+
+def test_edit_and_regenerate(page: Any) -> None:
+    say(page, "say first")
+    wait(page, lambda: status(page) == "Answer complete.")
+    say(page, "say second")
+    wait(page, lambda: answers(page) == ["first", "second"])
+    wait(page, lambda: page.find_element(By.ID, "send").text == "Send")
+    page.find_elements(By.XPATH, "//button[text()='Regenerate']")[1].click()
+    wait(page, lambda: len(page.find_elements(By.CSS_SELECTOR, ".assistant .foot")) == 2)
+    assert answers(page) == ["first", "second"]
+    page.find_elements(By.XPATH, "//button[text()='Edit']")[0].click()
+    box = page.switch_to.active_element
+    assert box.get_attribute("value") == "say first"
+    box.send_keys(" again", Keys.ENTER)
+    wait(page, lambda: answers(page) == ["first again"])
+
+
+def test_conversations_are_kept_and_exported(page: Any, tmp_path: Path) -> None:
+    page.execute_script("localStorage.clear()")
+    page.refresh()
+    wait(page, lambda: "fake on cpu" in page.find_element(By.ID, "model").text)
+    ask(page, "say kept")
+    page.find_element(By.ID, "new").click()
+    ask(page, "say another")
+    page.refresh()
+    listed = wait(page, lambda: page.find_elements(By.CSS_SELECTOR, "#chats .open"))
+    assert [entry.text for entry in listed] == ["say another", "say kept"]
+    listed[1].click()
+    assert answers(page) == ["kept"]
+    folder = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", folder)
+    page.find_element(By.ID, "export-json").click()
+    page.find_element(By.ID, "export-md").click()
+    wait(page, lambda: (tmp_path / "chat.json").is_file() and (tmp_path / "chat.md").is_file())
+    expected = [{"role": "user", "content": "say kept"}, {"role": "assistant", "content": "kept"}]
+    assert json.loads((tmp_path / "chat.json").read_text(encoding="utf-8"))["messages"] == expected
+    page.find_element(By.CSS_SELECTOR, "#chats li:nth-child(2) button:last-child").click()
+    assert len(page.find_elements(By.CSS_SELECTOR, "#chats li")) == 1
+    assert page.find_element(By.ID, "welcome").is_displayed()
+
+
+def test_sampling_goes_along_and_the_meter_shows_the_context(page: Any) -> None:
+    page.execute_script(
+        "window.sent = []; const real = fetch; window.fetch = (path, more) => { if (more?.body) sent.push(more.body);"
+        "return real(path, more); }; document.getElementById('settings').open = true"
+    )
+    for name, value in (("top_p", "0.9"), ("seed", "7")):
+        page.find_element(By.ID, name).send_keys(value)
+    ask(page, "say hi")
+    body = json.loads(page.execute_script("return sent[0]"))
+    assert body["top_p"] == 0.9 and body["seed"] == 7 and "min_p" not in body and "model" not in body
+    assert re.fullmatch(r"\d+ of 4,096 tokens", page.find_element(By.ID, "of").text)
+    page.execute_script("sessionStorage.clear()")
+
+
+def test_several_models_can_be_picked(page: Any) -> None:
+    page.execute_script(
+        "window.sent = []; const real = fetch; window.fetch = (path, more) => { if (more?.body) sent.push(more.body);"
+        "return real(path, more); }; showModels([{id: 'a', context_length: 100}, {id: 'b', context_length: 200}])"
+    )
+    pick = page.find_element(By.ID, "pick")
+    assert pick.is_displayed() and not page.find_element(By.ID, "model").is_displayed()
+    pick.send_keys("b")
+    ask(page, "say hi")
+    assert json.loads(page.execute_script("return sent[0]"))["model"] == "b"
+    assert page.find_element(By.ID, "of").text.endswith(" of 200 tokens")
+
+
+def test_on_a_phone_the_panel_is_opened(browser: Any, server: RunningServer) -> None:
+    phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        browser.get(server.url)
+        wait(browser, lambda: "fake on cpu" in browser.find_element(By.ID, "model").text)
+        ask(browser, "say " + "a_very_long_word" * 20 + "\n\n| a | b |\n|---|---|\n| " + "wide" * 60 + " | x |")
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+        menu = browser.find_element(By.ID, "menu")
+        assert menu.get_attribute("aria-expanded") == "false"
+        assert not browser.find_element(By.ID, "panel").is_displayed()
+        menu.click()
+        assert menu.get_attribute("aria-expanded") == "true"
+        assert browser.switch_to.active_element.get_attribute("id") == "new"
+        browser.find_element(By.ID, "new").click()
+        assert not browser.find_element(By.ID, "panel").is_displayed()
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_asks_for_the_key_where_there_is_one(browser: Any, start_server: StartServer) -> None:
     browser.get(start_server(api_key="open sesame").url)
     say(browser, "say hi")
@@ -140,7 +309,8 @@ def test_asks_for_the_key_where_there_is_one(browser: Any, start_server: StartSe
 
 def test_every_control_has_a_name_and_nothing_comes_from_elsewhere(page: Any, server: RunningServer) -> None:
     page.find_element(By.CSS_SELECTOR, "summary").click()
-    for element in page.find_elements(By.CSS_SELECTOR, "button, input, textarea"):
+    page.execute_script("showModels([{id: 'a', context_length: 10}, {id: 'b', context_length: 10}]); setUsed(1)")
+    for element in page.find_elements(By.CSS_SELECTOR, "button, input, textarea, select, meter"):
         assert element.accessible_name, element.get_attribute("outerHTML")
     assert page.find_element(By.ID, "log").aria_role == "log"
     loaded = page.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
@@ -167,7 +337,10 @@ def test_the_page_is_one_file_that_may_load_nothing_else(server: RunningServer) 
         reply = http.get("/")
     assert reply.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in reply.headers["content-security-policy"]
-    assert "http://" not in reply.text.replace("http://www.w3.org/2000/svg", "") and "https://" not in reply.text
+    assert (
+        "http://" not in re.sub(r"http://www\.w3\.org/(2000/svg|1998/Math/MathML)", "", reply.text)
+        and "https://" not in reply.text
+    )
 
 
 def test_the_page_of_the_endpoints_shows_and_tries_them(browser: Any, server: RunningServer) -> None:
