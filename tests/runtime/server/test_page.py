@@ -168,7 +168,7 @@ def test_markdown_comes_out_right(page: Any) -> None:
     for piece in (
         "<h3>A <em>title</em></h3>",
         "<strong>bold</strong>, <em>slanted</em>, <s>gone</s>, <code>a*b*c</code>",
-        'href="https://example.org/x" target="_blank" rel="noopener noreferrer nofollow">a link</a> and snake_case_name',
+        'href="https://example.org/x" target="_blank" rel="noopener noreferrer nofollow">a link</a> and snake_case_nam',
         "<ul><li>one<ul><li>inner</li></ul></li><li>two</li></ul>",
         '<ol start="3"><li>three</li><li>four</li></ol>',
         "<thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td>1</td><td><code>x</code></td></tr></tbody>",
@@ -236,6 +236,7 @@ def test_conversations_are_kept_and_exported(page: Any, tmp_path: Path) -> None:
     page.refresh()
     listed = wait(page, lambda: page.find_elements(By.CSS_SELECTOR, "#chats .open"))
     assert [entry.text for entry in listed] == ["say another", "say kept"]
+    assert not page.find_element(By.ID, "meter").is_displayed()  # nothing was run yet
     listed[1].click()
     assert answers(page) == ["kept"]
     folder = {"behavior": "allow", "downloadPath": str(tmp_path)}
@@ -289,6 +290,9 @@ def test_on_a_phone_the_panel_is_opened(browser: Any, server: RunningServer) -> 
         assert menu.get_attribute("aria-expanded") == "false"
         assert not browser.find_element(By.ID, "panel").is_displayed()
         menu.click()
+        assert browser.execute_script(
+            "const e = document.getElementById('panel'); return e.scrollWidth <= e.clientWidth"
+        )
         assert menu.get_attribute("aria-expanded") == "true"
         assert browser.switch_to.active_element.get_attribute("id") == "new"
         browser.find_element(By.ID, "new").click()
