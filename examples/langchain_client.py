@@ -1,5 +1,5 @@
 """LangChain against `phi3-onnx serve my-phi3`; needs `pip install langchain-openai`."""
-# pyright: reportMissingImports=false, reportArgumentType=false
+# pyright: reportMissingImports=false, reportArgumentType=false, reportCallIssue=false
 
 from langchain_openai import ChatOpenAI
 
