@@ -52,6 +52,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def page(browser: Any, server: RunningServer) -> Any:
     browser.get(server.url)
     wait(browser, lambda: "fake on cpu" in browser.find_element(By.ID, "model").text)
+    wait(browser, lambda: browser.execute_script("return document.getElementById('pick').options.length"))
     return browser
 
 
