@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,28 +10,66 @@ from ..configs.sizes import size
 from .provider_library import provider_library
 from .screen import warn_of_clashing_wheels
 
+if TYPE_CHECKING:
+    from ..runtime.engines.load import EngineChoice
+
+
+class _Counts(click.ParamType):
+    """Numbers with commas between."""
+
+    name = "counts"
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in value.split(",")]
+        if not all(part.isascii() and part.isdigit() and int(part) >= self._least for part in parts):
+            self.fail(f"{value!r} must be numbers of {self._least} or more, such as 128 or 128,512", param, ctx)
+        return tuple(map(int, parts))
+
+
+_COUNTS, _DEPTHS = _Counts(1), _Counts(0)
+
 
 @click.command()
 @click.argument("packages", nargs=-1, required=True)
 @click.option("--provider", default="auto", show_default=True, help="Where to run: auto, cpu, cuda, dml.")
 @provider_library
 @click.option("--threads", type=click.IntRange(1), help="Threads on the CPU.  [default: physical cores]")
-@click.option("--prompt", type=click.IntRange(1), default=512, show_default=True, help="Tokens to prefill.")
-@click.option("--decode", type=click.IntRange(1), default=48, show_default=True, help="Tokens to run after them.")
+@click.option(
+    "--engine", type=click.Choice(["auto", "ort", "genai"]), default="auto", show_default=True, help="As chat."
+)
+@click.option(
+    "-p", "--prompt", type=_COUNTS, default="512", show_default=True, help="Tokens to prefill; 128,512 is both."
+)
+@click.option("-n", "--decode", type=_COUNTS, default="48", show_default=True, help="Tokens to run one by one.")
+@click.option("-d", "--depth", type=_DEPTHS, metavar="COUNTS", help="Tokens in the cache before either.  [default: 0]")
+@click.option("--clients", type=_COUNTS, metavar="COUNTS", help="Texts to decode at a time, such as 1,2,4,8.")
+@click.option(
+    "-o", "--output", type=click.Choice(["table", "md", "csv", "json"]), help="Print every figure with its spread."
+)
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Repetitions; medians count.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each package.")
 def command(
     packages: tuple[str, ...],
     provider: str,
     threads: int | None,
-    prompt: int,
-    decode: int,
+    engine: "EngineChoice",
+    prompt: tuple[int, ...],
+    decode: tuple[int, ...],
+    depth: tuple[int, ...] | None,
+    clients: tuple[int, ...] | None,
+    output: str | None,
     repeat: int,
     as_json: bool,
 ) -> None:
     """Measure how fast packages prefill and decode, and what memory they take.
 
-    Each package runs in a process of its own, so that its peak memory is its own.
+    Each package runs in a process of its own, so that its peak memory is its own. Several lengths, --depth, --clients
+    and -o measure every combination in turn, and print medians with their spread.
     """
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
@@ -38,15 +77,20 @@ def command(
     from ..configs import find_package
     from ..evaluate.bench import bench
 
-    options = {
-        "provider": provider,
-        "threads": threads,
-        "prompt_tokens": prompt,
-        "decoded_tokens": decode,
-        "repeat": repeat,
-    }
+    options: dict[str, Any] = {"provider": provider, "engine": engine, "threads": threads, "repeat": repeat}
     folders = [find_package(package) for package in packages]
     warn_of_clashing_wheels(provider)
+    if depth or clients or output or len(prompt) > 1 or len(decode) > 1:
+        from ..evaluate.sweep import FORMATS, sweep
+
+        options |= {"prompts": prompt, "decodes": decode, "depths": depth or (0,), "texts": clients or ()}
+        sweeps = []
+        for folder in folders:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                sweeps.append(process.submit(sweep, folder, **options).result())
+        click.echo(FORMATS[output or ("json" if as_json else "table")](sweeps))
+        return
+    options |= {"prompt_tokens": min(prompt), "decoded_tokens": min(decode)}
     for folder in folders:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             done = process.submit(bench, folder, **options).result()
@@ -56,7 +100,7 @@ def command(
             click.echo(json.dumps({"package": done.package, **asdict(speed), **loading}))
             continue
         click.echo(
-            f"{done.package}: prefill {speed.prefill_tokens_per_second:.0f} tokens/s over {prompt}, "
+            f"{done.package}: prefill {speed.prefill_tokens_per_second:.0f} tokens/s over {speed.prompt_tokens}, "
             f"decode {speed.decode_tokens_per_second:.1f} tokens/s, loaded in {done.load_seconds:.2f} s, "
             f"peak memory {size(done.peak_memory_bytes)}, on {speed.provider} ({speed.engine})"
         )

@@ -10,6 +10,7 @@ import psutil
 
 from ..configs import UsageError
 from ..runtime import Model, load
+from ..runtime.engines.load import EngineChoice
 
 _WARM_UP = 16
 """Tokens run before the clock does: the first run of a session reserves memory and packs weights."""
@@ -46,6 +47,7 @@ def bench(
     package: str | Path,
     *,
     provider: str = "auto",
+    engine: EngineChoice = "auto",
     threads: int | None = None,
     prompt_tokens: int = 512,
     decoded_tokens: int = 48,
@@ -56,6 +58,7 @@ def bench(
     Args:
         package: its folder, or its name in the store.
         provider: as for `load`.
+        engine: as for `load`.
         threads: as for `load`.
         prompt_tokens: as for `measure_speed`, like the next two.
         decoded_tokens: tokens run one by one after the prompt.
@@ -68,7 +71,7 @@ def bench(
 
     """
     start = time.perf_counter()
-    with load(package, provider=provider, threads=threads) as model:
+    with load(package, provider=provider, engine=engine, threads=threads, speculate="off") as model:
         loaded = time.perf_counter() - start
         speed = measure_speed(model, prompt_tokens, decoded_tokens, repeat)
         return Bench(model.package.name, speed, round(loaded, 3), _peak_memory())

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from click.testing import CliRunner
 from phi3_onnx.cli import root
-from phi3_onnx.configs import PackageError
+from phi3_onnx.configs import PackageError, UsageError
+from phi3_onnx.evaluate.sweep import FORMATS, Figure, Sweep
 
 SHORT = ["--prompt", "8", "--decode", "2", "--repeat", "1", "--threads", "1", "--provider", "cpu"]
 
@@ -21,6 +22,47 @@ def test_a_line_for_each_package(tiny_package: Callable[..., Path]) -> None:
     assert found["prefill_tokens_per_second"] > 0
     assert found["decode_tokens_per_second"] > 0
     assert found["peak_memory_bytes"] > 10 << 20
+
+
+def test_a_sweep_measures_every_combination(tiny_package: Callable[..., Path]) -> None:
+    package = tiny_package("gqa", "cpu-int4-rtn")
+    sweep = ["-p", "4,8", "-n", "2", "-d", "0,5", "--clients", "1,2", "--repeat", "2", "--threads", "1", "-o"]
+    ran = CliRunner().invoke(root, ["bench", str(package), *sweep, "json"])
+    assert ran.exit_code == 0, ran.output
+    (found,) = json.loads(ran.stdout)
+    assert found["package"] == "tiny-gqa/cpu-int4-rtn" and "decode.onnx" in found["engine"]
+    jobs = [(entry["kind"], entry["tokens"], entry["depth"], entry["texts"]) for entry in found["figures"]]
+    assert jobs == [
+        *(("prefill", tokens, depth, 1) for depth in (0, 5) for tokens in (4, 8)),
+        *(("decode", 2, depth, 1) for depth in (0, 5)),
+        *(("together", 2, 5, texts) for texts in (1, 2)),
+    ]
+    for entry in found["figures"]:
+        assert 0 < entry["least"] <= entry["tokens_per_second"] <= entry["most"]
+
+
+def test_a_sweep_is_written_as_asked() -> None:
+    figures = [Figure("prefill", 128, 0, 1, 300.5, 290.0, 310.0), Figure("together", 48, 512, 8, 99.0, 98.0, 100.0)]
+    sweeps = [Sweep("a, b/cpu", "cpu", "engine", 1.0, figures)]
+    assert FORMATS["csv"](sweeps).splitlines() == [
+        "package,kind,tokens,depth,texts,tokens_per_second,least,most",
+        '"a, b/cpu",prefill,128,0,1,300.5,290.0,310.0',
+        '"a, b/cpu",together,48,512,8,99.0,98.0,100.0',
+    ]
+    assert FORMATS["md"](sweeps).splitlines()[1:3] == [
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| a, b/cpu | prefill | 128 | 0 | 1 | 300.5 | 290.0 | 310.0 |",
+    ]
+    assert FORMATS["table"](sweeps).splitlines()[1] == (
+        "a, b/cpu  prefill   128     0      1      300.5              290.0  310.0"
+    )
+
+
+def test_what_a_sweep_cannot_do_is_said(tiny_package: Callable[..., Path]) -> None:
+    ran = CliRunner().invoke(root, ["bench", str(tiny_package("plain")), "--clients", "2", "--threads", "1"])
+    assert isinstance(ran.exception, UsageError) and "does not decode texts together" in str(ran.exception)
+    ran = CliRunner().invoke(root, ["bench", str(tiny_package("plain")), "-p", "128,many"])
+    assert ran.exit_code == 2 and "'128,many' must be numbers of 1 or more" in ran.output
 
 
 def test_a_package_that_is_not_there_stops_all_of_them(tiny_package: Callable[..., Path]) -> None:
