@@ -172,6 +172,11 @@ class StructuredOutputs(Part):
     json_object: bool | None = None
 
 
+MOST_STOPS = 64
+LONGEST_STOP = 256
+"""Stop texts of a request, and characters of each: all are looked for after each token, while other answers wait."""
+
+
 class _Generation(Numbers):
     """What both kinds of completion have in common."""
 
@@ -193,6 +198,8 @@ class _Generation(Numbers):
             raise ValueError("stream_options is for stream: true only")
         if not all(self.stops):
             raise ValueError("stop must not hold an empty text")
+        if len(self.stops) > MOST_STOPS or max(map(len, self.stops), default=0) > LONGEST_STOP:
+            raise ValueError(f"stop may hold {MOST_STOPS} texts of {LONGEST_STOP} characters at most")
         if len(self.forms) > 1:
             raise ValueError(f"an answer has one form at most, got {', '.join(self.forms)}; give one of them")
         return self

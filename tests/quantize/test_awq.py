@@ -72,3 +72,7 @@ def test_scaled_inputs_have_the_scaled_gram_matrix() -> None:
     scaled = inputs / scale
     expected = scaled.T @ scaled / len(inputs)
     torch.testing.assert_close(scale_gram(inputs.T @ inputs / len(inputs), scale), expected)
+
+
+def test_ratios_are_the_papers() -> None:
+    assert pytest.approx([0.05 * step for step in range(20)]) == list(RATIOS)

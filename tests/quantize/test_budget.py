@@ -46,6 +46,10 @@ def test_too_small_a_budget_is_refused() -> None:
         ("8 bpw", Budget(1000, whole_file=False, text="8bpw")),
         ("105MB", Budget(105_000_000, whole_file=True, text="105mb")),
         ("1.5 MiB", Budget(1572864, whole_file=True, text="1.5mib")),
+        *(
+            (f"3{unit}", Budget(3 * size, whole_file=True, text=f"3{unit.lower()}"))
+            for unit, size in (("B", 1), ("kB", 1000), ("GB", 1_000_000_000), ("KiB", 1024), ("GiB", 1_073_741_824))
+        ),
     ],
 )
 def test_budgets_are_read(text: str, expected: Budget) -> None:

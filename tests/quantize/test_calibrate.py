@@ -72,6 +72,17 @@ def test_layers_see_what_they_see_in_the_whole_model(
         assert float((seen.mean_abs - x.abs().mean(0)).abs().max()) < tolerance
 
 
+def test_norms_report_the_largest_mean_square_of_a_row(tiny: Tiny) -> None:
+    checkpoint = open_checkpoint(tiny("plain"))
+    _, first = next(calibrate(checkpoint.config, checkpoint.read, samples(), Rounding(EIGHT_BITS)))
+    rows = checkpoint.read("model.embed_tokens.weight")[samples()]
+    expected = float(np.square(rows).mean(-1).max())
+    assert expected < 1, "what it begins with must not be larger"
+    # bfloat16, where the processor has it, rounds each value by up to 2^-9.
+    assert first.mean_squares["input_layernorm.weight"] == pytest.approx(expected, rel=0.01)
+    assert set(first.mean_squares) == {"input_layernorm.weight", "post_attention_layernorm.weight", "output"}
+
+
 def test_a_killed_run_goes_on_at_its_layer(tiny: Tiny, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny("plain"))
     whole = dict(calibrate(checkpoint.config, checkpoint.read, samples(), Rounding(FOUR_BITS)))

@@ -113,3 +113,8 @@ def test_same_input_same_result() -> None:
     assert torch.equal(results[0].steps, results[1].steps)
     assert torch.equal(weight, random_weight(8, 64)), "arguments are left alone"
     assert torch.equal(gram, gram_of(random_inputs(64)))
+
+
+def test_columns_that_were_not_seen_keep_a_hundredth_of_the_mean() -> None:
+    gram = torch.diag(torch.tensor([4.0, 0.0]))
+    assert column_importance(gram).tolist() == pytest.approx([4.02, 0.02])

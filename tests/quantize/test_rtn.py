@@ -52,6 +52,15 @@ def test_no_weight_is_further_than_half_a_step_from_its_value_unless_clipped(sch
     assert np.all((distance <= half * (1 + 1e-4))[inner])
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_weights_of_one_sign_far_from_zero_lose_no_more_than_the_full_range(scheme: WeightScheme, sign: int) -> None:
+    # Every grid has 0 on it, so the range begins there and not at the smallest weight.
+    weight = (sign * np.random.default_rng(0).uniform(4, 5, (8, 256))).astype(np.float32)
+    error = squared_error(weight, quantize_rtn(weight, scheme).dequantize())
+    assert error <= squared_error(weight, plain_rounding(weight, scheme)) * (1 + 1e-6)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("columns", [72, 576])
 def test_a_ragged_last_block_is_filled_with_zeros(scheme: WeightScheme, columns: int) -> None:

@@ -211,11 +211,10 @@ async def wrong(server: Server) -> str:
     bodies: tuple[Any, ...] = (
         [],
         "text",
-        None,
         {**ask, "messages": "hello"},
         {**ask, "messages": [{"role": 7, "content": {"a": 1}}]},
         {**ask, "temperature": 1e308},
-        {**ask, "max_tokens": -1},
+        {**ask, "max_tokens": -7},
         {**ask, "n": 10**9},
         {**ask, "top_logprobs": 10**6, "logprobs": True},
         {**ask, "logit_bias": {"1000000000": 5}},

@@ -122,6 +122,7 @@ def table(by_extra: Mapping[str, Sequence[Part]]) -> str:
         "As the packages state them, in the versions that pip takes for 64-bit Linux (for Windows where an extra is",
         "for it alone), dependencies of dependencies included. `python -m tests.supply.bill` writes this page, and a",
         "CycloneDX file for each extra. phi3-onnx itself is under the MIT licence.",
+        f"Extras: {', '.join(by_extra)}.",
         "",
         "| package | version | licence | extras |",
         "|---|---|---|---|",

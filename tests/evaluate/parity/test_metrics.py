@@ -133,3 +133,10 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
         Comparison().add(logits(1), logits(2), tokens(3)[:-2])
     with pytest.raises(ValueError, match="no logits"):
         Comparison().result()
+
+
+def test_two_tokens_have_an_error_bar() -> None:
+    found = compare(logits(1)[:2], logits(2)[:2], tokens(3)[:2])
+    p = distributions(logits(1)[:2])
+    first, second = (-math.log(row[token]) for row, token in zip(p, tokens(3)[:2], strict=True))
+    assert found.reference.nll_standard_error == pytest.approx(abs(first - second) / 2, rel=1e-12)

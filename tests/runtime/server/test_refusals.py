@@ -97,6 +97,8 @@ def test_what_asks_for_nothing_is_taken(server: RunningServer) -> None:
         ({"seed": 2**64}, "seed"),
         ({"stop": [""]}, None),
         ({"stop": 5}, "stop"),
+        ({"stop": [str(number) for number in range(65)]}, None),
+        ({"stop": "a" * 257}, None),
         ({"messages": []}, "messages"),
         ({"messages": "hi"}, "messages"),
         ({"messages": [{"role": "king", "content": "a"}]}, "messages.0"),
