@@ -20,7 +20,7 @@ PAGES = [
     *(FOLDER / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")),
     *sorted((FOLDER / "docs").rglob("*.md")),
 ]
-_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def _without_code(text: str) -> str:

@@ -1,10 +1,12 @@
 """What the README says works: its commands, its targets, the demo's output; and it stays short."""
 
+import html
 import re
 from pathlib import Path
 
 import pytest
 import write_demo
+import write_pictures
 from click.testing import CliRunner
 from phi3_onnx.cli import VERBS, root
 from phi3_onnx.configs import read_manifest, targets
@@ -29,6 +31,16 @@ def test_the_set_up_commands_are_those_of_ci() -> None:
     ci = (FOLDER / ".ci" / "run").read_text(encoding="utf-8")
     for command in tests.split(" && "):
         assert command.removeprefix("pip install ") in ci.replace("pip install -q ", "pip install ")
+
+
+def test_the_picture_of_the_demo_is_of_this_output() -> None:
+    svg = (FOLDER / "docs" / "pictures" / "demo.svg").read_text(encoding="utf-8")
+    for drawn in (svg, write_pictures.demo_svg(write_demo.in_readme())):
+        text = html.unescape(drawn).replace("\xa0", " ")
+        for line in write_demo.in_readme().splitlines():
+            for word in line.split():  # what is coloured stands by itself
+                assert word in text, "run: python docs/write_pictures.py"
+        assert "http" not in drawn.replace("http://www.w3.org/2000/svg", "")  # no font from elsewhere
 
 
 @pytest.mark.parametrize("verb", list(VERBS))

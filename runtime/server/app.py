@@ -121,7 +121,7 @@ class Server:
 
     async def openapi(self, request: Request) -> Response:
         """`GET /openapi.json`: this description."""
-        return JSONResponse(document(request.app.routes, _version()))
+        return JSONResponse(document([route for route in request.app.routes if isinstance(route, Route)], _version()))
 
     async def health(self, request: Request) -> Response:
         """`GET /health`: 200 where the engine is ready, else 503."""
