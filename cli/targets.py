@@ -16,7 +16,7 @@ def command(as_json: bool) -> None:
         click.echo(json.dumps([asdict(target) for target in targets().values()], indent=1))
         return
     for target in targets().values():
-        click.echo(f"{target.name:<16}{target.provider:<6}{target.io_dtype:<9}{target.weights}")
+        click.echo(f"{target.name:<16}{target.provider:<8}{target.io_dtype:<9}{target.weights}")
         click.echo(f"    {target.description}")
         if target.aliases:
             click.echo(f"    also called {', '.join(target.aliases)}")

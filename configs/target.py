@@ -13,7 +13,7 @@ from .errors import UsageError
 from .fields import shown
 
 IoDtype = Literal["float32", "float16"]
-Provider = Literal["cpu", "cuda", "dml"]
+Provider = Literal["cpu", "cuda", "dml", "webgpu"]
 Method = Literal["rtn", "imatrix", "awq", "gptq", "awq+gptq"]
 Attention = Literal["packed", "separate"]
 Embedding = Literal["quantized", "gather"]
@@ -118,6 +118,8 @@ class Target:
     norm_limit: float | None = None
     """Mean square of a row up to which the provider's float16 norms are right; those that may see more are computed in
     float32. None: any."""
+    file_bytes: int | None = None
+    """Most bytes of one data file, where a runtime cannot read larger ones; None: all weights are in one."""
     last_token_logits: bool = False
     """Whether the head runs on the last token only (logits of shape [batch, 1, vocab])."""
     quantization: Quantization | None = None

@@ -14,7 +14,7 @@ from ..configs.extras import extra_for
 from ..configs.sizes import size
 
 _TEMPLATE = "model_card.md.jinja"
-_PROVIDERS = {"cpu": "CPU, mobile", "cuda": "CUDA", "dml": "DirectML"}
+_PROVIDERS = {"cpu": "CPU, mobile", "cuda": "CUDA", "dml": "DirectML", "webgpu": "WebGPU, browsers"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FIGURES = ("mean_kl", "top1_agreement", "perplexity_ratio", "greedy_agreement")
 # Every Phi-3, Phi-3.5 and Phi-4-mini model is under the MIT licence: huggingface.co/microsoft/<model>, LICENSE.

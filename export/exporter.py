@@ -40,7 +40,7 @@ from .weights.calibration_data import (
     prepare_calibration,
     short_calibration,
 )
-from .weights.data_file import DATA_NAME, DataFile
+from .weights.data_file import DataFile
 from .weights.fill import Progress, Tally, filling, fills_by_processes, summaries, worker_processes, write_quantized
 from .weights.fit_budget import fit_budget
 from .weights.layout import COS_TABLE, SIN_TABLE, Layout, plan_layout
@@ -237,7 +237,7 @@ def _write(plan: ExportPlan, folder: Path, progress: Progress) -> None:
     from .lint.check import check_graph
 
     checkpoint = plan.checkpoint
-    data = DataFile(folder / DATA_NAME, plan.layout)
+    data = DataFile(folder, plan.layout)
     data.create()
     tensors, mean_squares = _fill(plan, data, progress)
     norms = wide_norms(checkpoint.config, plan.target, mean_squares)

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ...configs import ModelConfig, Target
-from ..weights.data_file import DATA_NAME
+from ..weights.data_file import data_name
 from ..weights.layout import Layout
 from .passes import (
     ROWS_OF,
@@ -74,7 +74,7 @@ class Graph:
                 raise PassError(f"graph and data file differ in {name}: {value.shape} {value.dtype}, {entry}")
             bound[stored] += rows
             value.const_value = ir.ExternalTensor(
-                DATA_NAME,
+                data_name(entry.file),
                 entry.offset + first * entry.row_bytes,
                 rows * entry.row_bytes,
                 dtype,

@@ -88,6 +88,21 @@ RULES: tuple[Rule, ...] = (
         _ragged,
         "take a block size that divides K",
     ),
+    # Seen in onnxruntime-web 1.30: its WebGPU build falls back to kernels of its own WASM, which are fewer.
+    Rule(
+        "a GatherBlockQuantized, which a browser without WebGPU does not have",
+        "webgpu",
+        "GatherBlockQuantized",
+        _always,
+        "store the embedding in float16 and look it up with Gather",
+    ),
+    Rule(
+        "a MatMulNBits whose K is not a multiple of its block, which was not tried on WebGPU",
+        "webgpu",
+        "MatMulNBits",
+        _ragged,
+        "take a block size that divides K",
+    ),
     Rule(
         "a RotaryEmbedding of a part of a Split, which DirectML computes wrongly while it captures",
         "dml",

@@ -9,6 +9,7 @@ _PROVIDER_OPTIONS: Mapping[str, list[dict[str, Any]]] = {
     "cpu": [],
     "cuda": [{"cuda": {}}],
     "dml": [{"dml": {}}],
+    "webgpu": [{"webgpu": {}}],
 }
 
 

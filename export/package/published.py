@@ -19,7 +19,7 @@ from .destination import building, check_destination
 
 Notify = Callable[[str], None]
 
-_MACHINES = {"cpu": "cpu_and_mobile", "cuda": "cuda", "dml": "directml"}
+_MACHINES = {"cpu": "cpu_and_mobile", "cuda": "cuda", "dml": "directml", "webgpu": "web"}
 _CONFIG = "genai_config.json"
 _CODE = (".py", ".pyc", ".ipynb")
 """What is never fetched: published folders bring modelling code, which nothing here runs."""

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ...configs import ModelConfig, Target, WeightScheme
+from ...configs import ModelConfig, Target, UsageError, WeightScheme
 from ...quantize.packed import packed_shapes
 from .rope import table_length
 
@@ -73,7 +73,9 @@ class Stored:
     dtype: np.dtype
     shape: tuple[int, ...]
     offset: int
-    """In bytes, from the start of the file."""
+    """In bytes, from the start of its file."""
+    file: int = 0
+    """Number of its data file."""
 
     @property
     def num_bytes(self) -> int:
@@ -88,18 +90,26 @@ class Stored:
 
 @dataclass(frozen=True)
 class Layout:
-    """The data file of a package."""
+    """The data files of a package: one, or as many as the target's `file_bytes` asks for."""
 
     stored: Mapping[str, Stored]
-    """By the initializer's name, in the order of their offsets."""
+    """By the initializer's name, in the order of files and offsets."""
     quantized: Mapping[str, QuantizedTensor]
     """What a quantized tensor of the checkpoint becomes; the other tensors are initializers of their own name. An
     embedding that the head is tied to can be both."""
 
     @cached_property
+    def file_sizes(self) -> tuple[int, ...]:
+        """Bytes of each file."""
+        sizes: dict[int, int] = {}
+        for entry in self.stored.values():
+            sizes[entry.file] = max(sizes.get(entry.file, 0), entry.offset + entry.num_bytes)
+        return tuple(sizes[number] for number in range(len(sizes)))
+
+    @property
     def num_bytes(self) -> int:
-        """Bytes of the file."""
-        return max(entry.offset + entry.num_bytes for entry in self.stored.values())
+        """Bytes of all files."""
+        return sum(self.file_sizes)
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -108,18 +118,30 @@ class Layout:
 
 
 def plan_layout(config: ModelConfig, target: Target) -> Layout:
-    """Return the place of every initializer of a model's package for `target`."""
+    """Return the place of every initializer of a model's package for `target`.
+
+    Raises:
+        UsageError: one initializer is larger than the target's files may be.
+
+    """
     dtype = np.dtype(target.io_dtype)
     quantized: dict[str, QuantizedTensor] = {}
     stored: dict[str, Stored] = {}
-    position = 0
+    position = number = 0
 
     def add(name: str, kind: np.dtype, shape: tuple[int, ...]) -> None:
-        nonlocal position
+        nonlocal position, number
         size = math.prod(shape) * kind.itemsize
         if size >= _ALIGN_FROM:
             position = -(-position // _ALIGNMENT) * _ALIGNMENT
-        stored[name] = Stored(name, kind, shape, position)
+        if target.file_bytes is not None and position + size > target.file_bytes:
+            if size > target.file_bytes:
+                raise UsageError(
+                    f"{name} has {size} bytes, and a file of target {target.name} at most {target.file_bytes}; "
+                    "raise file_bytes in the target"
+                )
+            position, number = 0, number + 1
+        stored[name] = Stored(name, kind, shape, position, number)
         position += size
 
     for name, shape in config.tensor_shapes().items():

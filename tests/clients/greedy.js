@@ -18,12 +18,14 @@ async function step(ort, session, config, ids, start, cache) {
   return [outputs.logits, next];
 }
 
-function emptyCache(ort, config) {
+// A graph in float16 takes and gives Float16Array, where the browser has it.
+function emptyCache(ort, config, type) {
   const cache = {};
+  const empty = () => (type === "float16" ? new Float16Array(0) : new Float32Array(0));
   const shape = [1, config.num_key_value_heads, 0, config.head_size];
   for (let i = 0; i < config.num_hidden_layers; i++) {
     for (const kind of ["key", "value"]) {
-      cache[`past_key_values.${i}.${kind}`] = new ort.Tensor("float32", new Float32Array(0), shape);
+      cache[`past_key_values.${i}.${kind}`] = new ort.Tensor(type, empty(), shape);
     }
   }
   return cache;
@@ -41,9 +43,9 @@ async function answerAll(ort, session, genaiConfig, task) {
   const tokens = [];
   const logits = [];
   for (const prompt of task.prompts) {
-    let [out, cache] = await step(ort, session, config, prompt, 0, emptyCache(ort, config));
+    let [out, cache] = await step(ort, session, config, prompt, 0, emptyCache(ort, config, task.type || "float32"));
     const vocabulary = out.dims[2];
-    logits.push(out.data.slice((prompt.length - task.positions) * vocabulary));
+    logits.push(Float32Array.from(out.data.subarray((prompt.length - task.positions) * vocabulary)));
     let row = out.data.subarray((prompt.length - 1) * vocabulary);
     const answer = [];
     for (let length = prompt.length; answer.length < task.steps; length++) {

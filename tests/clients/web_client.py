@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -46,27 +47,45 @@ class Handler(SimpleHTTPRequestHandler):
             self.done.set()
 
 
-def main(page: str, modules: Path, task: Path, result: Path) -> int:
+def visit(
+    page: str, modules: Path, task: Path, *, flags: Sequence[str] = ("--disable-gpu",), seconds: int = SECONDS
+) -> dict[str, bytes]:
+    """Return what a page posts in headless Chromium, by path, until it posts `/result` or `/error`.
+
+    Args:
+        page: its file name here, with a query perhaps.
+        modules: the `node_modules` folder, which the page finds under `/modules`.
+        task: the folder that it finds under `/task`.
+        flags: more arguments for the browser.
+        seconds: how long to wait.
+
+    """
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
-        print(f"no browser: none of {', '.join(BROWSERS)} is installed")
-        return 1
+        return {"/error": f"no browser: none of {', '.join(BROWSERS)} is installed".encode()}
     sent: dict[str, bytes] = {}
     done = threading.Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, modules, task, sent, done))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as profile:
         address = f"http://127.0.0.1:{server.server_address[1]}/{page}"
-        command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        process = subprocess.Popen([*command, f"--user-data-dir={profile}", address])
+        command = [browser, "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", *flags]
+        process = subprocess.Popen([*command, f"--user-data-dir={profile}", address], stderr=subprocess.DEVNULL)
         try:
-            finished = done.wait(SECONDS)
+            finished = done.wait(seconds)
         finally:
             process.terminate()
             process.wait()
     server.shutdown()
-    if not finished or "/error" in sent:
-        print(sent.get("/error", b"the page sent nothing").decode())
+    if not finished:
+        sent["/error"] = b"the page sent nothing"
+    return sent
+
+
+def main(page: str, modules: Path, task: Path, result: Path) -> int:
+    sent = visit(page, modules, task)
+    if "/error" in sent:
+        print(sent["/error"].decode())
         return 1
     (result / "logits.f32").write_bytes(sent["/logits"])
     (result / "result.json").write_bytes(sent["/result"])

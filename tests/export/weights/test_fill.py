@@ -74,7 +74,7 @@ class EndsItsProcess:
 
 def fill_all(checkpoint: Checkpoint, folder: Path, then: Callable[[], None] = lambda: None) -> None:
     target = find_target("cpu-int4-rtn")
-    data = DataFile(folder / "data", plan_layout(checkpoint.config, target))
+    data = DataFile(folder, plan_layout(checkpoint.config, target))
     data.create()
     with filling(data, checkpoint, target, list(checkpoint.config.tensor_shapes()), Tally(data, print)) as under_way:
         then()
@@ -131,7 +131,7 @@ def test_workers_end_with_a_parent_that_is_killed(tiny: Callable[..., Path], tmp
     semaphores = set(shared.iterdir()) if shared.is_dir() else set()
     script = tmp_path / "slow.py"
     script.write_text(SLOW, encoding="utf-8")
-    command = [sys.executable, str(script), str(tiny("plain")), str(tmp_path / "data")]
+    command = [sys.executable, str(script), str(tiny("plain")), str(tmp_path)]
     parent = psutil.Popen(command, stdout=subprocess.PIPE)
     assert parent.stdout is not None and parent.stdout.readline().strip() == b"reading"
     family = parent.children(recursive=True)
@@ -149,7 +149,7 @@ def test_workers_end_with_a_parent_that_is_killed(tiny: Callable[..., Path], tmp
 def test_rows_that_nobody_wrote_are_noticed(tiny: Callable[..., Path], tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny("plain"))
     target = find_target("cpu-int4-rtn")
-    data = DataFile(tmp_path / "data", plan_layout(checkpoint.config, target))
+    data = DataFile(tmp_path, plan_layout(checkpoint.config, target))
     data.create()
     tally = Tally(data, lambda *_: None)
     tensors = list(checkpoint.config.tensor_shapes())
