@@ -33,8 +33,8 @@ WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 STEPS, POSITIONS = 12, 8
 SHAPE_NODES = 6
 """Nodes of shape arithmetic, which ONNX Runtime leaves to the CPU: the lengths from the attention mask."""
-# Seen on tiny models: WASM has the CPU's kernels and gives the same logits; WebGPU sums in another order.
-TOLERANCE = {"wasm": 1e-4, "webgpu": 5e-3}
+# Seen on tiny models: 1.2e-5 in float32, by WASM and on WebGPU, and 0.0078 in float16, its last digit from 8 on.
+TOLERANCE = {"float32": 1e-3, "float16": 0.05}
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,11 @@ def judge(name: str, provider: str, sent: dict[str, bytes], task: Path) -> Row:
     )
     total = sum(map(len, expected))
     elsewhere = sum(count for where, count in found["placed"] if where != "WebGpuExecutionProvider")
-    passed = same == total and apart <= TOLERANCE[provider] and (provider == "wasm" or elsewhere <= SHAPE_NODES)
+    passed = (
+        same == total
+        and apart <= TOLERANCE[name.partition(" ")[0]]
+        and (provider == "wasm" or elsewhere <= SHAPE_NODES)
+    )
     placed = ", ".join(
         f"{count} nodes on {where.removesuffix('ExecutionProvider')}" for where, count in found["placed"]
     )
