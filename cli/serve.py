@@ -1,7 +1,9 @@
 """`phi3-onnx serve`."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,6 +11,9 @@ from ..configs import UsageError
 from ..configs.sizes import parse_size
 from .answering import Loading, loading_options
 from .screen import notice, quiet, warn_of_clashing_wheels
+
+if TYPE_CHECKING:
+    from ..runtime.server.logs import LogFormat
 
 
 def _read_size(ctx: click.Context, param: click.Parameter, given: str | None) -> int | None:
@@ -81,6 +86,13 @@ def _read_size(ctx: click.Context, param: click.Parameter, given: str | None) ->
     type=click.FloatRange(0),
     help="How long answers may continue after SIGTERM or Ctrl-C; a second one ends them at once.",
 )
+@click.option(
+    "--log-format",
+    default="text",
+    show_default=True,
+    type=click.Choice(["text", "json"]),
+    help="JSON: every notice, log line and request as an object of its own.",
+)
 @loading_options
 def command(
     package: str | None,
@@ -100,6 +112,7 @@ def command(
     cache_dir_size: int,
     share_files: bool,
     shutdown_seconds: float,
+    log_format: "LogFormat",
     loading: Loading,
 ) -> None:
     """Serve a package over HTTP: OpenAI's protocol at /v1, a page to chat at /, /health, and /metrics.
@@ -110,6 +123,7 @@ def command(
     from .requirements import require_server
 
     require_server()
+    from ..runtime.server.logs import log_in_json
     from ..runtime.server.messages import Ready
     from ..runtime.server.run import serve
     from ..runtime.server.settings import Settings
@@ -131,21 +145,26 @@ def command(
         shared_files=folder if share_files else None,
         shutdown_seconds=shutdown_seconds,
     )
+    say = notice
+    if log_format == "json":
+        log_in_json(debug=bool(click.get_current_context().find_root().params.get("debug")))
+        say = logging.getLogger("phi3_onnx.serve").info
     loader = PackageLoader(
         str(folder),
         **asdict(loading),
         cache_memory=cache_memory,
         cache_folder=(cache_dir.absolute(), cache_dir_size) if cache_dir else None,
-        notify=None if quiet() else notice,
+        notify=None if quiet() else say,
+        log_format=log_format,
     )
     warn_of_clashing_wheels(loading.provider)
     if not settings.local and api_key is None:
-        notice(f"everyone who reaches {host} can use this server; --api-key keeps others out")
+        say(f"everyone who reaches {host} can use this server; --api-key keeps others out")
 
     def on_ready(info: Ready, url: str) -> None:
-        notice(f"{info.model} on {info.provider} ({info.choice})")
+        say(f"{info.model} on {info.provider} ({info.choice})")
         if info.turns_because:
-            notice(f"answers take turns and may differ by rounding: {info.turns_because}")
-        notice(f"ready at {url} (OpenAI's protocol at {url}/v1); Ctrl-C ends it")
+            say(f"answers take turns and may differ by rounding: {info.turns_because}")
+        say(f"ready at {url} (OpenAI's protocol at {url}/v1); Ctrl-C ends it")
 
     serve(loader, settings, on_ready)

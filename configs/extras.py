@@ -84,6 +84,7 @@ ADDITIONS = {
     "hub": "fetch and publish packages on the Hugging Face hub",
     "sign": "sign packages, and check who signed one",
     "plot": "draw the errors of a verification",
+    "otel": "send the server's traces and metrics by OpenTelemetry",
     "eval": "run the benchmarks of model cards",
     "optimum": "Optimum's ORTModelForCausalLM, in an environment of its own",
     "ray": "replicas and data sets on many machines, with Ray",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 from .messages import Accepted, CacheState, Event, Job, Ready, Refused, Tokenized
+from .telemetry import Operation
 
 State = Literal["loading", "ready", "restarting", "stopped"]
 
@@ -19,11 +20,17 @@ class Answers:
         self._events: list[Event] = []
         self._accepted: asyncio.Future[Accepted | Refused | Tokenized] = asyncio.get_running_loop().create_future()
         self._arrived = asyncio.Event()
+        self.operation: Operation | None = None
+        """What is told to OpenTelemetry of it."""
+        self.refused = ""
+        """Why it ended without an answer: a `RefusalKind`."""
         self.listener: Callable[[], None] | None = None
         """Called after each event, instead of waking whoever waits in `next`."""
 
     def put(self, event: Accepted | Tokenized | Event) -> None:
         """Add an event; the first is `Accepted`, `Tokenized` or `Refused`."""
+        if isinstance(event, Refused):
+            self.refused = event.kind
         if not self._accepted.done():
             assert isinstance(event, Accepted | Refused | Tokenized)
             self._accepted.set_result(event)

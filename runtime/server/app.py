@@ -22,7 +22,7 @@ from ...configs import UsageError
 from .answers import Engine
 from .errors import ApiError, api_error, response
 from .forms import guidance_of
-from .guard import Counted, Guard
+from .guard import REQUEST_ID_HEADER, Counted, Guard, RequestIds
 from .messages import Job, Ready
 from .openapi import document
 from .parameters import WARNING_HEADER, Notes
@@ -67,7 +67,10 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
         *Responses(service).routes(),
     ]
     middleware = [
-        Middleware(Counted, metrics=service.metrics, paths=[route.path for route in routes if isinstance(route, Route)])
+        Middleware(RequestIds),
+        Middleware(
+            Counted, metrics=service.metrics, paths=[route.path for route in routes if isinstance(route, Route)]
+        ),
     ]
     if settings.shared_files:
         routes.append(Mount("/package", StaticFiles(directory=settings.shared_files)))
@@ -78,7 +81,7 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
                 allow_origins=list(settings.cors),
                 allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
-                expose_headers=["Retry-After", WARNING_HEADER],
+                expose_headers=["Retry-After", WARNING_HEADER, REQUEST_ID_HEADER],
             )
         )
     middleware.append(Middleware(Guard, settings=settings))

@@ -1,16 +1,25 @@
 """What every request has to pass before it is looked at: the host it was sent to, and the key it brings."""
 
 import hmac
+import logging
+import re
+import secrets
+import time
 from collections.abc import Collection
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError, response
+from .logs import REQUEST_ID
 from .metrics import Metrics
 from .settings import Settings
 
+REQUEST_ID_HEADER = "X-Request-Id"
+_ACCESS = logging.getLogger(f"{__name__}.access")
+# A client's own id goes into logs and headers as it is.
+_TAKEN = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _OPEN_PATHS = ("/", "/docs", "/health", "/openapi.json")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
@@ -62,6 +71,40 @@ def _keys(headers: Headers) -> list[str]:
 def _without_port(host: str) -> str:
     name, colon, port = host.rpartition(":")
     return name if colon and port.isdecimal() and (":" not in name or name.startswith("[")) else host
+
+
+class RequestIds:
+    """ASGI middleware: gives each request an id, or takes the client's, returns it, and logs the request when it ends.
+
+    What was asked and answered is in no log.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on under its id."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        number = given if _TAKEN.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        status, begun, token = 0, time.monotonic(), REQUEST_ID.set(number)
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = number
+            await send(message)
+
+        try:
+            await self._app(scope, receive, named)
+        finally:
+            seconds = round(time.monotonic() - begun, 6)
+            values = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": seconds}
+            _ACCESS.info("%s %s %d in %.3f s, %s", *values.values(), number, extra=values)
+            REQUEST_ID.reset(token)
 
 
 class Counted:

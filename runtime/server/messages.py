@@ -147,6 +147,8 @@ class Finished:
     decode_seconds: float
     last: bool
     """Whether it is the last answer of its job."""
+    queue_seconds: float = 0.0
+    """From the job's arrival at the engine to the beginning of this answer."""
     stop: str | None = None
     """The stop text that ended it, where one did."""
 

@@ -22,6 +22,7 @@ from .replies import Reply, usage
 from .requests import ChatRequest
 from .settings import Settings
 from .streaming import Events, EventStream
+from .telemetry import telemetry
 from .tools import conversation, guidance, most_calls
 
 _LOG = logging.getLogger(__name__)
@@ -42,15 +43,23 @@ _CACHE_METRICS = {
 class Service:
     """One engine, and what all protocols share on the way to it."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
-        """Put it together; nothing starts yet."""
+    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics | None = None) -> None:
+        """Put it together; nothing starts yet.
+
+        Args:
+            engine: what answers.
+            settings: of the server.
+            metrics: takes what there is to count; by default new ones.
+
+        """
         self.engine = engine
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
+        self._telemetry = telemetry()
         self._pace = 1.0  # seconds that a request takes, a moving average
         self._trials = GuidanceTrials()
         self._hints = OnceAClient()
-        watch = self.metrics.watch
+        watch = self.watch
         watch("phi3_onnx_requests_running", "Requests that the engine works on.", lambda: self.running)
         watch("phi3_onnx_requests_waiting", "Requests that wait for their turn.", lambda: self.waiting)
         watch("phi3_onnx_engine_up", "Whether the engine is ready.", lambda: float(engine.state == "ready"))
@@ -61,6 +70,10 @@ class Service:
 
     def _cached(self, field: str) -> float:
         return getattr(self.engine.cache, field)
+
+    def watch(self, name: str, help_text: str, read: Callable[[], float]) -> None:
+        """Report a value of this model that is read when `/metrics` is."""
+        self.metrics.watch(name, help_text, self.label, read)
 
     @property
     def running(self) -> int:
@@ -86,6 +99,10 @@ class Service:
     def name(self, info: Ready) -> str:
         """Return what clients call the model."""
         return self.settings.model_name or info.model
+
+    def label(self) -> str:
+        """Return what the model is called in metrics; nothing before it was loaded for the first time."""
+        return self.name(self.engine.info) if self.engine.info else self.settings.model_name or ""
 
     def notes(self) -> Notes:
         """Return the notes of a new request."""
@@ -189,7 +206,7 @@ class Service:
         async with self._begun(request, job) as (answers, first):
             if job.stream:
                 events = Events(answers, first, reply, self._done, prompts)
-                return EventStream(events, lambda: self.engine.cancel(answers))
+                return EventStream(events, lambda: self._over(answers))
             return JSONResponse(await _unless_gone(request, self._whole(answers, first, reply, prompts)))
 
     @asynccontextmanager
@@ -201,6 +218,8 @@ class Service:
 
         """
         answers = self._submit(job)
+        if self._telemetry and not job.tokens_only:
+            answers.operation = self._telemetry.begin(request.headers, job, self.label())
         handed_on = False
         try:
             first = await _unless_gone(request, answers.accepted())
@@ -210,7 +229,12 @@ class Service:
             handed_on = job.stream
         finally:
             if not handed_on:
-                self.engine.cancel(answers)
+                self._over(answers)
+
+    def _over(self, answers: Answers) -> None:
+        self.engine.cancel(answers)
+        if answers.operation:
+            answers.operation.end(answers.refused or "cancelled")
 
     async def _whole(self, answers: Answers, accepted: Accepted, reply: Reply, prompts: int) -> dict[str, Any]:
         finished: list[Finished] = []
@@ -229,9 +253,9 @@ class Service:
         # What the engine worked on it, without the wait: that is what a slot takes to become free.
         work = sum(entry.prefill_seconds + entry.decode_seconds for entry in finished)
         self._pace += 0.2 * (min(work, seconds) - self._pace)
-        self.metrics.latency.observe(seconds)
-        for entry in finished:
-            self.metrics.answered(entry)
+        self.metrics.answered(self.label(), seconds, finished)
+        if answers.operation:
+            answers.operation.done(finished, len(answers.job.prompts))
 
     def _submit(self, job: Job) -> Answers:
         limit = self.settings.parallel + self.settings.queue

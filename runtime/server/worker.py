@@ -30,6 +30,7 @@ from ..providers.hardware import available_memory
 from .caches import CachePool
 from .channel import EngineEnd
 from .facts import facts_of
+from .logs import LogFormat, log_in_json
 from .messages import (
     Accepted,
     CacheState,
@@ -82,9 +83,12 @@ class PackageLoader:
     """Where they are kept over restarts, and the bytes that they may take there."""
     notify: Callable[[str], None] | None = None
     """Has to be picklable."""
+    log_format: LogFormat = "text"
 
     def __call__(self) -> Model:
         """Load it."""
+        if self.log_format == "json":
+            log_in_json(debug=False)
         model = load_to_serve(
             self.package,
             provider=self.provider,
@@ -168,6 +172,8 @@ class _Task:
     """Answers that are not through."""
     echoes: "dict[int, tuple[str, tuple[TokenText, ...]]]"
     """What answers begin with, by the number of the prompt: its text, and its tokens where they are wanted."""
+    taken: float
+    """When it came, by `time.monotonic`."""
     steps: list[Generator[None, None, None]]
     """Its answers: each yields where it lets others have their turn. One after another they stand in one such."""
 
@@ -193,6 +199,7 @@ class Scheduler:
         self._together = model.together(parallel, available_memory() // _CACHE_SHARE if kept is None else kept)
         self._failure: EngineError | None = None
         self._prompts = Prompts(model)
+        self._taken: dict[int, float] = {}  # when jobs came whose prompts are not tokens yet
         self.failures = 0
         """How often the engine failed since the last answer."""
 
@@ -208,7 +215,9 @@ class Scheduler:
         if isinstance(message, Cancel):
             self._prompts.drop(message.id)
             self._end_job(message.id)
-        elif not self._prompts.start(message):
+            return True
+        self._taken[message.id] = time.monotonic()
+        if not self._prompts.start(message):
             self._guard(message.id, lambda: self._accept(message, self._prompts.encode(message)))
         return True
 
@@ -240,6 +249,7 @@ class Scheduler:
                 self._end_job(task.job.id)
 
     def _end_job(self, job: int) -> None:
+        self._taken.pop(job, None)
         if task := self._tasks.pop(job, None):
             for steps in task.steps:
                 steps.close()
@@ -268,6 +278,7 @@ class Scheduler:
 
     def _accept(self, job: Job, prompts: Tokens) -> None:
         if job.tokens_only:
+            self._taken.pop(job.id)
             # A text is not decoded again: it may be long, and all answers wait meanwhile.
             texts = (
                 given if isinstance(given, str) else self._model.tokenizer.decode(tokens, skip_special=False)
@@ -285,7 +296,9 @@ class Scheduler:
             self._model.engine.open(8, guided).close()
         elif options.guidance:
             self._model.guides.guide(options.guidance)
-        task = self._tasks[job.id] = _Task(job, prompts, options, len(prompts) * job.choices, {}, [])
+        task = self._tasks[job.id] = _Task(
+            job, prompts, options, len(prompts) * job.choices, {}, self._taken.pop(job.id), []
+        )
         if self._together:
             together = self._together
             task.steps += [self._joined(task, number, together) for number in range(task.left)]
@@ -421,6 +434,7 @@ class _Reporter:
         self._begin = begin[0]
         self._text, self._logprobs = self._begin, list(begin[1])
         self._tokens = 0
+        self._first_at = 0.0
         self._sent_at = 0.0
 
     def report_silence(self, prompt_tokens: int) -> None:
@@ -431,6 +445,7 @@ class _Reporter:
     def report(self, chunk: Chunk) -> None:
         """Say what came with a chunk."""
         self._tokens += chunk.token_id is not None
+        self._first_at = self._first_at or time.monotonic()
         if chunk.token_id is not None and chunk.logprobs:
             self._texts.push(chunk.token_id, chunk.logprobs)
         entries = self._texts.shown(chunk.text) if chunk.text else ()
@@ -459,5 +474,6 @@ class _Reporter:
             prefill_seconds=response.prefill_seconds,
             decode_seconds=response.decode_seconds,
             last=self._task.left == 0,
+            queue_seconds=max(0.0, (self._first_at or time.monotonic()) - self._task.taken - response.prefill_seconds),
             stop=response.stop,
         )

@@ -23,7 +23,7 @@ class Responses:
         """Put them together."""
         self._service = service
         self._store = store or ResponseStore()
-        watch = service.metrics.watch
+        watch = service.watch
         watch("phi3_onnx_responses_kept", "Responses kept for their id.", lambda: len(self._store))
         watch("phi3_onnx_responses_kept_bytes", "Bytes of the responses kept.", lambda: self._store.num_bytes)
 

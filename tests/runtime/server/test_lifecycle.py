@@ -127,7 +127,7 @@ def test_an_engine_that_dies_is_started_again(start_server: StartServer) -> None
     assert server.engine.pid != before and health(server)["restarts"] == 1
     assert ask(server, "say hello again").choices[0].message.content == "hello again"
     with server.http() as http:
-        assert "phi3_onnx_engine_restarts 1.0" in http.get("/metrics").text
+        assert 'phi3_onnx_engine_restarts{model="fake"} 1.0' in http.get("/metrics").text
 
 
 def test_an_engine_that_is_broken_ends_itself_for_a_new_one(start_server: StartServer) -> None:
@@ -183,9 +183,14 @@ def test_metrics_count_requests_and_tokens(start_server: StartServer) -> None:
     counts = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
     assert counts['phi3_onnx_requests_total{path="/v1/chat/completions",status="200"}'] == 2
     assert counts['phi3_onnx_requests_total{path="other",status="404"}'] == 1
-    assert counts['phi3_onnx_tokens_total{kind="generated"}'] == sum(entry.completion_tokens for entry in usage)
+    assert counts['phi3_onnx_tokens_total{kind="generated",model="fake"}'] == sum(
+        entry.completion_tokens for entry in usage
+    )
     cached = usage[1].prompt_tokens_details.cached_tokens
     assert cached == usage[1].prompt_tokens - 1
-    assert counts['phi3_onnx_tokens_total{kind="cached"}'] == cached
-    assert counts['phi3_onnx_tokens_total{kind="prompt"}'] == usage[0].prompt_tokens + 1
-    assert counts["phi3_onnx_request_seconds_count"] == 2 and counts["phi3_onnx_engine_up"] == 1
+    assert counts['phi3_onnx_tokens_total{kind="cached",model="fake"}'] == cached
+    assert counts['phi3_onnx_tokens_total{kind="prompt",model="fake"}'] == usage[0].prompt_tokens + 1
+    assert counts['phi3_onnx_request_seconds_count{model="fake"}'] == 2
+    assert counts['phi3_onnx_engine_up{model="fake"}'] == 1
+    for name in ("queue", "prefill", "time_to_first_token", "time_per_output_token"):
+        assert counts[f'phi3_onnx_{name}_seconds_count{{model="fake"}}'] == 2, name

@@ -203,7 +203,7 @@ def test_keys_and_limits(start_server: StartServer) -> None:
         told = http.get("/metrics").text
     assert 'phi3_onnx_requests_total{path="/v1/responses",status="200"} 1.0' in told
     assert 'phi3_onnx_requests_total{path="/v1/responses/{response}",status="200"} 1.0' in told
-    assert "phi3_onnx_responses_kept 1.0" in told
+    assert 'phi3_onnx_responses_kept{model="fake"} 1.0' in told
 
 
 def test_what_is_kept_is_bounded() -> None:

@@ -131,7 +131,8 @@ def test_a_server_that_starts_again_knows_its_prompts(
         reply = httpx.post(f"{running.url}/v1/completions", json=body, timeout=60)
         answers.append((reply.json()["choices"], reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]))
         httpx.post(f"{running.url}/v1/completions", json={"prompt": [5], "max_tokens": 1}, timeout=60)
-        reports.append(dict(re.findall(r"^(phi3_onnx_\w+) (\S+)$", httpx.get(f"{running.url}/metrics").text, re.M)))
+        told = httpx.get(f"{running.url}/metrics").text
+        reports.append(dict(re.findall(r'^(phi3_onnx_\w+)\{model="[^"]*"\} (\S+)$', told, re.M)))
         running.close()
     assert answers[0][0] == answers[1][0]
     assert [cached for _, cached in answers] == [0, 192]
