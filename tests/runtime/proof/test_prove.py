@@ -125,7 +125,7 @@ def test_what_is_wrong_in_decoding_alone_is_seen(package: Path, monkeypatch: pyt
     )
     monkeypatch.setattr(genai.GenAiSequence, "logits", lambda self: logits(self) * (np.nan if self.decodes else 1))
     with pytest.raises(SelfTestError, match="not finite, with single tokens"):
-        load(package)
+        load(package, engine="genai")
 
 
 def test_what_is_wrong_from_the_second_piece_on_is_seen(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
