@@ -222,9 +222,12 @@ def run_export(plan: ExportPlan, *, verify: Verify | None = None, progress: Prog
 
 
 def _unwritten(plan: ExportPlan, folder: Path, error: OSError) -> str:
+    elsewhere = isinstance(error.filename, str) and folder not in Path(error.filename).parents
+    if elsewhere and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename}: {error.strerror or error}"
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return f"{plan.output} cannot be written: {error.strerror or error}"
-    if error.filename is not None and folder not in Path(error.filename).parents:
+    if elsewhere:
         free = size(shutil.disk_usage(Path(error.filename).parent).free)
         return f"the disk of {error.filename} is full, {free} are left; free some space"
     needed, free = size(plan.package_bytes), size(shutil.disk_usage(folder).free)

@@ -5,6 +5,7 @@ samples through the quantized layer, continue with what comes out. With a work f
 layer it was at.
 """
 
+import errno
 import json
 import logging
 import math
@@ -304,7 +305,19 @@ def save_layer(path: Path, layer: QuantizedLayer) -> None:
 
 
 def load_layer(path: Path) -> QuantizedLayer:
-    """Read what `save_layer` wrote."""
+    """Read what `save_layer` wrote.
+
+    Raises:
+        OSError: it cannot be read; it names the file.
+
+    """
+    try:
+        return _loaded(path)
+    except (zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:  # zipfile hides a read that failed
+        raise OSError(errno.EIO, f"cannot be read: {error}", str(path)) from error
+
+
+def _loaded(path: Path) -> QuantizedLayer:
     with np.load(path) as arrays:
         about = json.loads(arrays["about"].tobytes())
         matrices = {

@@ -100,7 +100,6 @@ def run(
     words = tuple(map(str, arguments))
     output, counts = root.parent / "output", root.parent / "counts"
     counts.unlink(missing_ok=True)
-    before = _semaphores()
     began = time.monotonic()
     number = os.fork()
     if number == 0:
@@ -108,7 +107,7 @@ def run(
     code = _wait(number, trouble.after)
     seconds = time.monotonic() - began
     _check_gone(number, words)
-    if left := _semaphores() - before:
+    if left := _semaphores(number):
         raise LeftoverError(f"{' '.join(words)} left {', '.join(sorted(left))} in {_SHARED}")
     text = output.read_text(encoding="utf-8", errors="replace")
     if code is None:
@@ -201,6 +200,7 @@ def _session(session: int) -> list[psutil.Process]:
     return found
 
 
-def _semaphores() -> set[str]:
+def _semaphores(number: int) -> set[str]:
+    """Return those that loky made in a process: their names have its number; others' come and go meanwhile."""
     names = _SHARED.iterdir() if _SHARED.is_dir() else ()
-    return {path.name for path in names if path.name.startswith(("sem.loky", "sem.mp", "loky", "psm_"))}
+    return {path.name for path in names if f"loky-{number}-" in path.name}

@@ -125,6 +125,13 @@ def encode(text: str) -> list[int]:
     return [ord(character) for character in text]
 
 
+def test_a_layer_that_cannot_be_read_is_an_error_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "layer-000.npz"
+    path.write_bytes(b"PK\x05\x06")
+    with pytest.raises(OSError, match=r"cannot be read: .*layer-000\.npz"):
+        load_layer(path)
+
+
 def test_samples_are_whole_pieces_drawn_by_the_seed() -> None:
     text = "".join(chr(i) for i in range(1000))
     drawn = draw_samples([text], encode, num_samples=4, sequence_length=100, seed=1)
