@@ -60,7 +60,7 @@ class _Chat:
     def run(self) -> None:
         """Answer until the input ends or /bye is said."""
         if not quiet():
-            self._commands.do_show("")
+            self._commands.open()
         if self._editor.interactive:
             notice("/help lists the commands, /bye ends the chat")
         for text in self._editor.messages(self._on_interrupt):

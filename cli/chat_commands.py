@@ -25,6 +25,14 @@ _READERS: Mapping[type, Callable[[str], Any]] = {
 }
 
 
+GROUPS = {
+    "The conversation": ("regen", "undo", "clear", "read", "save", "load"),
+    "How it answers": ("system", "set", "show"),
+    "The chat": ("stats", "help", "bye"),
+}
+"""The commands as /help lists them."""
+
+
 class ChatCommands:
     """The commands of one chat. Each returns nothing, and says on stderr what it did."""
 
@@ -56,12 +64,19 @@ class ChatCommands:
         """Count an answer for /stats."""
         self._responses.append(response)
 
+    def open(self) -> None:
+        """Say in a line how the model, which was named before, answers; /show says the rest."""
+        options = self._model.options(**self._session.settings)
+        system = self._session.system or "none"
+        reply(f"{self._model.context_length} tokens of context; sampling: {options.sampling}; system message: {system}")
+
     def do_help(self, _: str) -> None:
         """List the commands."""
-        rows = [(f"/{name[3:]}", getattr(self, name).__doc__) for name in dir(self) if name.startswith("do_")]
-        width = max(len(name) for name, _ in rows)
-        for name, text in rows:
-            reply(f"{name:<{width}}  {text}")
+        width = max(len(name) for names in GROUPS.values() for name in names) + 1
+        for title, names in GROUPS.items():
+            reply(f"{title}:")
+            for name in names:
+                reply(f"  {f'/{name}':<{width}}  {getattr(self, f'do_{name}').__doc__}")
         reply('Several lines: put them between two """. Ctrl-C stops an answer, twice ends the chat.')
 
     def do_bye(self, _: str) -> None:

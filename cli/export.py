@@ -93,7 +93,9 @@ def make(
     if as_json:
         click.echo(read_manifest(folder).to_json(), nl=False)
         return
-    notice(f"done; talk to it: phi3-onnx chat {_short_name(folder)}")
+    name = _short_name(folder)
+    notice(f"done; talk to it: phi3-onnx chat {name}")
+    notice(f"      serve it: phi3-onnx serve {name}; on a text of yours: phi3-onnx evaluate {name} --text FILE")
     click.echo(folder)
 
 

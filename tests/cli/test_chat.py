@@ -9,6 +9,7 @@ from itertools import count
 import pytest
 from click.testing import CliRunner
 from phi3_onnx.cli.chat import command
+from phi3_onnx.cli.chat_commands import GROUPS, ChatCommands
 from phi3_onnx.cli.line_editor import LineEditor
 from phi3_onnx.configs import UsageError
 from phi3_onnx.runtime.decoding import generation
@@ -20,12 +21,7 @@ from scripted import ScriptedSequence, scripted_engine, write_scripted_package
 CHOICE = ProviderChoice("cpu", (Candidate("cpu", True, "the package was made for it"),))
 OPENING = (
     "pkg on cpu (cpu: chosen, the package was made for it)\n"
-    "model: pkg on cpu\n"
-    "system message: none\n"
-    "sampling: greedy\n"
-    "longest answer: 50 tokens\n"
-    "stop: none\n"
-    "at the context's end (2000 tokens): stop\n"
+    "2000 tokens of context; sampling: greedy; system message: none\n"
 )
 
 
@@ -150,6 +146,8 @@ def test_help_lists_every_command(chat):
     names = ["help", "bye", "clear", "regen", "undo", "system", "set", "show", "save", "load", "read", "stats"]
     for name in names:
         assert f"/{name} " in text
+    assert sorted(names) == sorted(name for group in GROUPS.values() for name in group)
+    assert sorted(names) == sorted(name.removeprefix("do_") for name in dir(ChatCommands) if name.startswith("do_"))
 
 
 def test_two_slashes_begin_a_message_with_one(chat, tmp_path):
