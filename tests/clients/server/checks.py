@@ -1,0 +1,56 @@
+"""What each client of the suite tries, written down as `{check: "passed" or why not}`. Needs Python alone."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+URL, RESULT = sys.argv[1], Path(sys.argv[2])
+"""The server's address, and where the results go."""
+MODEL = "small"
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}},
+    "required": ["city"],
+}
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 10},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,  # small models invent more until their tokens run out
+}
+ASK = [{"role": "user", "content": "What is the capital of France?"}]
+results: dict[str, str] = {}
+
+
+def check(protocol: str, name: str) -> Callable[[Callable[[], None]], None]:
+    """Run a function at once, as one check of a protocol, and write down what came of it."""
+
+    def run(function: Callable[[], None]) -> None:
+        try:
+            function()
+            results[f"{protocol}: {name}"] = "passed"
+        except Exception as error:
+            traceback.print_exc()
+            results[f"{protocol}: {name}"] = f"{type(error).__name__}: {error}"[:300]
+        RESULT.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        print(f"{protocol}: {name}: {results[f'{protocol}: {name}']}", flush=True)
+
+    return run
+
+
+@contextmanager
+def refused(kind: type[Exception], words: str) -> Iterator[None]:
+    """Take an error of a kind that says these words, and fail where there is none."""
+    try:
+        yield
+    except kind as error:
+        if words not in str(error):
+            raise AssertionError(f"it does not say {words!r}: {error}") from error
+    else:
+        raise AssertionError("it was answered")
