@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,26 @@ def _read_size(ctx: click.Context, param: click.Parameter, given: str | None) ->
     help="How long answers may continue after SIGTERM or Ctrl-C; a second one ends them at once.",
 )
 @click.option(
+    "--preload", multiple=True, metavar="NAME", help="Without PACKAGE: load this model at once; may be repeated."
+)
+@click.option(
+    "--keep-alive",
+    default=600.0,
+    show_default=True,
+    type=float,
+    metavar="SECONDS",
+    help="Without PACKAGE: how long a model stays loaded that nobody asks for; below 0 until its memory is wanted.",
+)
+@click.option(
+    "--loaded", default=2, show_default=True, type=click.IntRange(1), help="Without PACKAGE: models loaded at a time."
+)
+@click.option(
+    "--model-memory",
+    type=click.FloatRange(0, min_open=True),
+    metavar="GB",
+    help="Without PACKAGE: memory of all loaded models.  [default: what is free]",
+)
+@click.option(
     "--log-format",
     default="text",
     show_default=True,
@@ -112,24 +133,35 @@ def command(
     cache_dir_size: int,
     share_files: bool,
     shutdown_seconds: float,
+    preload: tuple[str, ...],
+    keep_alive: float,
+    loaded: int,
+    model_memory: float | None,
     log_format: "LogFormat",
     loading: Loading,
 ) -> None:
     """Serve a package over HTTP: OpenAI's protocol at /v1, a page to chat at /, /health, and /metrics.
 
-    PACKAGE is a folder or a name in the store; without it the newest package is taken. The model runs in a process of
-    its own, which is started again should it die.
+    PACKAGE is a folder or a name in the store. Without it, all packages of the store are offered: each is loaded when
+    it is first asked for by its name or alias, and unloaded when nobody uses it or its memory is wanted. A model runs
+    in a process of its own, which is started again should it die.
     """
     from .requirements import require_server
 
     require_server()
+    from ..configs import UsageError
+    from ..runtime.providers.devices import free_memory
     from ..runtime.server.logs import log_in_json
     from ..runtime.server.messages import Ready
-    from ..runtime.server.run import serve
+    from ..runtime.server.offers import offered
+    from ..runtime.server.run import serve, serve_many
     from ..runtime.server.settings import Settings
     from ..runtime.server.worker import PackageLoader
 
-    folder = loading.find(package)
+    many = package is None and bool(preload or len(offered(loading.provider, lambda folder: lambda: folder)) > 1)
+    if many and (model_name is not None or share_files):
+        raise UsageError("--model-name and --share-files are for one package; name it (names: phi3-onnx alias)")
+    folder = None if many else loading.find(package)
     settings = Settings(
         host=host,
         port=port,
@@ -143,20 +175,30 @@ def command(
         tool_calls=tool_calls,
         strict=strict,
         shared_files=folder if share_files else None,
+        keep_alive=keep_alive,
+        most_loaded=loaded,
+        model_bytes=None if model_memory is None else round(model_memory * 1e9),
         shutdown_seconds=shutdown_seconds,
     )
     say = notice
     if log_format == "json":
         log_in_json(debug=bool(click.get_current_context().find_root().params.get("debug")))
         say = logging.getLogger("phi3_onnx.serve").info
-    loader = PackageLoader(
-        str(folder),
-        **asdict(loading),
-        cache_memory=cache_memory,
-        cache_folder=(cache_dir.absolute(), cache_dir_size) if cache_dir else None,
-        notify=None if quiet() else say,
-        log_format=log_format,
-    )
+
+    def load(folder: Path, cache: Path | None = None) -> PackageLoader:
+        return PackageLoader(
+            str(folder),
+            **asdict(loading),
+            cache_memory=cache_memory,
+            cache_folder=(cache.absolute(), cache_dir_size) if cache else None,
+            notify=None if quiet() else say,
+            log_format=log_format,
+        )
+
+    def load_beside(folder: Path) -> PackageLoader:
+        # A folder for each model: each process keeps its own within the size.
+        return load(folder, cache_dir and cache_dir / folder.parent.name / folder.name)
+
     warn_of_clashing_wheels(loading.provider)
     if not settings.local and api_key is None:
         say(f"everyone who reaches {host} can use this server; --api-key keeps others out")
@@ -167,4 +209,22 @@ def command(
             say(f"answers take turns and may differ by rounding: {info.turns_because}")
         say(f"ready at {url} (OpenAI's protocol at {url}/v1); Ctrl-C ends it")
 
-    serve(loader, settings, on_ready)
+    if folder is None:
+        serve_many(
+            lambda: offered(loading.provider, load_beside),
+            settings,
+            lambda url: say(f"ready at {url} (OpenAI's protocol at {url}/v1), for every package of the store"),
+            preload=preload,
+            free=partial(free_memory, _where(loading.provider), loading.device or 0),
+            notify=say,
+        )
+        return
+    serve(load(folder, cache_dir), settings, on_ready)
+
+
+def _where(provider: str) -> str:
+    from ..runtime.providers.names import canonical
+
+    # What `auto` takes shows when a model is loaded, and its weights pass through this machine's memory anyway.
+    wanted = canonical(provider)
+    return "cpu" if wanted == "auto" else wanted

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import platformdirs
 
+from .aliases import read_aliases
 from .errors import PackageError, UsageError
 from .exchange import settle, settle_all
 from .manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -79,6 +80,7 @@ def find_package(name: str) -> Path:
     """Return the folder of a package, named by its path or by its name in the store.
 
     `<model>/<target>`, `<model>` or `<target>` alone are names where they fit one package only; target aliases count.
+    So does a name that was given with `phi3-onnx alias`.
 
     Raises:
         UsageError: the name fits several packages.
@@ -94,6 +96,8 @@ def find_package(name: str) -> Path:
         settle(path)
     if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises where a name is too long
         return path
+    if (target := read_aliases(home()).get(name)) and target != name:
+        return find_package(target)
     parts = name.strip("/").split("/")
     # One that was fetched and that phi3-onnx did not make has no manifest, so only its full name finds it.
     if len(parts) == 2 and (foreign := foreign_packages().get("/".join(parts))):
@@ -111,6 +115,13 @@ def find_package(name: str) -> Path:
             return matches[0].folder
     known = f"in the store: {', '.join(p.name for p in stored)}" if stored else "the store is empty"
     raise PackageError(f"{name!r} is neither a folder nor a package in the store ({known}); see: phi3-onnx list")
+
+
+def name_in_store(folder: Path) -> str | None:
+    """Return the name of a folder that is a package of the store; None for others."""
+    root = (home() / "packages").resolve()
+    parts = folder.resolve().relative_to(root).parts if folder.resolve().is_relative_to(root) else ()
+    return "/".join(parts) if len(parts) == 2 else None
 
 
 def _names(target: Target) -> tuple[str, ...]:

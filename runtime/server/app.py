@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from starlette.applications import Starlette
@@ -24,6 +25,7 @@ from .errors import ApiError, api_error, response
 from .forms import guidance_of
 from .guard import REQUEST_ID_HEADER, Counted, Guard, RequestIds
 from .messages import Job, Ready
+from .metrics import Metrics
 from .openapi import document
 from .parameters import WARNING_HEADER, Notes
 from .protocols.anthropic import Anthropic
@@ -45,9 +47,19 @@ _PAGE_HEADERS = {
 }
 
 
-def create_app(engine: Engine, settings: Settings) -> Starlette:
-    """Return the ASGI application; its lifespan starts and ends the engine."""
-    service = Service(engine, settings)
+def create_app(
+    engine: Engine, settings: Settings, metrics: Metrics | None = None, *, behind: bool = False
+) -> Starlette:
+    """Return the ASGI application of one model; its lifespan starts and ends the engine's process.
+
+    Args:
+        engine: the model's.
+        settings: of the server.
+        metrics: takes what there is to count; by default new ones.
+        behind: whether another application stands before it, which keeps strangers out and counts requests.
+
+    """
+    service = Service(engine, settings, metrics)
     server = Server(service)
     routes: list[BaseRoute] = [
         Route("/", server.page, methods=["GET"]),
@@ -66,14 +78,25 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
         *Anthropic(service).routes(),
         *Responses(service).routes(),
     ]
-    middleware = [
-        Middleware(RequestIds),
-        Middleware(
-            Counted, metrics=service.metrics, paths=[route.path for route in routes if isinstance(route, Route)]
-        ),
-    ]
+    paths = [route.path for route in routes if isinstance(route, Route)]
     if settings.shared_files:
         routes.append(Mount("/package", StaticFiles(directory=settings.shared_files)))
+    middleware = [] if behind else outer_middleware(settings, service.metrics, paths)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await engine.start()
+        yield
+        await engine.stop()
+
+    app = Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=HANDLERS)
+    app.state.service = service
+    return app
+
+
+def outer_middleware(settings: Settings, metrics: Metrics, paths: Collection[str]) -> list[Middleware]:
+    """Return what every request passes first; `paths` are those that are counted by name."""
+    middleware = [Middleware(RequestIds), Middleware(Counted, metrics=metrics, paths=paths)]
     if settings.cors:
         middleware.append(
             Middleware(
@@ -85,25 +108,7 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
             )
         )
     middleware.append(Middleware(Guard, settings=settings))
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        await engine.start()
-        yield
-        await engine.stop()
-
-    return Starlette(
-        routes=routes,
-        middleware=middleware,
-        lifespan=lifespan,
-        exception_handlers={
-            ApiError: _on_api_error,
-            UsageError: _on_api_error,
-            HTTPException: _on_http_error,
-            ClientDisconnect: _on_disconnect,
-            Exception: _on_error,
-        },
-    )
+    return middleware
 
 
 class Server:
@@ -252,3 +257,15 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 async def _on_error(request: Request, error: Exception) -> Response:
     _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return response(api_error(error), request.url.path)
+
+
+HANDLERS: Mapping[Any, Any] = MappingProxyType(
+    {
+        ApiError: _on_api_error,
+        UsageError: _on_api_error,
+        HTTPException: _on_http_error,
+        ClientDisconnect: _on_disconnect,
+        Exception: _on_error,
+    }
+)
+"""What becomes of each kind of exception."""

@@ -52,7 +52,7 @@ class Metrics:
     def unwatch(self, model: Callable[[], str]) -> None:
         """Report no more values that were given with this name."""
         for entries in self._watched.entries.values():
-            entries[:] = [entry for entry in entries if entry[0] is not model]
+            entries[:] = [entry for entry in entries if entry[0] != model]
 
     def answered(self, model: str, seconds: float, answers: Iterable[Finished]) -> None:
         """Count a request whose answers are all complete."""

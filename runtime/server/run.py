@@ -6,14 +6,19 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
 
 from ...configs import UsageError
 from .app import create_app
+from .errors import ApiError
+from .many import create_app_of_many
 from .messages import Ready
+from .metrics import Metrics
+from .pool import Offer, Pool
 from .process import EngineProcess, LoadError
 from .settings import Settings
 
@@ -37,19 +42,72 @@ def serve(loader: Callable[[], Any], settings: Settings, on_ready: Callable[[Rea
         LoadError: the model cannot be loaded.
 
     """
+    _run(settings, lambda listener: _serve_one(loader, settings, listener, on_ready))
+
+
+def serve_many(
+    offers: Callable[[], Sequence[Offer]],
+    settings: Settings,
+    on_ready: Callable[[str], None],
+    *,
+    preload: Sequence[str] = (),
+    free: Callable[[], int | None],
+    notify: Callable[[str], None],
+) -> None:
+    """Serve many models, each loaded when it is first asked for; signals as for `serve`.
+
+    Args:
+        offers: returns the models that can be had, as they are now.
+        settings: of the server.
+        on_ready: called with the server's address, once requests are answered.
+        preload: models to load before that.
+        free: returns the bytes of memory that can be taken; None where that is not known.
+        notify: called with a line before a model is loaded or unloaded.
+
+    Raises:
+        UsageError: the address is taken, or cannot be had; or a model cannot be preloaded.
+
+    """
+
+    async def run(listener: socket.socket) -> None:
+        metrics = Metrics()
+        pool = Pool(offers, settings, metrics, free=free, notify=notify)
+        app = create_app_of_many(pool, settings, metrics)
+        server = _Server(_config(app, settings), pool, settings.shutdown_seconds)
+        failure: list[ApiError] = []
+
+        async def announce() -> None:
+            try:
+                await pool.start(preload)
+            except ApiError as error:
+                failure.append(error)
+                server.should_exit = True
+                return
+            on_ready(address(listener))
+
+        announcing = asyncio.create_task(announce())
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            announcing.cancel()
+            await pool.stop()
+        if failure:
+            raise UsageError(failure[0].message)
+
+    _run(settings, run)
+
+
+def _run(settings: Settings, main: Callable[[socket.socket], Coroutine[Any, Any, None]]) -> None:
     listener = listen(settings.host, settings.port)
     # The loop that uvicorn would take: uvloop's, where it is installed.
     new_loop = uvicorn.Config("", log_config=None).get_loop_factory()
     with contextlib.closing(listener), asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_serve(loader, settings, listener, on_ready))
+        runner.run(main(listener))
 
 
-async def _serve(
-    loader: Callable[[], Any], settings: Settings, listener: socket.socket, on_ready: Callable[[Ready, str], None]
-) -> None:
-    engine = EngineProcess(loader, settings.parallel)
-    config = uvicorn.Config(
-        create_app(engine, settings),
+def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
         log_config=None,
         access_log=_LOG.isEnabledFor(logging.DEBUG),
         lifespan="on",
@@ -57,7 +115,13 @@ async def _serve(
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)) + _LAST_SECONDS,
     )
-    server = _Server(config, engine, settings.shutdown_seconds)
+
+
+async def _serve_one(
+    loader: Callable[[], Any], settings: Settings, listener: socket.socket, on_ready: Callable[[Ready, str], None]
+) -> None:
+    engine = EngineProcess(loader, settings.parallel)
+    server = _Server(_config(create_app(engine, settings), settings), engine, settings.shutdown_seconds)
     failure: list[LoadError] = []
 
     async def announce() -> None:
@@ -82,7 +146,7 @@ async def _serve(
 class _Server(uvicorn.Server):
     """Gives answers under way a time to end, tells those that do not, and leaves with exit code 0."""
 
-    def __init__(self, config: uvicorn.Config, engine: EngineProcess, seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, engine: EngineProcess | Pool, seconds: float) -> None:
         super().__init__(config)
         self._engine = engine
         self._seconds = seconds

@@ -110,7 +110,7 @@ class Service:
 
     def check_model(self, model: str | None, info: Ready, notes: Notes) -> None:
         """Note where another model was asked for than the one that answers, or refuse it where notes are strict."""
-        if model in (None, self.name(info)):
+        if model in (None, self.name(info), *self.settings.model_aliases):
             return
         if notes.strict:
             raise ApiError(

@@ -13,6 +13,8 @@ class Settings:
     """0 takes any that is free."""
     model_name: str | None = None
     """What clients call the model; by default the package's name."""
+    model_aliases: tuple[str, ...] = ()
+    """Further names of the model."""
     api_key: str | None = None
     """What clients must send as bearer token; None asks for nothing."""
     cors: tuple[str, ...] = ()
@@ -31,6 +33,12 @@ class Settings:
     """Whether unknown parameters and names of other models are refused; else a header warns of them."""
     shared_files: Path | None = None
     """The package's folder, where clients may fetch its files under `/package/`; None where they may not."""
+    keep_alive: float = 600.0
+    """Of many models, how long one stays loaded that nobody asks for; below 0 until its memory is wanted."""
+    most_loaded: int = 2
+    """Of many models, how many may be loaded at a time."""
+    model_bytes: int | None = None
+    """Of many models, what those that are loaded may take together; None is what the machine has."""
     shutdown_seconds: float = 30.0
     """How long running answers may continue after SIGTERM."""
 

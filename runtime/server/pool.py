@@ -1,0 +1,230 @@
+"""Many models behind one server: each is loaded when it is first asked for, and unloaded when it has to make room."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from starlette.applications import Starlette
+
+from ...configs.sizes import size
+from .app import create_app
+from .errors import ApiError
+from .metrics import Metrics
+from .process import EngineProcess, LoadError
+from .settings import Settings
+
+_LOG = logging.getLogger(__name__)
+_LONGEST_SWEEP = 30.0
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model that can be had."""
+
+    name: str
+    loader: Callable[[], Any]
+    """Returns the `Model`, in the engine's process; has to be picklable."""
+    needs: int
+    """Bytes of memory that it is expected to take."""
+    aliases: tuple[str, ...] = ()
+    created: float = 0.0
+    """Seconds since 1970."""
+    target: str = ""
+
+
+@dataclass
+class Loaded:
+    """A model in memory: its engine, and the application that answers for it."""
+
+    offer: Offer
+    engine: EngineProcess
+    app: Starlette
+    active: int = 0
+    """Requests under way."""
+    used: float = field(default_factory=time.monotonic)
+    """When the last one ended, by `time.monotonic`."""
+
+
+class Pool:
+    """The models of one server. All methods are for one event loop."""
+
+    def __init__(
+        self,
+        offers: Callable[[], Sequence[Offer]],
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        free: Callable[[], int | None] = lambda: None,
+        notify: Callable[[str], None] = _LOG.info,
+    ) -> None:
+        """Begin with none loaded.
+
+        Args:
+            offers: returns the models that can be had, as they are now.
+            settings: of the server.
+            metrics: takes what there is to count of all of them.
+            free: returns the bytes of memory that can be taken; None where that is not known.
+            notify: called with a line before a model is loaded or unloaded.
+
+        """
+        self.offers = offers
+        self._settings = settings
+        self._metrics = metrics
+        self._free = free
+        self._notify = notify
+        self.loaded: dict[str, Loaded] = {}
+        self._turn = asyncio.Lock()
+        self._ended = asyncio.Event()  # set when a request ends
+        self._waiting = 0
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self, preload: Sequence[str] = ()) -> None:
+        """Load what is to be there from the beginning, and look from time to time for what nobody uses.
+
+        Raises:
+            ApiError: a model of these is not there, or cannot be loaded.
+
+        """
+        for name in preload:
+            async with self.use(name):
+                pass
+        if self._settings.keep_alive >= 0:
+            self._sweeper = asyncio.create_task(self._sweep())
+
+    async def stop(self) -> None:
+        """Unload all."""
+        if self._sweeper:
+            self._sweeper.cancel()
+        await asyncio.gather(*(entry.engine.stop() for entry in self.loaded.values()))
+        self.loaded.clear()
+
+    def end_jobs(self, message: str) -> None:
+        """Refuse every job of every model that is not through."""
+        for entry in self.loaded.values():
+            entry.engine.end_jobs(message)
+
+    def find(self, name: str | None) -> Offer:
+        """Return the model of a name or an alias; without one, the only one that there is or that is loaded.
+
+        Raises:
+            ApiError: there is no such model, or none was named where there are several.
+
+        """
+        for entry in self.loaded.values():  # the store is not read for each request
+            if name in (entry.offer.name, *entry.offer.aliases):
+                return entry.offer
+        offers = self.offers()
+        known = ", ".join(offer.name for offer in offers) or "none"
+        if name is None:
+            candidates = [entry.offer for entry in self.loaded.values()] or offers
+            if len(candidates) == 1:
+                return candidates[0]
+            raise ApiError(400, f"model must be named, as there are several: {known}", param="model")
+        for wanted in (name, name.removesuffix(":latest")):  # as Ollama's clients write it
+            for offer in offers:
+                if wanted in (offer.name, *offer.aliases):
+                    return offer
+        raise ApiError(
+            404, f"there is no model {name!r:.80}; there are: {known}", param="model", code="model_not_found"
+        )
+
+    @asynccontextmanager
+    async def use(self, name: str | None) -> AsyncIterator[Loaded]:
+        """Yield a model in memory, which stays there meanwhile; it is loaded where it is not.
+
+        Raises:
+            ApiError: there is no such model, it cannot be loaded, there is no room, or too many wait for room.
+
+        """
+        offer = self.find(name)
+        entry = self.loaded.get(offer.name)
+        if entry is None or entry.engine.state == "stopped":
+            if self._waiting >= self._settings.queue:
+                raise ApiError(429, f"{self._waiting} requests wait for a model to be loaded", code="queue_full")
+            self._waiting += 1
+            try:
+                async with self._turn:
+                    entry = await self._load(offer)
+                    entry.active += 1
+            finally:
+                self._waiting -= 1
+        else:
+            entry.active += 1
+        try:
+            yield entry
+        finally:
+            entry.active -= 1
+            entry.used = time.monotonic()
+            self._ended.set()
+            if self._settings.keep_alive == 0 and not entry.active:
+                await self._unload(entry, "nobody uses it")
+
+    async def _load(self, offer: Offer) -> Loaded:
+        if entry := self.loaded.get(offer.name):
+            if entry.engine.state != "stopped":  # it was loaded while this request waited
+                return entry
+            await self._unload(entry, "its engine ended")
+        await self._make_room(offer)
+        free = self._free()
+        of = f", and {size(free)} are free" if free is not None else ""
+        self._notify(f"loading {offer.name}: it takes about {size(offer.needs)}{of}")
+        settings = replace(self._settings, model_name=offer.name, model_aliases=offer.aliases)
+        engine = EngineProcess(offer.loader, settings.parallel)
+        app = create_app(engine, settings, self._metrics, behind=True)
+        try:
+            await engine.start()
+            await engine.loaded()
+        except LoadError as error:
+            self._metrics.unwatch(app.state.service.label)
+            raise ApiError(500, f"{offer.name} cannot be loaded: {error}", code="model_not_loaded") from error
+        except BaseException:
+            self._metrics.unwatch(app.state.service.label)
+            await engine.stop()
+            raise
+        self.loaded[offer.name] = entry = Loaded(offer, engine, app)
+        return entry
+
+    async def _make_room(self, offer: Offer) -> None:
+        while problem := self._lacks(offer):
+            idle = [entry for entry in self.loaded.values() if not entry.active]
+            if idle:
+                await self._unload(min(idle, key=lambda entry: entry.used), problem)
+            elif self.loaded:
+                self._ended.clear()
+                await self._ended.wait()
+            else:
+                raise ApiError(503, f"{offer.name} cannot be loaded: {problem}", code="memory_short")
+
+    def _lacks(self, offer: Offer) -> str:
+        """Return why a model cannot be loaded beside those that are; empty where it can."""
+        count, most, free = len(self.loaded), self._settings.most_loaded, self._free()
+        taken = sum(entry.offer.needs for entry in self.loaded.values())
+        if count >= most:
+            return f"{offer.name} is wanted, and {most} can be loaded at a time"
+        bound = self._settings.model_bytes
+        if bound is not None and taken + offer.needs > bound:
+            return f"{offer.name} takes about {size(offer.needs)}, {size(taken)} of {size(bound)} are taken"
+        if free is not None and offer.needs > free:
+            return f"{offer.name} takes about {size(offer.needs)}, and {size(free)} are free"
+        return ""
+
+    async def _unload(self, entry: Loaded, why: str) -> None:
+        if self.loaded.get(entry.offer.name) is not entry:
+            return
+        del self.loaded[entry.offer.name]
+        self._notify(f"unloading {entry.offer.name}: {why}")
+        self._metrics.unwatch(entry.app.state.service.label)
+        await entry.engine.stop()
+
+    async def _sweep(self) -> None:
+        keep = self._settings.keep_alive
+        while True:
+            await asyncio.sleep(min(_LONGEST_SWEEP, max(0.05, keep / 4)))
+            for entry in list(self.loaded.values()):
+                if not entry.active and time.monotonic() - entry.used > keep:
+                    with suppress(OSError):
+                        await self._unload(entry, f"nobody asked for it in {keep:g} s")
