@@ -129,8 +129,8 @@ def test_llm(address: str, tmp_path: Path) -> None:
 def test_the_notebook(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not (find_spec("nbclient") and find_spec("ipykernel")):
         pytest.skip("the extra examples is not installed")
-    import nbformat
-    from nbclient import NotebookClient
+    import nbformat  # pyright: ignore[reportMissingImports]
+    from nbclient import NotebookClient  # pyright: ignore[reportMissingImports]
 
     monkeypatch.setenv("PACKAGE", str(package))
     notebook = nbformat.read(FOLDER / "notebook.ipynb", as_version=4)

@@ -122,7 +122,7 @@ def test_streamed_and_whole_replies_are_equal(
     request = ChatRequest.model_validate(asked)
 
     def finished(text: str) -> Finished:
-        return Finished(1, 0, text, (), reason, 7, 5, 2, 0.5, 0.25, True, stop)
+        return Finished(1, 0, text, (), reason, 7, 5, 2, 0.5, 0.25, last=True, stop=stop)
 
     counts = usage(7, [finished("")], 1)
     whole = reply(request, model="m", most_calls=8).whole([finished(text)], counts)
