@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from phi3_onnx.export import export
+from phi3_onnx.runtime import load
 
 pytestmark = pytest.mark.real
 FOLDER = Path(__file__).parents[1] / "examples"
@@ -141,7 +142,7 @@ def test_the_notebook(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.registry
-def test_the_browser_page(address: str, site: ThreadingHTTPServer, tmp_path: Path) -> None:
+def test_the_browser_page(package: Path, address: str, site: ThreadingHTTPServer, tmp_path: Path) -> None:
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -167,6 +168,9 @@ def test_the_browser_page(address: str, site: ThreadingHTTPServer, tmp_path: Pat
         browser.find_element("css selector", "button").click()
         wait.until(lambda _: not browser.title.startswith("phi3-onnx"))
         assert browser.title == "done"
-        assert answer.text.startswith("The capital of France is Paris")
+        with load(package) as model:
+            ours = model.generate("The capital of France is", raw=True, temperature=0, max_tokens=12).text
+        # int8 activations may flip a near tie between the kernels of WebAssembly and ours, later rather than sooner.
+        assert answer.text.startswith(f"The capital of France is{ours}"[:40])
     finally:
         browser.quit()
