@@ -7,6 +7,7 @@ package, such as `cpu_and_mobile/cpu-int4-rtn-block-32-acc-level-4`.
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from ...configs import OutputError, SourceError, Target, read_manifest, store_folder
@@ -148,7 +149,26 @@ def _snapshot(repository: str, commit: str, token: str | None, names: Sequence[s
     from huggingface_hub import snapshot_download
 
     with explained(repository, commit):
-        return Path(snapshot_download(repository, revision=commit, token=token, allow_patterns=list(names)))
+        found = Path(snapshot_download(repository, revision=commit, token=token, allow_patterns=list(names)))
+    _drop_cut_off(found)
+    return found
+
+
+def _drop_cut_off(snapshot: Path) -> None:
+    """Remove what downloads that were killed left of files that are complete now: nothing would ever use it again.
+
+    The hub's library holds a file's lock while it downloads it, so what another process is writing stays.
+    """
+    from filelock import FileLock, Timeout
+
+    repository = snapshot.parents[1]
+    locks = repository.parent / ".locks" / repository.name
+    for path in (repository / "blobs").glob("*.incomplete"):
+        blob = path.name.partition(".")[0]
+        if not (path.parent / blob).exists():
+            continue
+        with suppress(Timeout, OSError), FileLock(locks / f"{blob}.lock", timeout=0):
+            path.unlink(missing_ok=True)
 
 
 def _place(source: Path, path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hub import Files, Hub
 from phi3_onnx.configs import Target, find_target, read_manifest, targets, with_quantization
 from phi3_onnx.configs.manifest import MANIFEST_NAME
@@ -128,6 +129,25 @@ def test_a_pull_that_was_cut_off_goes_on(hub: Hub, run: Run, tiny_package: Facto
     assert last is not None
     assert int(last.removeprefix("bytes=").removesuffix("-")) >= 10 << 20
     assert (tmp_path / "got" / "model.onnx.data").read_bytes() == data
+
+
+def test_what_killed_pulls_left_is_removed_once_the_file_is_there(
+    hub: Hub, run: Run, tiny_package: Factory, tmp_path: Path
+) -> None:
+    add(hub, "org/fixed", "", foreign(tiny_package("plain")))
+    pull = ("pull", "org/fixed", "-t", "cpu-int4-rtn", "-o", tmp_path / "out", "--force")
+    run(*pull)
+    (blobs,) = (tmp_path / "hf").rglob("blobs")
+    names = sorted(path.name for path in blobs.iterdir())
+    left, written, other = (blobs / f"{name}.0123abcd.incomplete" for name in (*names[:2], "00ff"))
+    for path in (left, written, other):
+        path.write_bytes(b"half")
+    lock = blobs.parents[1] / ".locks" / blobs.parent.name / f"{written.name.partition('.')[0]}.lock"
+    with FileLock(lock):
+        run(*pull)
+    assert not left.exists()
+    assert written.exists(), "another process is writing it"
+    assert other.exists(), "its file is not complete"
 
 
 def test_what_goes_wrong_is_one_line(hub: Hub, run: Run, tiny_package: Factory, tmp_path: Path) -> None:
