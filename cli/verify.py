@@ -212,9 +212,8 @@ def _record(folder: Path, verification: "Verification") -> None:
     except OutputError as error:
         if (folder / MANIFEST_NAME).is_file():
             raise
-        notice(
-            f"warning: no self-test was kept: {error.message}"
-        )  # another maker's package may lie where none may write
+        # Another maker's package may lie where none may write.
+        notice(f"warning: no self-test was kept: {error.message}")
 
 
 def _print(verification: "Verification") -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from phi3_onnx.configs import EngineError
 from phi3_onnx.runtime.server.app import create_app
-from phi3_onnx.runtime.server.messages import Accepted, Conversation, Finished, FromEngine, Job, Ready, Refused
+from phi3_onnx.runtime.server.messages import Conversation, FromEngine, Job, Ready, Refused, ends_job
 from phi3_onnx.runtime.server.process import EngineProcess
 from phi3_onnx.runtime.server.remote import RemoteEngine
 from phi3_onnx.runtime.server.settings import Settings
@@ -113,15 +113,12 @@ class Replica:
             yield [Refused(job.id, "stopped", str(error))]
             return
         try:
-            first = await answers.accepted()
-            yield [first]
-            going = isinstance(first, Accepted)
-            while going:
-                events = await answers.next()
-                if events:
+            events: Sequence[FromEngine] = [await answers.accepted()]
+            yield events
+            while not ends_job(events[-1]):
+                if more := await answers.next():
+                    events = more
                     yield events
-                    last = events[-1]
-                    going = not (isinstance(last, Refused) or (isinstance(last, Finished) and last.last))
         finally:
             self._engine.cancel(answers)
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from phi3_onnx.export import export
 from phi3_onnx.runtime import load
+from serving import serving
 
 pytestmark = pytest.mark.real
 FOLDER = Path(__file__).parents[1] / "examples"
@@ -48,21 +49,8 @@ def site() -> Iterator[ThreadingHTTPServer]:
 def address(package: Path, site: ThreadingHTTPServer) -> Iterator[str]:
     """Run `phi3-onnx serve` on a free port; return its address."""
     origin = f"http://127.0.0.1:{site.server_address[1]}"
-    command = [sys.executable, "-m", "phi3_onnx.cli", "serve", str(package), "--port", "0", "--share-files"]
-    with subprocess.Popen([*command, "--cors", origin], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        lines: list[str] = []
-        try:
-            for line in process.stderr:
-                lines.append(line)
-                if found := re.search(r"ready at (http://\S+)", line):
-                    yield found[1]
-                    break
-            else:
-                raise AssertionError("".join(lines))
-        finally:
-            process.terminate()
-            process.wait(60)
+    with serving(package, "--share-files", "--cors", origin) as found:
+        yield found
 
 
 def ran(name: str, *arguments: str | Path, text: str = "", server: str = "") -> str:

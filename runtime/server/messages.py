@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from ..decoding.response import FinishReason
 from ..text.template import Dialect, Message
@@ -190,3 +190,8 @@ class Refused:
 FromEngine = Ready | CacheState | LoadFailed | Accepted | Tokenized | Piece | Finished | Refused
 Event = Piece | Finished | Refused
 """What a job comes to, after it was accepted."""
+
+
+def ends_job(message: object) -> TypeGuard[Refused | Tokenized | Finished]:
+    """Whether a message is the last one of its job."""
+    return isinstance(message, Refused | Tokenized) or (isinstance(message, Finished) and message.last)

@@ -11,7 +11,17 @@ from typing import Any
 from ...configs import EngineError, Phi3OnnxError
 from .answers import Answers, State
 from .channel import WebEnd, socket_pair
-from .messages import CacheState, Cancel, Finished, FromEngine, Job, LoadFailed, Ready, Refused, Shutdown, Tokenized
+from .messages import (
+    CacheState,
+    Cancel,
+    FromEngine,
+    Job,
+    LoadFailed,
+    Ready,
+    Refused,
+    Shutdown,
+    ends_job,
+)
 from .worker import run_engine
 
 _LOG = logging.getLogger(__name__)
@@ -156,7 +166,7 @@ class EngineProcess:
             else:
                 _LOG.error("the model cannot be loaded again: %s", message.message)
         elif answers := self._jobs.get(message.id):
-            if isinstance(message, Refused | Tokenized) or (isinstance(message, Finished) and message.last):
+            if ends_job(message):
                 del self._jobs[message.id]
             answers.put(message)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...configs import EngineError
 from .answers import Answers, State
-from .messages import Accepted, Finished, FromEngine, Job, Piece, Ready, Refused, Tokenized, TokenText
+from .messages import Accepted, Finished, FromEngine, Job, Piece, Ready, Refused, Tokenized, TokenText, ends_job
 
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 5
@@ -210,7 +210,7 @@ class RemoteEngine:
                     if isinstance(event, Refused) and event.kind == "stopped":
                         raise LostError(event.message)
                     new = progress.new(event)
-                    if isinstance(new, Refused | Tokenized) or (isinstance(new, Finished) and new.last):
+                    if ends_job(new):
                         return new
                     if isinstance(new, Accepted | Piece | Finished):
                         answers.put(new)

@@ -5,8 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from click.testing import CliRunner, Result
 from phi3_onnx.cli import root
 from phi3_onnx.configs import Phi3OnnxError
 from phi3_onnx.configs.manifest import MANIFEST_NAME
+from serving import serving
 
 Factory = Callable[..., Path]
 STEM = "phi3-mini-4k-instruct-cpu-int4-rtn-block-32-acc-level-4"
@@ -27,26 +27,6 @@ def run(*arguments: str | Path, text: str | None = None) -> Result:
     result = CliRunner().invoke(root, list(map(str, arguments)), input=text)
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     return result
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """Run `phi3-onnx serve` on a free port; gives its address."""
-    command = [sys.executable, "-m", "phi3_onnx.cli", "serve", str(folder), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        lines: list[str] = []
-        try:
-            for line in process.stderr:
-                lines.append(line)
-                if found := re.search(r"ready at (http://\S+)", line):
-                    yield found[1]
-                    break
-            else:
-                raise AssertionError("".join(lines))
-        finally:
-            process.terminate()
-            process.wait(60)
 
 
 def older_genai_config(model: dict[str, Any]) -> dict[str, Any]:
