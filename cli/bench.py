@@ -8,9 +8,10 @@ import click
 
 from ..configs.sizes import size
 from .provider_library import provider_library
-from .screen import warn_of_clashing_wheels
+from .screen import notice, warn_of_clashing_wheels
 
 if TYPE_CHECKING:
+    from ..evaluate.tables import Form
     from ..runtime.engines.load import EngineChoice
 
 
@@ -62,7 +63,7 @@ def command(
     decode: tuple[int, ...],
     depth: tuple[int, ...] | None,
     clients: tuple[int, ...] | None,
-    output: str | None,
+    output: "Form | None",
     repeat: int,
     as_json: bool,
 ) -> None:
@@ -81,14 +82,19 @@ def command(
     folders = [find_package(package) for package in packages]
     warn_of_clashing_wheels(provider)
     if depth or clients or output or len(prompt) > 1 or len(decode) > 1:
-        from ..evaluate.sweep import FORMATS, sweep
+        from ..evaluate.sweep import sweep
+        from ..evaluate.tables import table_of
 
         options |= {"prompts": prompt, "decodes": decode, "depths": depth or (0,), "texts": clients or ()}
         sweeps = []
         for folder in folders:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 sweeps.append(process.submit(sweep, folder, **options).result())
-        click.echo(FORMATS[output or ("json" if as_json else "table")](sweeps))
+        table = table_of(sweeps)
+        click.echo(table.written(output or ("json" if as_json else "table")))
+        if output == "csv":
+            for note in table.notes:
+                notice(note)
         return
     options |= {"prompt_tokens": min(prompt), "decoded_tokens": min(decode)}
     for folder in folders:
@@ -96,11 +102,13 @@ def command(
             done = process.submit(bench, folder, **options).result()
         speed = done.speed
         if as_json:
-            loading = {"load_seconds": done.load_seconds, "peak_memory_bytes": done.peak_memory_bytes}
-            click.echo(json.dumps({"package": done.package, **asdict(speed), **loading}))
+            table = asdict(done)
+            click.echo(json.dumps({"package": table.pop("package"), **table.pop("speed"), **table}))
             continue
+        share = f" ({done.read_share:.0%} of plain reads)" if done.read_share is not None else ""
         click.echo(
             f"{done.package}: prefill {speed.prefill_tokens_per_second:.0f} tokens/s over {speed.prompt_tokens}, "
-            f"decode {speed.decode_tokens_per_second:.1f} tokens/s, loaded in {done.load_seconds:.2f} s, "
+            f"decode {speed.decode_tokens_per_second:.1f} tokens/s{share}, loaded in {done.load_seconds:.2f} s, "
+            f"first token in {done.first_token_seconds:.2f} s, "
             f"peak memory {size(done.peak_memory_bytes)}, on {speed.provider} ({speed.engine})"
         )

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from ..configs import UsageError
 from ..runtime import Model, load
 from ..runtime.engines.load import EngineChoice
+from ..runtime.providers.hardware import default_threads
+from .bytes_read import weights_read
+from .machine import peak_memory, read_bandwidth
 
 _WARM_UP = 16
 """Tokens run before the clock does: the first run of a session reserves memory and packs weights."""
@@ -41,6 +43,10 @@ class Bench:
     load_seconds: float
     peak_memory_bytes: int
     """Resident memory of this process at its highest, the interpreter included."""
+    first_token_seconds: float
+    """From the prompt to the logits after it, the median."""
+    read_share: float | None
+    """Bytes of weights and cache that decoding read a second, of what plain reads give; None where not known."""
 
 
 def bench(
@@ -74,7 +80,13 @@ def bench(
     with load(package, provider=provider, engine=engine, threads=threads, speculate="off") as model:
         loaded = time.perf_counter() - start
         speed = measure_speed(model, prompt_tokens, decoded_tokens, repeat)
-        return Bench(model.package.name, speed, round(loaded, 3), _peak_memory())
+        peak, weights, share = peak_memory(), weights_read(model.package), None
+        if model.provider == "cpu" and weights:
+            cache = model.kv_bytes_per_token * (prompt_tokens + decoded_tokens / 2)
+            read = speed.decode_tokens_per_second * (weights + cache)
+            share = round(read / read_bandwidth(threads or default_threads()), 3)
+        first = round(prompt_tokens / speed.prefill_tokens_per_second, 4)
+        return Bench(model.package.name, speed, round(loaded, 3), peak, first, share)
 
 
 def measure_speed(model: Model, prompt_tokens: int, decoded_tokens: int, repeat: int) -> Speed:
@@ -126,14 +138,3 @@ def _run(model: Model, prompt_tokens: int, decoded_tokens: int) -> tuple[float, 
         return middle - start, time.perf_counter() - middle
     finally:
         cache.close()
-
-
-def _peak_memory() -> int:
-    peak = getattr(psutil.Process().memory_info(), "peak_wset", None)
-    if peak is not None:  # Windows
-        return int(peak)
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,14 +1,11 @@
 """Speed over lengths, depths and numbers of texts at a time: each figure a median with its spread."""
 
-import csv
-import io
-import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -16,6 +13,9 @@ from ..configs import UsageError
 from ..runtime import Model, load
 from ..runtime.batch import BatchPrompt, answer_all
 from ..runtime.engines.load import EngineChoice
+from ..runtime.providers.hardware import default_threads
+from .bytes_read import weights_read
+from .machine import EnergyMeter, peak_memory, read_bandwidth
 
 Kind = Literal["prefill", "decode", "together"]
 _WARM_UP = 16
@@ -36,6 +36,12 @@ class Figure:
     """The median."""
     least: float
     most: float
+    first_token_seconds: float | None = None
+    """From the prompt to the logits after it, the median; None but for `prefill`."""
+    read_share: float | None = None
+    """Of `decode` on the CPU: bytes of weights and cache that its tokens read a second, of `Sweep.read_bandwidth`."""
+    joules_per_token: float | None = None
+    """Of the whole machine's processors, where they can be read."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,18 @@ class Sweep:
     provider: str
     engine: str
     load_seconds: float
+    cold_first_token_seconds: float
+    """From the first prompt after loading to its first token: nothing has run before it."""
+    peak_memory_bytes: int
+    """Resident memory of the process at its highest, the interpreter included, before memory itself was measured."""
+    read_bandwidth: float | None
+    """Bytes a second that as many threads read plainly, at their best between these runs; None but for the CPU."""
+    weight_bytes: int | None
+    """Bytes of weights that a token reads; None where the package does not say."""
+    energy: str
+    """What was read of energy; empty where nothing can be."""
+    warm_up: str
+    """What ran before the figures' runs, in words."""
     figures: Sequence[Figure]
 
 
@@ -88,90 +106,137 @@ def sweep(
             raise UsageError(f"{deepest} tokens do not fit into the context of {model.context_length}")
         if texts and model.together(1) is None:
             raise UsageError(f"{model.package.name} does not decode texts together in {model.engine.name}")
-        jobs = [("prefill", count, depth, 1) for depth in depths for count in prompts]
-        jobs += [("decode", count, depth, 1) for depth in depths for count in decodes]
-        jobs += [("together", max(decodes), max(depths), count) for count in texts]
-        _run(model, "decode", 4, _WARM_UP, 1)
-        found = [list[float]() for _ in jobs]
+        jobs = [_Job("prefill", count, depth) for depth in depths for count in prompts]
+        jobs += [_Job("decode", count, depth) for depth in depths for count in decodes]
+        jobs += [_Job("together", max(decodes), max(depths), count) for count in texts]
+        cold = _run(model, _Job("prefill", min(prompts)))
+        _run(model, _Job("decode", 4, _WARM_UP))
+        rounds, meter = _Rounds(model, jobs), EnergyMeter(model.provider)
+        peak, bandwidth = 0, None
         for _ in range(repeat):
-            for job, speeds in zip(jobs, found, strict=True):
-                speeds.append(job[1] * job[3] / _run(model, *job))
-        figures = [
-            Figure(*job, *(round(of(speeds), 2) for of in (statistics.median, min, max)))  # pyright: ignore[reportArgumentType]
-            for job, speeds in zip(jobs, found, strict=True)
-        ]
-        return Sweep(model.package.name, model.provider, model.engine.name, round(loaded, 3), figures)
+            rounds.run(meter)
+            peak = peak or peak_memory()
+            if model.provider == "cpu":
+                bandwidth = max(bandwidth or 0.0, read_bandwidth(threads or default_threads()))
+        weights = weights_read(model.package) if model.provider == "cpu" else None
+        return Sweep(
+            package=model.package.name,
+            provider=model.provider,
+            engine=model.engine.name,
+            load_seconds=round(loaded, 3),
+            cold_first_token_seconds=round(cold, 4),
+            peak_memory_bytes=peak,
+            read_bandwidth=bandwidth,
+            weight_bytes=weights,
+            energy=meter.source,
+            warm_up=f"a prompt of {min(prompts)} tokens, then {_WARM_UP} and 4 single ones",
+            figures=rounds.figures(bandwidth, weights),
+        )
 
 
-def _run(model: Model, kind: str, tokens: int, depth: int, texts: int) -> float:
-    """Return the seconds that one kind of work takes."""
+class _Job(NamedTuple):
+    """What one figure is of; see `Figure`."""
+
+    kind: Kind
+    tokens: int
+    depth: int = 0
+    texts: int = 1
+
+
+class _Rounds:
+    """Jobs in turn, again and again, and what they took."""
+
+    def __init__(self, model: Model, jobs: Sequence[_Job]) -> None:
+        self._model = model
+        self._seconds = {job: list[float]() for job in jobs}
+        self._joules = {job: list[float]() for job in jobs}
+
+    def run(self, meter: EnergyMeter) -> None:
+        """Run each job once."""
+        for job, seconds in self._seconds.items():
+            used = _run(self._model, job, lambda work, job=job: self._metered(meter, job, work))
+            seconds.append(used)
+
+    def figures(self, bandwidth: float | None, weights: int | None) -> list[Figure]:
+        """Return what all rounds gave."""
+        return [self._figure(job, bandwidth, weights) for job in self._seconds]
+
+    def _metered(self, meter: EnergyMeter, job: _Job, work: Callable[[], None]) -> None:
+        if (joules := meter.joules(work)) is not None:
+            self._joules[job].append(joules)
+
+    def _figure(self, job: _Job, bandwidth: float | None, weights: int | None) -> Figure:
+        kind, tokens, depth, texts = job
+        speeds = [tokens * texts / seconds for seconds in self._seconds[job]]
+        median, joules = statistics.median(speeds), self._joules[job]
+        share = None
+        if kind == "decode" and bandwidth and weights:
+            cache = self._model.kv_bytes_per_token * (max(depth, 1) + tokens / 2)
+            share = round(median * (weights + cache) / bandwidth, 3)
+        return Figure(
+            kind,
+            tokens,
+            depth,
+            texts,
+            *(round(speed, 2) for speed in (median, min(speeds), max(speeds))),
+            first_token_seconds=round(statistics.median(self._seconds[job]), 4) if kind == "prefill" else None,
+            read_share=share,
+            joules_per_token=round(statistics.median(joules) / (tokens * texts), 4) if joules else None,
+        )
+
+
+def _at_once(work: Callable[[], None]) -> None:
+    work()
+
+
+def _run(model: Model, job: _Job, around: Callable[[Callable[[], None]], None] = _at_once) -> float:
+    """Return the seconds that one kind of work takes; `around` is given the work, and does it."""
+    kind, tokens, depth, texts = job
     random = np.random.default_rng(0)
     if kind == "together":
         options = model.options(max_tokens=tokens, temperature=0, ignore_eos=True)
-        jobs = [BatchPrompt(_ids(model, random, max(depth, 1)), options) for _ in range(texts)]
-        started = time.perf_counter()
-        for result in answer_all(model, jobs, batch=texts):
-            if isinstance(result, Exception):
-                raise result
-        return time.perf_counter() - started
+        prompts = [BatchPrompt(_ids(model, random, max(depth, 1)), options) for _ in range(texts)]
+        return _timed(lambda: _answer(model, prompts), around)
     ids, cache = _ids(model, random, depth + tokens + 1), model.new_cache()
     first = ids[: depth if kind == "prefill" else max(depth, 1)]
+
+    def prefill() -> None:
+        for _ in cache.prefill(ids[: depth + tokens]):
+            pass
+        cache.logits()
+
+    def decode() -> None:
+        for token in ids[len(first) : len(first) + tokens]:
+            cache.append(token)
+            cache.logits().argmax()  # as decoding would
+
     try:
         cache.reserve(len(ids))
         for _ in cache.prefill(first) if first else ():
             pass
-        started = time.perf_counter()
-        if kind == "prefill":
-            for _ in cache.prefill(ids[: depth + tokens]):
-                pass
-            cache.logits()
-        else:
-            for token in ids[len(first) : len(first) + tokens]:
-                cache.append(token)
-                cache.logits().argmax()  # as decoding would
-        return time.perf_counter() - started
+        return _timed(prefill if kind == "prefill" else decode, around)
     finally:
         cache.close()
 
 
+def _timed(work: Callable[[], None], around: Callable[[Callable[[], None]], None]) -> float:
+    seconds = 0.0
+
+    def clocked() -> None:
+        nonlocal seconds
+        started = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - started
+
+    around(clocked)  # whose own reading of counters does not count
+    return seconds
+
+
+def _answer(model: Model, prompts: Sequence[BatchPrompt]) -> None:
+    for result in answer_all(model, prompts, batch=len(prompts)):
+        if isinstance(result, Exception):
+            raise result
+
+
 def _ids(model: Model, random: np.random.Generator, count: int) -> list[int]:
     return random.integers(0, model.package.contract.vocab_size, count).tolist()
-
-
-_COLUMNS = ("package", "kind", "tokens", "depth", "texts", "tokens_per_second", "least", "most")
-
-
-def _rows(sweeps: Sequence[Sweep]) -> list[list[str]]:
-    return [
-        [sweep.package, *(str(getattr(figure, name)) for name in _COLUMNS[1:])]
-        for sweep in sweeps
-        for figure in sweep.figures
-    ]
-
-
-def _table(sweeps: Sequence[Sweep]) -> str:
-    rows = [list(_COLUMNS), *_rows(sweeps)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def _markdown(sweeps: Sequence[Sweep]) -> str:
-    lines = [list(_COLUMNS), ["---"] * len(_COLUMNS), *_rows(sweeps)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _csv(sweeps: Sequence[Sweep]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([_COLUMNS, *_rows(sweeps)])
-    return text.getvalue().rstrip("\n")
-
-
-FORMATS: Mapping[str, Callable[[Sequence[Sweep]], str]] = {
-    "table": _table,
-    "md": _markdown,
-    "csv": _csv,
-    "json": lambda sweeps: json.dumps([asdict(sweep) for sweep in sweeps], indent=1),
-}
-"""How sweeps are written, by name."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from click.testing import CliRunner
 from phi3_onnx.cli import root
 from phi3_onnx.configs import PackageError, UsageError
-from phi3_onnx.evaluate.sweep import FORMATS, Figure, Sweep
+from phi3_onnx.evaluate.sweep import Figure, Sweep
+from phi3_onnx.evaluate.tables import table_of
 
 SHORT = ["--prompt", "8", "--decode", "2", "--repeat", "1", "--threads", "1", "--provider", "cpu"]
 
@@ -22,6 +23,7 @@ def test_a_line_for_each_package(tiny_package: Callable[..., Path]) -> None:
     assert found["prefill_tokens_per_second"] > 0
     assert found["decode_tokens_per_second"] > 0
     assert found["peak_memory_bytes"] > 10 << 20
+    assert found["first_token_seconds"] > 0 and found["read_share"] > 0
 
 
 def test_a_sweep_measures_every_combination(tiny_package: Callable[..., Path]) -> None:
@@ -39,23 +41,32 @@ def test_a_sweep_measures_every_combination(tiny_package: Callable[..., Path]) -
     ]
     for entry in found["figures"]:
         assert 0 < entry["least"] <= entry["tokens_per_second"] <= entry["most"]
+        assert (entry["read_share"] is not None) == (entry["kind"] == "decode")
+        assert (entry["first_token_seconds"] is not None) == (entry["kind"] == "prefill")
+    assert found["cold_first_token_seconds"] > 0 and found["read_bandwidth"] > 0
+    assert found["warm_up"] == "a prompt of 4 tokens, then 16 and 4 single ones"
 
 
 def test_a_sweep_is_written_as_asked() -> None:
-    figures = [Figure("prefill", 128, 0, 1, 300.5, 290.0, 310.0), Figure("together", 48, 512, 8, 99.0, 98.0, 100.0)]
-    sweeps = [Sweep("a, b/cpu", "cpu", "engine", 1.0, figures)]
-    assert FORMATS["csv"](sweeps).splitlines() == [
-        "package,kind,tokens,depth,texts,tokens_per_second,least,most",
-        '"a, b/cpu",prefill,128,0,1,300.5,290.0,310.0',
-        '"a, b/cpu",together,48,512,8,99.0,98.0,100.0',
+    figures = [
+        Figure("prefill", 128, 0, 1, 300.5, 290.0, 310.0, 0.43),
+        Figure("together", 48, 512, 8, 99.0, 98.0, 100.0),
     ]
-    assert FORMATS["md"](sweeps).splitlines()[1:3] == [
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| a, b/cpu | prefill | 128 | 0 | 1 | 300.5 | 290.0 | 310.0 |",
+    sweeps = [Sweep("a, b/cpu", "cpu", "engine", 1.0, 0.5, 300, 2e10, 10**8, "", "a prompt", figures)]
+    table = table_of(sweeps)
+    assert table.written("csv").splitlines() == [
+        "package,kind,tokens,depth,texts,tokens_per_second,least,most,first_token_seconds,read_share,joules_per_token,"
+        "load_seconds,cold_first_token_seconds,peak_memory_bytes",
+        '"a, b/cpu",prefill,128,0,1,300.5,290.0,310.0,0.43,,,1.0,0.5,300',
+        '"a, b/cpu",together,48,512,8,99.0,98.0,100.0,,,,1.0,0.5,300',
     ]
-    assert FORMATS["table"](sweeps).splitlines()[1] == (
-        "a, b/cpu  prefill   128     0      1      300.5              290.0  310.0"
-    )
+    markdown = table.written("md").splitlines()
+    assert markdown[2] == "| a, b/cpu | prefill | 128 | 0 | 1 | 300.5 | 290.0 | 310.0 | 0.43 |  |  | 1.0 | 0.5 | 300 |"
+    assert markdown[4:6] == ["", "a, b/cpu on cpu (engine); warm-up: a prompt"]
+    lines = table.written("table").splitlines()
+    assert lines[1].startswith("a, b/cpu  prefill   128     0      1      300.5              290.0  310.0  0.43")
+    assert lines[4:] == ["plain reads: 20.0 GB/s; 100.0 MB of weights a token", "energy: no counter can be read here"]
+    assert json.loads(table.written("json"))[0]["figures"][0]["first_token_seconds"] == 0.43
 
 
 def test_what_a_sweep_cannot_do_is_said(tiny_package: Callable[..., Path]) -> None:
