@@ -2,7 +2,7 @@
 
     tests/cuda/run [--pair cuda13 cuda12] [--kind ...] [--target ...] [--cache FOLDER] [--json FILE]
     tests/cuda/run --package FOLDER...   # these packages instead
-    tests/cuda/run --tables              # write the tables of kernels in export/kernels/ anew
+    tests/cuda/run --tables              # write the tables of kernels in export/lint/kernels/ anew
 
 Libraries that stand in for CUDA hold device memory in host memory, copy for real, and log kernels instead of running
 them (device.c). The wheels' own host code runs as it is, so this shows what would be refused, what would land on the
@@ -160,7 +160,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
 def write_tables(environments: Sequence[Environment]) -> None:
     """Write the kernels that these wheels have for CUDA and for the CPU, and this environment's for the CPU."""
-    folder = HERE.parents[1] / "export" / "kernels"
+    folder = HERE.parents[1] / "export" / "lint" / "kernels"
     runs = [(environment.python, environment.libraries, name) for environment in environments for name in _PROVIDERS]
     # The newest CPU wheel may be newer than the newest CUDA wheel.
     runs.append((Path(sys.executable), Path(), "cpu"))
@@ -187,7 +187,7 @@ def main() -> int:
         help=f"where the wheels are kept (default: {CACHE_VARIABLE}, or the project's cache; 700 MB a pair)",
     )
     parser.add_argument("--json", type=Path, help="write the rows here too")
-    parser.add_argument("--tables", action="store_true", help="write export/kernels/ anew, and do nothing else")
+    parser.add_argument("--tables", action="store_true", help="write export/lint/kernels/ anew, and do nothing else")
     args = parser.parse_args()
     try:
         environments = {name: make_environment(PAIRS[name], args.cache.absolute()) for name in args.pair}

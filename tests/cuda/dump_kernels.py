@@ -1,7 +1,7 @@
 """Prints the kernels of an execution provider as JSON: python dump_kernels.py CUDAExecutionProvider.
 
 Needs nothing but the onnxruntime of this Python. On a machine without CUDA, `tests/cuda/run --tables` runs it on the
-CUDA that is not there. What comes out is a file of export/kernels/:
+CUDA that is not there. What comes out is a file of export/lint/kernels/:
 
 - `provider`, `onnxruntime`: whose kernels, of which version.
 - `kernels`: `domain::operator` -> list of [first version, last version or null, alternatives]. The versions are of the
