@@ -9,7 +9,6 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from ..providers.devices import device_identity
 from ..providers.hardware import default_threads
 from ..providers.imports import import_onnxruntime
 from .arena import Arena, CacheShape
+from .layout import Bound, RowRun
 
 DECODE_NAME = "decode.onnx"
 _DTYPES = {"tensor(int8)": np.int8, "tensor(float)": np.float32}
@@ -55,25 +55,6 @@ def _hashes(package: Package) -> list[str]:
         return sorted(f"{name} {entry.sha256}" for name, entry in package.manifest.files.items() if ".onnx" in name)
     states = {path.name: path.stat() for path in package.folder.glob("*.onnx*")}
     return sorted(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states.items())
-
-
-@dataclass(frozen=True)
-class RowRun:
-    """What one run does to one text."""
-
-    slot: int
-    start: int
-    """Tokens of it in the cache already."""
-    tokens: Sequence[int]
-    logits: int = 1
-    """Of how many tokens, the last ones, logits are wanted."""
-    beyond: bool = False
-    """Whether LongRoPE's long factors hold for this text."""
-
-    @property
-    def stop(self) -> int:
-        """Tokens in the cache after the run."""
-        return self.start + len(self.tokens)
 
 
 class PackedGraph:
@@ -137,58 +118,26 @@ class PackedGraph:
     def _run(self, arena: Arena, rows: Sequence[RowRun]) -> list[np.ndarray]:
         ordered = sorted(rows, key=lambda row: row.slot)
         first, count = ordered[0].slot, ordered[-1].slot - ordered[0].slot + 1
-        feeds, wanted = self._feeds(ordered, first, count)
-        binding = self._binding(arena, first, count)
-        for name, value in feeds.items():
-            binding.bind_cpu_input(name, value)
-        logits = np.empty((1, len(feeds["logits_index"]), self.vocab_size), np.float32)
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        bound = self._bound(arena, first, count)
+        layout = bound.lay_out(ordered, count, self.filled)
+        layout.fill(ordered, self.switch)
+        logits = np.empty((1, layout.logits, self.vocab_size), np.float32)
+        bound.binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         try:
-            self._inference.run_with_iobinding(binding)
+            self._inference.run_with_iobinding(bound.binding)
         except RuntimeError as error:
             raise EngineError(
-                f"{self.name} failed while running {len(feeds['input_ids'][0])} tokens of {len(rows)} texts: "
+                f"{self.name} failed while running {sum(len(row.tokens) for row in rows)} tokens of {len(rows)} texts: "
                 f"{first_line(error)}"
             ) from error
-        return [logits[0, wanted[row.slot] : wanted[row.slot] + row.logits] for row in rows]
-
-    def _feeds(self, rows: Sequence[RowRun], first: int, count: int) -> tuple[dict[str, np.ndarray], dict[int, int]]:
-        """Return the graph's inputs but the cache, and for each slot the place of its first logits."""
-        lengths, starts = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        for row in rows:
-            lengths[row.slot - first], starts[row.slot - first] = len(row.tokens), row.start
-        begins = np.cumsum(lengths) - lengths
-        places = np.arange(lengths.max())
-        # A place without a token repeats the row's last one, or any: nothing of it is read.
-        pad = np.minimum(begins[:, None] + np.minimum(places, np.maximum(lengths[:, None] - 1, 0)), lengths.sum() - 1)
-        unpad = [index * len(places) + np.arange(length) for index, length in enumerate(lengths) if length]
-        tokens = [token for row in rows for token in row.tokens]
-        wanted, index = dict[int, int](), list[int]()
-        for row in rows:
-            wanted[row.slot] = len(index)
-            stop = int(begins[row.slot - first]) + len(row.tokens)
-            index += range(stop - row.logits, stop)
-        more, more_logits = self.filled(len(tokens)) - len(tokens), self.filled(max(len(index), 1)) - max(len(index), 1)
-        total = max(row.stop for row in rows)
-        if rows[0].beyond and self.switch is not None:
-            total = max(total, self.switch + 1)
-        feeds = {
-            # Tokens that fill up go through the linear layers alone: no row of the attention has them.
-            "input_ids": np.asarray([tokens + [0] * more], np.int64),
-            "pad_index": pad.astype(np.int64),
-            "unpad_index": np.concatenate([*unpad, np.zeros(more, np.int64)]),
-            "logits_index": np.asarray((index or [0]) + [0] * more_logits, np.int64),
-            "query_seqlens": lengths.astype(np.int32),
-            "seqlens_k": np.maximum(starts + lengths - 1, 0).astype(np.int32),
-            "total_length": np.asarray([total], np.int64),
-        }
-        return feeds, wanted
+        wanted = {row.slot: logits[0, place] for row, place in zip(ordered, layout.wanted, strict=True)}
+        return [wanted[row.slot] for row in rows]
 
     def filled(self, count: int) -> int:
         """Return how many tokens a run of so many has, with those that fill it up."""
         return count + (self.padding.missing(count) if self.padding else 0)
 
-    def _binding(self, arena: Arena, first: int, count: int) -> Any:
+    def _bound(self, arena: Arena, first: int, count: int) -> Bound:
         """Return the binding of neighbouring slots, which stays the same from run to run until the arena moves."""
         if (first, count) not in arena.bindings:
             binding = self._inference.io_binding()
@@ -198,7 +147,7 @@ class PackedGraph:
                 memory = ("cpu", 0, arena.shape.dtype, shape, buffer.ctypes.data + offset)
                 binding.bind_input(past, *memory)
                 binding.bind_output(present, *memory)
-            arena.bindings[first, count] = binding
+            arena.bindings[first, count] = Bound(binding)
         return arena.bindings[first, count]
 
     def _settle_padding(self) -> Padding | None:

@@ -14,7 +14,8 @@ from ..package import Package
 from ..providers.choice import Candidate, ProviderChoice
 from ..providers.names import canonical
 from .arena import Arena
-from .packed import DECODE_NAME, PackedGraph, RowRun
+from .layout import RowRun
+from .packed import DECODE_NAME, PackedGraph
 from .planner import Planner
 from .prefix_files import PrefixFiles
 from .together import Together

@@ -19,7 +19,8 @@ from ..decoding.lookup import LookupDrafter
 from ..decoding.speculation import AUTO, NO_DRAFT, Draft, Drafter, Speculation
 from ..providers.hardware import available_memory
 from .arena import Arena
-from .packed import PackedGraph, RowRun
+from .layout import RowRun
+from .packed import PackedGraph
 from .planner import Planner
 from .prefix_files import BLOCK, PrefixFiles
 from .prefixes import Kept, PrefixStore

@@ -10,7 +10,8 @@ import pytest
 from phi3_onnx.configs import read_manifest
 from phi3_onnx.export.graph.passes.kv_cache import cache_scales
 from phi3_onnx.runtime.engines.arena import Arena
-from phi3_onnx.runtime.engines.packed import DECODE_NAME, PackedGraph, Padding, RowRun
+from phi3_onnx.runtime.engines.layout import RowRun
+from phi3_onnx.runtime.engines.packed import DECODE_NAME, PackedGraph, Padding
 from phi3_onnx.runtime.engines.session import LogitsSession
 from phi3_onnx.runtime.package import open_package
 

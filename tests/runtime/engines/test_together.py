@@ -15,7 +15,8 @@ from phi3_onnx.runtime.decoding.kvcache import common_length
 from phi3_onnx.runtime.decoding.response import last_response
 from phi3_onnx.runtime.decoding.speculation import AUTO, OFF, Speculation
 from phi3_onnx.runtime.engines import together as module
-from phi3_onnx.runtime.engines.packed import PackedGraph, RowRun
+from phi3_onnx.runtime.engines.layout import RowRun
+from phi3_onnx.runtime.engines.packed import PackedGraph
 from phi3_onnx.runtime.engines.prefixes import Kept, PrefixStore
 from phi3_onnx.runtime.engines.together import Together
 
