@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-
 from phi3_onnx.runtime.engines.layout import Bound, RowRun, RunLayout, row_shapes
 
 
