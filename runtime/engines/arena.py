@@ -71,11 +71,11 @@ class Arena:
         for buffer in self.buffers:
             buffer[target, :, start:length] = buffer[source, :, start:length]
 
-    def take_out(self, slot: int, length: int) -> list[np.ndarray]:
-        """Return copies of a slot's first tokens, [KV heads, length, head size] for keys and values of each layer."""
-        return [buffer[slot, :, :length].copy() for buffer in self.buffers]
+    def take_out(self, slot: int, length: int) -> np.ndarray:
+        """Return a copy of a slot's first tokens, [keys and values of each layer, KV heads, length, head size]."""
+        return np.stack([buffer[slot, :, :length] for buffer in self.buffers])
 
-    def put_in(self, slot: int, kept: Sequence[np.ndarray], length: int) -> None:
+    def put_in(self, slot: int, kept: np.ndarray, length: int) -> None:
         """Write the first tokens of what `take_out` returned into a slot."""
         for buffer, values in zip(self.buffers, kept, strict=True):
             buffer[slot, :, :length] = values[:, :length]

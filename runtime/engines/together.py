@@ -228,7 +228,7 @@ class Together:
     @property
     def kept_tokens(self) -> int:
         """Tokens of texts that ended, and that memory still has."""
-        return sum(len(slot.tokens) for slot in self._slots if not slot.live) + sum(len(k.tokens) for k in self.store)
+        return sum(len(slot.tokens) for slot in self._slots if not slot.live) + self.store.num_tokens
 
     def is_beyond(self, length: int) -> bool:
         """Whether a text of this length needs LongRoPE's long factors."""
@@ -295,7 +295,7 @@ class Together:
             if (stop := self.files.unsaved(source.tokens, source.beyond)) is None:
                 continue
             if isinstance(source, Kept):
-                arrays = [array[:, stop - BLOCK : stop] for array in source.arrays]
+                arrays = [array[:, stop - BLOCK : stop] for array in source.values]
             else:
                 number = self._slots.index(source)
                 arrays = [buffer[number, :, stop - BLOCK : stop] for buffer in self._arena.buffers]
@@ -401,10 +401,14 @@ class Together:
 
     def _longest(self, prompt: Sequence[int], beyond: bool) -> tuple["_Slot | Kept | None", int]:
         """Return what shares the longest beginning with a prompt, and how many tokens; the last one always runs."""
-        sources = [source for source in (*self._slots, *self.store) if source.tokens and source.beyond == beyond]
-        lengths = [common_length(source.tokens, prompt[:-1]) for source in sources]
-        best = max(range(len(sources)), key=lengths.__getitem__, default=None)
-        return (sources[best], lengths[best]) if best is not None and lengths[best] else (None, 0)
+        prompt = prompt[:-1]
+        slots = [slot for slot in self._slots if slot.tokens and slot.beyond == beyond]
+        lengths = [common_length(slot.tokens, prompt) for slot in slots]
+        kept, most = self.store.longest(prompt, beyond)
+        if most > max(lengths, default=0):
+            return kept, most
+        best = max(range(len(slots)), key=lengths.__getitem__, default=None)
+        return (slots[best], lengths[best]) if best is not None and lengths[best] else (None, 0)
 
     def _promised(self, prompt: Sequence[int], beyond: bool) -> int:
         running = (text for text in self.live if text.in_prompt and text.beyond == beyond)
@@ -418,7 +422,7 @@ class Together:
             self.store.use(source)  # before others may have to go
         target = self._free_slot(source)
         if isinstance(source, Kept):
-            self._arena.put_in(target, source.arrays, shared)
+            self._arena.put_in(target, source.values, shared)
         elif source and source is not self._slots[target]:
             source.used = self._turn
             self._arena.copy(self._slots.index(source), target, shared)
@@ -432,8 +436,9 @@ class Together:
         if target.tokens:
             length = len(target.tokens)
             size = length * self.graph.shape.bytes_per_token
-            if size <= self.store.limit and size <= available_memory() // 2:
-                self.store.add(Kept(tuple(target.tokens), target.beyond, self._arena.take_out(number, length)))
+            fits = size <= self.store.limit and size <= available_memory() // 2
+            if fits and not self.store.holds(target.tokens, target.beyond):
+                self.store.add(Kept(target.tokens, target.beyond, self._arena.take_out(number, length)))
         return number
 
     def _affordable(self, needed: int) -> bool:

@@ -8,6 +8,9 @@ measures the time to its first token, which is compared with that of the quiet s
 memory of the server's processes is read. At the end the load stops, and the server must come to rest: no request
 running or waiting, and as many answers at a time as it has slots.
 
+What the server keeps of texts that ended is bounded (`--cache-memory`) so that it is full before the warm-up is over:
+by default it may grow to a quarter of the free memory, and would grow for hours.
+
 Exit code 1 where a promise was broken, a process was restarted, a slot stayed taken, or memory grew by 2 % or more from
 the end of the warm-up (a third of the time) to the end.
 """
@@ -50,13 +53,14 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16, help="at a time  [default: %(default)s]")
     parser.add_argument("--parallel", type=int, default=4, help="slots of the server  [default: %(default)s]")
     parser.add_argument("--package", type=Path, help="what is served  [default: a tiny random model]")
+    parser.add_argument("--cache-memory", default="1MB", help="for texts that ended  [default: %(default)s]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="judge its growth")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="phi3-onnx-soak-") as folder:
         os.environ["PHI3_ONNX_HOME"] = folder
         package = options.package or _tiny_package(Path(folder))
-        process, host, port, log = _start(package, options.parallel, Path(folder))
+        process, host, port, log = _start(package, options, Path(folder))
         try:
             report = asyncio.run(_soak(process, host, port, options))
         finally:
@@ -83,9 +87,10 @@ def _tiny_package(folder: Path) -> Path:
     return export(folder / "tiny", "cpu-int4-rtn", folder / "package")
 
 
-def _start(package: Path, parallel: int, folder: Path) -> tuple[subprocess.Popen[bytes], str, int, Path]:
+def _start(package: Path, options: argparse.Namespace, folder: Path) -> tuple[subprocess.Popen[bytes], str, int, Path]:
     log = folder / "log"
-    command = [sys.executable, "-m", "phi3_onnx.cli", "serve", str(package), "--port", "0", "--parallel", str(parallel)]
+    command = [sys.executable, "-m", "phi3_onnx.cli", "serve", str(package), "--port", "0"]
+    command += ["--parallel", str(options.parallel), "--cache-memory", options.cache_memory]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stderr=file, stdout=file)
     for _ in range(1200):
@@ -137,6 +142,7 @@ async def _soak(process: subprocess.Popen[bytes], host: str, port: int, options:
             "first": round(memory[0][1] / 1e6),
             "last": round(memory[-1][1] / 1e6),
             "growth": round(growth, 4),
+            "by sixths of the time": _by_parts(memory, 6),
         },
         "ttft_ms_quiet": _percentiles(quiet),
         "ttft_ms_under_load": _percentiles(under_load) | {"probes": len(under_load), "no room": busy},
@@ -215,6 +221,13 @@ def _growth(memory: Sequence[tuple[float, float]]) -> float:
     before = [weight for part, weight in share if 2 / 6 <= part < 3 / 6]
     after = [weight for part, weight in share if part >= 5 / 6]
     return statistics.median(after) / statistics.median(before) - 1 if before and after else 0.0
+
+
+def _by_parts(memory: Sequence[tuple[float, float]], parts: int) -> list[float]:
+    """Return the median memory of each part of the time, in MB."""
+    size = math.ceil(len(memory) / parts)
+    pieces = [memory[start : start + size] for start in range(0, len(memory), size)]
+    return [round(statistics.median(weight for _, weight in piece) / 1e6, 1) for piece in pieces]
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float]:

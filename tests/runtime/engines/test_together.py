@@ -17,7 +17,6 @@ from phi3_onnx.runtime.decoding.speculation import AUTO, OFF, Speculation
 from phi3_onnx.runtime.engines import together as module
 from phi3_onnx.runtime.engines.layout import RowRun
 from phi3_onnx.runtime.engines.packed import PackedGraph
-from phi3_onnx.runtime.engines.prefixes import Kept, PrefixStore
 from phi3_onnx.runtime.engines.together import Together
 
 Make = Callable[..., Path]
@@ -300,12 +299,14 @@ def test_common_lengths() -> None:
     assert common_length((1, 2), [1, 2, 3]) == 2
 
 
-def test_a_text_larger_than_the_store_is_not_kept() -> None:
-    store = PrefixStore(100)
-    store.add(Kept((1,), False, [np.zeros(60, np.int8)]))
-    store.add(Kept((2,), False, [np.zeros(101, np.int8)]))
-    assert [kept.tokens for kept in store] == [(1,)]
-    store.add(Kept((3,), False, [np.zeros(60, np.int8)]))
-    assert [kept.tokens for kept in store] == [(3,)]
-    assert store.give_up_one()
-    assert not store.give_up_one()
+def test_a_question_asked_again_and_again_is_kept_once(plain: Model) -> None:
+    together = core(plain, slots=1)
+    options = plain.options(max_tokens=6, temperature=0)
+    for _ in range(5):
+        for seed in (1, 2):
+            answer(plain, together, BatchPrompt(text(20, seed), options))
+    assert len(list(together.store)) == 2
+    longer = BatchPrompt(text(60, 3), options)
+    answer(plain, together, longer)
+    answer(plain, together, replace(longer, prompt=[*longer.prompt[:50], 7]), longer)
+    assert len(list(together.store)) == 4, "two questions, and two longer texts that part"
