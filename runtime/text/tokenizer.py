@@ -46,9 +46,9 @@ class Tokenizer:
         except Exception as error:  # the same
             raise PackageError(f"{path} names tokens that cannot be added ({first_line(error)})") from error
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        """Tokens it knows, added ones included."""
+        """Tokens it knows, added ones included; the library counts these anew each time."""
         return self._backend.get_vocab_size()
 
     def to_json(self) -> str:
