@@ -28,6 +28,8 @@ from .tools import conversation, guidance, most_calls
 _LOG = logging.getLogger(__name__)
 
 
+_OF_BROWSERS = ("Origin", "Sec-Fetch-Site")
+"""Headers that browsers send with every request that a page of another site has them make."""
 # Fields of `CacheState`; they begin anew with the engine's process.
 _CACHE_METRICS = {
     "cache_hit_tokens": "Tokens of prompts that were kept, in memory or on disk.",
@@ -132,12 +134,12 @@ class Service:
         """Return a request's body.
 
         Raises:
-            ApiError: it is no JSON, or too large.
+            ApiError: it is too large, or a browser sent it as another kind than JSON.
 
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            # Browsers send other kinds across origins without asking first.
+        if kind != "application/json" and any(name in request.headers for name in _OF_BROWSERS):
+            # Browsers send other kinds across origins without asking first. Ollama's clients and curl send any.
             raise ApiError(415, f"the content type must be application/json, got {kind or 'none'!r}")
         limit = self.settings.max_request_bytes
         stated = request.headers.get("content-length", "")

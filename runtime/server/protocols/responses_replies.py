@@ -39,6 +39,7 @@ class ResponseReply:
         """
         self._texts = ChatTexts(request, most_calls)
         self._logprobs = request.logprobs
+        self._offered = {entry.name: entry for entry in body.offered}
         self._keep = keep
         self._head = _head(body, model)
         self._number = 0
@@ -139,7 +140,11 @@ class ResponseReply:
 
     def _called(self, call: Call) -> list[dict[str, Any]]:
         index = len(self._output)
-        named = {"id": f"fc_{secrets.token_hex(12)}", "type": "function_call", "call_id": call.id, "name": call.name}
+        offered = self._offered[call.name]
+        name = offered.tool.name
+        named = {"id": f"fc_{secrets.token_hex(12)}", "type": "function_call", "call_id": call.id, "name": name}
+        if offered.namespace:
+            named["namespace"] = offered.namespace
         item = {**named, "arguments": call.arguments, "status": "completed"}
         self._output.append(item)
         where = {"item_id": item["id"], "output_index": index}
@@ -148,7 +153,7 @@ class ResponseReply:
         return [
             self._event("response.output_item.added", output_index=index, item=begun),
             self._event(f"{kind}.delta", **where, delta=call.arguments),
-            self._event(f"{kind}.done", **where, name=call.name, arguments=call.arguments),
+            self._event(f"{kind}.done", **where, name=name, arguments=call.arguments),
             self._event("response.output_item.done", output_index=index, item=item),
         ]
 

@@ -1,6 +1,8 @@
 """What `POST /v1/responses` asks for (https://platform.openai.com/docs/api-reference/responses), and as a chat."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
@@ -11,6 +13,7 @@ from ..requests import MOST_TOP_LOGPROBS, ChatRequest, Numbers, Part, StreamOpti
 
 LOGPROBS = "message.output_text.logprobs"
 _ID_LENGTH = 128
+_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 _EARLIER = "It came with an earlier response."
 _ASKED = (
     *used(
@@ -43,7 +46,7 @@ RESPONSES: Places = MappingProxyType(
                 include=f"`{LOGPROBS}` gives the log probability of each token; the rest has no effect.",
                 top_logprobs="How many of the most likely tokens to give at each place, 0 to 20.",
             ),
-            hints("It says who asks.", "user safety_identifier"),
+            hints("It says who asks.", "user safety_identifier client_metadata"),
             hints("Caches of prompts work by themselves.", "prompt_cache_key prompt_cache_retention"),
             hints("There is one class of service.", "service_tier"),
             hints("It bounds tools that the server runs, and there are none.", "max_tool_calls"),
@@ -60,7 +63,8 @@ RESPONSES: Places = MappingProxyType(
         ),
         "function_call": table_of(
             used(type="`function_call`.", call_id="The call's id.", name="The function.", arguments="Its arguments."),
-            hints(_EARLIER, "id status namespace"),
+            used(namespace="The namespace of the function."),
+            hints(_EARLIER, "id status"),
         ),
         "function_call_output": table_of(
             used(
@@ -83,6 +87,14 @@ RESPONSES: Places = MappingProxyType(
                 strict="Whether the arguments must follow the schema.",
             ),
             hints("The model is told of all tools.", "defer_loading"),
+        ),
+        "namespace": table_of(
+            used(
+                type="`namespace`: several functions; a call says which namespace it is of.",
+                name="Its name: letters, digits, `_`, `.`, `-`.",
+                tools="Its functions, as in tools[].",
+            ),
+            hints("The model reads what each of its functions does.", "description"),
         ),
         "tool_choice": table_of(used(type="`function`.", name="Which one.")),
         "text": table_of(
@@ -131,6 +143,7 @@ class CallItem(_Part):
     call_id: str
     name: str
     arguments: str
+    namespace: str | None = None
 
 
 class OutputItem(_Part):
@@ -168,10 +181,28 @@ class FunctionTool(_Part):
 
     place = "tools[]"
     type: Literal["function"]
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    name: str = Field(pattern=_NAME)
     description: str = ""
     parameters: dict[str, Any] = Field(default={})
     strict: bool = False
+
+
+class NamespaceTool(_Part):
+    """Functions that belong together."""
+
+    place = "namespace"
+    type: Literal["namespace"]
+    name: str = Field(pattern=_NAME)
+    tools: list[FunctionTool] = Field(max_length=128)
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A function as the model is told of it."""
+
+    name: str
+    namespace: str | None
+    tool: FunctionTool
 
 
 class FunctionChoice(_Part):
@@ -215,7 +246,9 @@ class _Asked(_Part):
     model: str | None = None
     input: str | list[Item] = Field(default=[], max_length=2**24)
     instructions: str = ""
-    tools: list[FunctionTool] = Field(default=[], max_length=128)
+    tools: list[Annotated[FunctionTool | NamespaceTool, Field(discriminator="type")]] = Field(
+        default=[], max_length=128
+    )
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice = "auto"
     parallel_tool_calls: bool = True
     text: Text = Text()
@@ -224,7 +257,24 @@ class _Asked(_Part):
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The input as messages of a chat."""
-        return [{"role": "user", "content": self.input}] if isinstance(self.input, str) else _messages(self.input)
+        if isinstance(self.input, str):
+            return [{"role": "user", "content": self.input}]
+        return _messages(self.input, {(entry.namespace, entry.tool.name): entry.name for entry in self.offered})
+
+    @property
+    def offered(self) -> list[Offered]:
+        """The functions: those of a namespace by their own names, and by both where another one has that name."""
+        found: list[tuple[str | None, FunctionTool]] = []
+        for tool in self.tools:
+            if isinstance(tool, NamespaceTool):
+                found += [(tool.name, inner) for inner in tool.tools]
+            else:
+                found.append((None, tool))
+        count = Counter(tool.name for _, tool in found)
+        return [
+            Offered(f"{space}.{tool.name}" if space and count[tool.name] > 1 else tool.name, space, tool)
+            for space, tool in found
+        ]
 
     def values(self, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return what is asked for as the values of a chat, after earlier messages."""
@@ -232,7 +282,10 @@ class _Asked(_Part):
         choice: Any = self.tool_choice
         if isinstance(choice, FunctionChoice):
             choice = {"type": "function", "function": {"name": choice.name}}
-        tools = [{"type": "function", "function": tool.model_dump(exclude={"type"})} for tool in self.tools]
+        tools = [
+            {"type": "function", "function": {**entry.tool.model_dump(exclude={"type"}), "name": entry.name}}
+            for entry in self.offered
+        ]
         return {
             "messages": joined([*system, *before, *self.messages]),
             "tools": tools,
@@ -288,13 +341,15 @@ def joined(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
-def _messages(items: Sequence[Item]) -> list[dict[str, Any]]:
+def _messages(items: Sequence[Item], names: Mapping[tuple[str | None, str], str]) -> list[dict[str, Any]]:
+    """Return items as messages of a chat; `names` are those of functions, by namespace and by their own."""
     made: list[dict[str, Any]] = []
     for item in items:
         if isinstance(item, MessageItem):
             made.append({"role": item.role, "content": _text(item.content)})
         elif isinstance(item, CallItem):
-            made.append(called(item.call_id, item.name, item.arguments))
+            name = names.get((item.namespace, item.name), item.name)
+            made.append(called(item.call_id, name, item.arguments))
         elif isinstance(item, OutputItem):
             made.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)})
     return made

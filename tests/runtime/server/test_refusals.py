@@ -168,12 +168,26 @@ def test_token_ids_and_empty_prompts_are_checked(server: RunningServer) -> None:
     assert post(server, {"prompt": []}, "/v1/completions").status_code == 400
 
 
-def test_paths_methods_and_content_types(server: RunningServer) -> None:
+def test_paths_and_methods(server: RunningServer) -> None:
     with server.http() as http:
         assert http.get("/v1/nothing").json()["error"]["message"] == "there is nothing at /v1/nothing"
         assert http.get("/v1/chat/completions").status_code == 405
-        reply = http.post("/v1/chat/completions", content=json.dumps(CHAT), headers={"Content-Type": "text/plain"})
-        assert (reply.status_code, reply.json()["error"]["type"]) == (415, "invalid_request_error")
+
+
+@pytest.mark.parametrize("kind", [{"Content-Type": "text/plain"}, {}])
+@pytest.mark.parametrize("browser", [{"Origin": "http://a.test"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}])
+def test_a_page_of_another_site_gets_nothing_answered(
+    server: RunningServer, kind: dict[str, str], browser: dict[str, str]
+) -> None:
+    with server.http() as http:
+        reply = http.post("/v1/chat/completions", content=json.dumps(CHAT), headers={**kind, **browser})
+    assert (reply.status_code, reply.json()["error"]["type"]) == (415, "invalid_request_error")
+
+
+@pytest.mark.parametrize("kind", [{"Content-Type": "application/x-www-form-urlencoded"}, {}])
+def test_what_is_no_browser_may_leave_the_content_type_out(server: RunningServer, kind: dict[str, str]) -> None:
+    with server.http() as http:
+        assert http.post("/api/chat", content=json.dumps({"model": "fake", **CHAT}), headers=kind).status_code == 200
 
 
 def test_an_engine_that_fails_at_a_request_says_so_and_goes_on(server: RunningServer) -> None:

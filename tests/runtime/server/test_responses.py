@@ -19,6 +19,7 @@ WEATHER: Any = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     "strict": False,
 }
+AGENTS: Any = {"type": "namespace", "name": "agents", "description": "Helpers", "tools": [{**WEATHER, "name": "ask"}]}
 CALL = '{"tool_calls": [{"name": "weather", "arguments": {"city": "Paris"}}]}'
 LOGPROBS = ["message.output_text.logprobs"]
 
@@ -136,6 +137,31 @@ def test_calls_and_their_results(client: openai.OpenAI) -> None:
     assert third.output_text == "You said: b returned: two\na returned: one"
 
 
+def test_a_call_says_which_namespace_it_is_of(client: openai.OpenAI) -> None:
+    said = '{"tool_calls": [{"name": "ask", "arguments": {"city": "Rome"}}]}'
+    first = client.responses.create(model="fake", input=f"say {said}", tools=[WEATHER, AGENTS])
+    [call] = first.output
+    assert call.type == "function_call" and call.model_dump()["namespace"] == "agents"
+    assert (call.name, call.arguments) == ("ask", '{"city": "Rome"}')
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+    told: Any = [{"role": "user", "content": "x"}, call.model_dump(), result]
+    second = client.responses.create(model="fake", input=told, tools=[WEATHER, AGENTS])
+    assert second.output_text == "You said: ask returned: rain"
+
+
+def test_functions_of_one_name_are_told_apart_by_their_namespaces(client: openai.OpenAI) -> None:
+    twins: Any = {**AGENTS, "tools": [WEATHER]}
+    for name, namespace in (("weather", None), ("agents.weather", "agents")):
+        said = json.dumps({"tool_calls": [{"name": name, "arguments": {"city": "Rome"}}]})
+        [call] = client.responses.create(model="fake", input=f"say {said}", tools=[WEATHER, twins]).output
+        assert call.type == "function_call" and call.name == "weather"
+        assert call.model_dump().get("namespace") == namespace
+        result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+        told: Any = [{"role": "user", "content": "x"}, call.model_dump(), result]
+        again = client.responses.create(model="fake", input=told, tools=[WEATHER, twins])
+        assert again.output_text == f"You said: {name} returned: rain"
+
+
 def test_forms_and_options(client: openai.OpenAI, server: RunningServer) -> None:
     schema = {"type": "json_schema", "name": "n", "schema": {"type": "integer"}, "strict": True}
     response = client.responses.create(model="fake", input="say 5", text={"format": schema, "verbosity": "low"})  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -163,7 +189,9 @@ def test_forms_and_options(client: openai.OpenAI, server: RunningServer) -> None
         ({"input": "a", "background": True}, "background"),
         ({"input": "a", "conversation": "c"}, "conversation"),
         ({"input": "a", "prompt": {"id": "p"}}, "prompt"),
-        ({"input": "a", "tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"input": "a", "tools": [{"type": "web_search"}]}, "tools.0"),
+        ({"input": "a", "tools": [WEATHER, {**WEATHER, "description": "again"}]}, None),
+        ({"input": "a", "tools": [{**AGENTS, "tools": [{"type": "custom", "name": "b"}]}]}, "tools.0.tools.0.type"),
         ({"input": "a", "tool_choice": "required"}, None),
         ({"input": "a", "max_output_tokens": 0}, "max_output_tokens"),
         ({"input": "a", "temperature": 3}, "temperature"),
