@@ -31,8 +31,15 @@ def conversation(request: ChatRequest, dialect: Dialect) -> Conversation:
 
 
 def most_calls(request: ChatRequest, limit: int) -> int:
-    """Return how many calls an answer may hold: the limit, or 1 where no more are wanted."""
-    return 1 if isinstance(request.tool_choice, ToolChoice) or not request.parallel_tool_calls else limit
+    """Return how many calls an answer may hold: the limit, or 1 where no more are wanted.
+
+    Where a call has to come, one is wanted unless the request says otherwise: made to call, a weak model goes on with
+    the same call as long as it may.
+    """
+    several = request.parallel_tool_calls
+    if several is None:
+        several = request.tool_choice != "required"
+    return limit if several and not isinstance(request.tool_choice, ToolChoice) else 1
 
 
 def guidance(request: ChatRequest, dialect: Dialect, limit: int) -> Guidance | None:

@@ -101,7 +101,7 @@ ANTHROPIC: Places = MappingProxyType(
             used(
                 type="`auto`, `any`, `tool` or `none`.",
                 name="The tool, for `tool`.",
-                disable_parallel_tool_use="Whether one call at most may come.",
+                disable_parallel_tool_use="Whether one call at most may come; for `any`, so it is unless this is false.",
             )
         ),
         "output_format": table_of(
@@ -193,7 +193,7 @@ class AnthropicToolChoice(_Part):
     place = "tool_choice"
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
-    disable_parallel_tool_use: bool = False
+    disable_parallel_tool_use: bool | None = None
 
     # As chats have it.
     kinds: ClassVar[dict[str, str]] = {"auto": "auto", "any": "required", "none": "none"}
@@ -241,7 +241,9 @@ class CountRequest(_Part):
         if self.tools:
             values["tools"] = [tool.function() for tool in self.tools]
         if choice := self.tool_choice:
-            values |= {"tool_choice": choice.chosen(), "parallel_tool_calls": not choice.disable_parallel_tool_use}
+            values["tool_choice"] = choice.chosen()
+            if choice.disable_parallel_tool_use is not None:
+                values["parallel_tool_calls"] = not choice.disable_parallel_tool_use
         form = self.output_format or (self.output_config and self.output_config.format)
         if form:
             values["response_format"] = {"type": "json_schema", "json_schema": {"schema": form.schema_}}

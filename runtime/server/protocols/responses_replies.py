@@ -189,7 +189,7 @@ def _head(body: ResponseRequest, model: str) -> dict[str, Any]:
         "max_output_tokens": body.given().get("max_tokens"),
         "max_tool_calls": None,
         "metadata": body.metadata,
-        "parallel_tool_calls": body.parallel_tool_calls,
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
         "reasoning": {"effort": None, "summary": None},
         "service_tier": "default",

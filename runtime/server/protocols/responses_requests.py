@@ -21,7 +21,7 @@ _ASKED = (
         input="A text, or the items of a conversation.",
         instructions="What the system says before it; it is not carried over from an earlier response.",
         tool_choice="`none`, `auto`, `required`, or a function by name.",
-        parallel_tool_calls="Whether a response may hold more than one call.",
+        parallel_tool_calls="Whether a response may hold more than one call; so it is unless tool_choice has one come.",
         text="The form of the answer.",
         previous_response_id="The response that this one goes on from, as long as the server keeps it.",
     ),
@@ -250,7 +250,7 @@ class _Asked(_Part):
         default=[], max_length=128
     )
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice = "auto"
-    parallel_tool_calls: bool = True
+    parallel_tool_calls: bool | None = None
     text: Text = Text()
     previous_response_id: str | None = Field(default=None, max_length=_ID_LENGTH)
 

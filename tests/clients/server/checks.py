@@ -1,7 +1,10 @@
 """What each client of the suite tries, written down as `{check: "passed" or why not}`. Needs Python alone."""
 
 import json
+import os
+import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,3 +57,36 @@ def refused(kind: type[Exception], words: str) -> Iterator[None]:
             raise AssertionError(f"it does not say {words!r}: {error}") from error
     else:
         raise AssertionError("it was answered")
+
+
+def home() -> Path:
+    """Return a new folder for what a program keeps and works on."""
+    return Path(tempfile.mkdtemp(prefix="home-", dir=RESULT.parent))
+
+
+def command(folder: Path, program: str, *words: str, **variables: str) -> str:
+    """Run a program of this environment in a folder, which is its home, too; return what it printed.
+
+    It sees no variables of this process's but PATH and LANG.
+
+    Raises:
+        AssertionError: it failed; the message is the end of what it printed.
+
+    """
+    environment = Path(sys.executable).parents[1]
+    places = [environment / "bin", environment / "node_modules" / ".bin"]
+    found = next(place / program for place in places if (place / program).exists())
+    path = os.pathsep.join([*map(str, places), os.environ["PATH"]])
+    done = subprocess.run(
+        [str(found), *words],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={"PATH": path, "LANG": "C.UTF-8", "HOME": str(folder), **variables},
+        stdin=subprocess.DEVNULL,
+        timeout=900,
+        check=False,
+    )
+    print(done.stdout, done.stderr, sep="\n")
+    assert done.returncode == 0, f"exit code {done.returncode}: {(done.stdout + done.stderr)[-300:]}"
+    return done.stdout

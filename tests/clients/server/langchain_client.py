@@ -20,7 +20,7 @@ class TestServer(ChatModelIntegrationTests):
     chat_model_class = ChatOpenAI
     chat_model_params = {{
         "model": "{MODEL}", "base_url": "{URL}/v1", "api_key": "none", "temperature": 0, "max_tokens": 200,
-        "timeout": 300,
+        "timeout": 300, "stream_usage": True,
     }}
     supports_image_inputs = False
 '''
@@ -29,7 +29,19 @@ file = RESULT.with_name("test_langchain.py")
 file.write_text(TESTS, encoding="utf-8")
 report = RESULT.with_suffix(".xml")
 subprocess.run(
-    [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file), f"--junitxml={report}"], check=False
+    [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "asyncio_mode=auto",
+        str(file),
+        f"--junitxml={report}",
+    ],
+    check=False,
 )
 for case in ElementTree.parse(Path(report)).iter("testcase"):
     problem = next((case.find(kind) for kind in ("failure", "error") if case.find(kind) is not None), None)

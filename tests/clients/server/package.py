@@ -1,4 +1,4 @@
-"""Makes the package that the suite serves, once: `python package.py FOLDER`."""
+"""Makes the package that the suite serves, once, from a model that others serve: `python package.py FOLDER GGUF`."""
 
 import sys
 from pathlib import Path
@@ -7,5 +7,8 @@ from phi3_onnx.configs.store import cache_folder
 from phi3_onnx.export import export
 from phi3_onnx.export.sources.small_model import fetch_small_model
 
-if not (folder := Path(sys.argv[1])).exists():
-    export(fetch_small_model(cache_folder(), notify=print), "cpu-int4-rtn", folder)
+folder, model = map(Path, sys.argv[1:])
+if not model.exists():
+    model.symlink_to(fetch_small_model(cache_folder(), notify=print))
+if not folder.exists():
+    export(model, "cpu-int4-rtn", folder)

@@ -64,10 +64,11 @@ def test_a_named_function_is_called_once(client: openai.OpenAI) -> None:
 
 
 def test_required_calls_are_bounded_and_end(client: openai.OpenAI) -> None:
-    choice = ask(client, tool_choice="required").choices[0]
+    choice = ask(client, tool_choice="required", parallel_tool_calls=True).choices[0]
     assert choice.finish_reason == "tool_calls" and 1 <= len(choice.message.tool_calls) <= 3
-    one = ask(client, tool_choice="required", parallel_tool_calls=False).choices[0]
-    assert one.finish_reason == "tool_calls" and len(one.message.tool_calls) == 1
+    for unless_told in ({}, {"parallel_tool_calls": False}):
+        one = ask(client, tool_choice="required", **unless_told).choices[0]
+        assert one.finish_reason == "tool_calls" and len(one.message.tool_calls) == 1
 
 
 def test_a_stream_of_a_call_is_the_whole_one(client: openai.OpenAI) -> None:

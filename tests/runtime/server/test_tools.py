@@ -111,7 +111,8 @@ def test_guidance_follows_the_choice() -> None:
     ("values", "most"),
     [
         ({}, 5),
-        ({"tool_choice": "required"}, 5),
+        ({"tool_choice": "required"}, 1),
+        ({"tool_choice": "required", "parallel_tool_calls": True}, 5),
         ({"tool_choice": "required", "parallel_tool_calls": False}, 1),
         ({"tool_choice": {"type": "function", "function": {"name": "now"}}}, 1),
     ],
