@@ -101,7 +101,7 @@ ANTHROPIC: Places = MappingProxyType(
             used(
                 type="`auto`, `any`, `tool` or `none`.",
                 name="The tool, for `tool`.",
-                disable_parallel_tool_use="Whether one call at most may come; for `any`, so it is unless this is false.",
+                disable_parallel_tool_use="Whether one call at most may come, as by default for `any`.",
             )
         ),
         "output_format": table_of(

@@ -21,7 +21,7 @@ _ASKED = (
         input="A text, or the items of a conversation.",
         instructions="What the system says before it; it is not carried over from an earlier response.",
         tool_choice="`none`, `auto`, `required`, or a function by name.",
-        parallel_tool_calls="Whether a response may hold more than one call; so it is unless tool_choice has one come.",
+        parallel_tool_calls="Whether a response may hold several calls: by default, unless one has to come.",
         text="The form of the answer.",
         previous_response_id="The response that this one goes on from, as long as the server keeps it.",
     ),

@@ -9,12 +9,12 @@ from checks import MODEL, RESULT, URL, check, command, home
 @check("chat", "a load of requests is answered")
 def load() -> None:
     report = RESULT.with_suffix(".load.json")
-    data = json.dumps({"prompt_tokens": 32, "output_tokens": 16})
     command(
         home(),
-        *("guidellm", "benchmark", "run", "--target", URL, "--model", MODEL, "--data", data),
-        *("--processor", os.environ["PHI3_ONNX_PACKAGE"], "--profile", "concurrent", "--rate", "2"),
-        *("--max-requests", "8", "--output-path", str(report)),
+        *("guidellm", "run", "--backend", f"kind=openai_http,target={URL},model={MODEL}"),
+        *("--tokenizer", f"kind=huggingface_auto,model={os.environ['PHI3_ONNX_PACKAGE']}"),
+        *("--data", "kind=synthetic_text,prompt_tokens=32,output_tokens=16", "--profile", "kind=concurrent,streams=2"),
+        *("--constraint", "kind=max_requests,count=8", "--output", f"kind=json,path={report}", "--disable-console"),
     )
     [benchmark] = json.loads(report.read_text(encoding="utf-8"))["benchmarks"]
     print(benchmark["run_stats"])
