@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .pages import lazy_zeros
+
 
 @dataclass(frozen=True)
 class CacheShape:
@@ -81,4 +83,4 @@ class Arena:
             buffer[slot, :, :length] = values[:, :length]
 
     def _zeros(self, slots: int, capacity: int) -> np.ndarray:
-        return np.zeros((slots, self.shape.kv_heads, capacity, self.shape.head_dim), self.shape.dtype)
+        return lazy_zeros((slots, self.shape.kv_heads, capacity, self.shape.head_dim), self.shape.dtype)
