@@ -1,6 +1,7 @@
 """`phi3-onnx bench`."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from .provider_library import provider_library
 from .screen import notice, warn_of_clashing_wheels
 
 if TYPE_CHECKING:
-    from ..evaluate.tables import Form
+    from ..evaluate.tables import Form, Table
     from ..runtime.engines.load import EngineChoice
 
 
@@ -53,6 +54,13 @@ _COUNTS, _DEPTHS = _Counts(1), _Counts(0)
     "-o", "--output", type=click.Choice(["table", "md", "csv", "json"]), help="Print every figure with its spread."
 )
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Repetitions; medians count.")
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="MODEL",
+    help="Time this in turn with the packages: another package, a .gguf file (llama.cpp), a folder for OpenVINO. May "
+    "be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each package.")
 def command(
     packages: tuple[str, ...],
@@ -65,20 +73,33 @@ def command(
     clients: tuple[int, ...] | None,
     output: "Form | None",
     repeat: int,
+    against: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Measure how fast packages prefill and decode, and what memory they take.
 
     Each package runs in a process of its own, so that its peak memory is its own. Several lengths, --depth, --clients
-    and -o measure every combination in turn, and print medians with their spread.
+    and -o measure every combination in turn, and print medians with their spread. With --against all models stay loaded
+    and have their turns round by round; ratios are those of the first package to each other, with their spread.
     """
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    from ..configs import find_package
+    from ..configs import UsageError, find_package
     from ..evaluate.bench import bench
 
     options: dict[str, Any] = {"provider": provider, "engine": engine, "threads": threads, "repeat": repeat}
+    if against:
+        if depth or clients or len(prompt) > 1 or len(decode) > 1:
+            raise UsageError(
+                "--against compares one prompt length and one number of tokens: leave out --depth, --clients"
+            )
+        warn_of_clashing_wheels(provider)
+        how = {"provider": provider, "engine": engine, "threads": threads}
+        _compare(
+            (*packages, *against), how, min(prompt), min(decode), repeat, output or ("json" if as_json else "table")
+        )
+        return
     folders = [find_package(package) for package in packages]
     warn_of_clashing_wheels(provider)
     if depth or clients or output or len(prompt) > 1 or len(decode) > 1:
@@ -90,11 +111,7 @@ def command(
         for folder in folders:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 sweeps.append(process.submit(sweep, folder, **options).result())
-        table = table_of(sweeps)
-        click.echo(table.written(output or ("json" if as_json else "table")))
-        if output == "csv":
-            for note in table.notes:
-                notice(note)
+        _print(table_of(sweeps), output or ("json" if as_json else "table"))
         return
     options |= {"prompt_tokens": min(prompt), "decoded_tokens": min(decode)}
     for folder in folders:
@@ -112,3 +129,18 @@ def command(
             f"first token in {done.first_token_seconds:.2f} s, "
             f"peak memory {size(done.peak_memory_bytes)}, on {speed.provider} ({speed.engine})"
         )
+
+
+def _compare(names: Sequence[str], how: Mapping[str, Any], prompt: int, decode: int, rounds: int, form: "Form") -> None:
+    from ..evaluate.contest.contenders import Entry
+    from ..evaluate.contest.contest import contest, contest_table
+
+    entries = [Entry.named(name, **how) for name in names]
+    _print(contest_table(contest(entries, prompt_tokens=prompt, decoded_tokens=decode, rounds=rounds)), form)
+
+
+def _print(table: "Table", form: "Form") -> None:
+    click.echo(table.written(form))
+    if form == "csv":  # which has no place for them
+        for note in table.notes:
+            notice(note)
