@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from phi3_onnx.export import export
+from phi3_onnx.export import export, open_checkpoint
 from phi3_onnx.runtime import load
 from serving import serving
 
@@ -53,7 +53,7 @@ def address(package: Path, site: ThreadingHTTPServer) -> Iterator[str]:
         yield found
 
 
-def ran(name: str, *arguments: str | Path, text: str = "", server: str = "") -> str:
+def ran(name: str, *arguments: str | Path | int, text: str = "", server: str = "") -> str:
     """Run an example in a process of its own, with the server's address put in; return what it prints."""
     source = (FOLDER / name).read_text(encoding="utf-8").replace("http://127.0.0.1:8080", server)
     done = subprocess.run(
@@ -96,6 +96,15 @@ def test_tools(address: str) -> None:
 def test_langchain_client(address: str) -> None:
     pytest.importorskip("langchain_openai", reason="the extra examples is not installed")
     assert len(ran("langchain_client.py", server=address).strip()) > 40
+
+
+def test_train_lora(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    printed = ran("train_lora.py", tiny("plain"), FOLDER / "train.jsonl", tmp_path / "my-lora", 12)
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]
+    assert losses[-1] < losses[0]
+    checkpoint = open_checkpoint(tiny("plain"), adapter=str(tmp_path / "my-lora"))
+    assert checkpoint.adapter is not None and checkpoint.adapter.summary == "LoRA, rank 8, 8 matrices"
 
 
 def test_llm(address: str, tmp_path: Path) -> None:
