@@ -24,7 +24,7 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def _without_code(text: str) -> str:
-    return re.sub(r"^(```|~~~).*?^\1$|^    .*$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^(```|~~~).*?^\1$|^    [^\n]*$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def _anchors(page: Path) -> set[str]:
