@@ -71,7 +71,8 @@ def command(
 
     PACKAGE is a folder or a name in the store; without it the newest package is taken. The answer goes to stdout,
     everything else to stderr. Each line of a --jsonl file holds a "prompt" or "messages", and may hold "id", "system",
-    "raw", "template_variables" and the flags' values ("max_tokens", "temperature" ...).
+    "raw", "template_variables", "response_format" (its form, as in OpenAI's protocol) and the flags' values
+    ("max_tokens", "temperature" ...).
     """
     if logprobs is not None and not (as_json or jsonl):
         raise UsageError("--logprobs needs --json, or --jsonl")

@@ -5,13 +5,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..configs import UsageError
 from ..configs.options import OPTIONS, spelled
 
+if TYPE_CHECKING:
+    from ..runtime import Guidance
+
 _KINDS = {"logprobs": int, **{name: option.kind for name, option in OPTIONS.items()}}
-_KEYS = ("id", "prompt", "messages", "system", "raw", "template_variables", *_KINDS)
+_FORM = "response_format"
+_KEYS = ("id", "prompt", "messages", "system", "raw", "template_variables", _FORM, *_KINDS)
 _EXPECTED = {
     float: "a number",
     int: "a whole number",
@@ -153,6 +157,8 @@ def _parse_request(line: str, system: str | None, raw: bool, options: Mapping[st
         raise UsageError(f"template_variables must be a JSON object, got {variables!r:.40}")
     given = {key: value for key, value in table.items() if key in _KINDS and value is not None}
     _check_kinds(given)
+    if (form := table.get(_FORM)) is not None:
+        given["guidance"] = _guidance(form)
     return Request(
         prompt,
         table.get("system", system),
@@ -161,6 +167,26 @@ def _parse_request(line: str, system: str | None, raw: bool, options: Mapping[st
         variables,
         table.get("id"),
     )
+
+
+def _guidance(form: Any) -> "Guidance | None":
+    """Return the guidance of a `response_format`, as OpenAI's protocol has it; None for any text."""
+    from ..runtime import Guidance
+
+    kind = form.get("type") if isinstance(form, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        schema = {"type": "object"}
+    else:
+        inner = form.get("json_schema") if kind == "json_schema" else None
+        schema = inner.get("schema") if isinstance(inner, dict) else None
+        if not isinstance(schema, dict):
+            raise UsageError(
+                f'{_FORM} must be {{"type": "text"}}, {{"type": "json_object"}} or '
+                f'{{"type": "json_schema", "json_schema": {{"schema": ...}}}}, got {json.dumps(form):.80}'
+            )
+    return Guidance("json_schema", json.dumps(schema))
 
 
 def _check_kinds(given: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from starlette.staticfiles import StaticFiles
 
 from ...configs import UsageError
 from .answers import Engine
+from .cards import openai_card
 from .errors import ApiError, api_error, response
 from .forms import guidance_of
 from .guard import REQUEST_ID_HEADER, Counted, Guard, RequestIds
@@ -217,14 +218,7 @@ class Server:
         )
 
     def _card(self, info: Ready) -> dict[str, Any]:
-        return {
-            "id": self._service.name(info),
-            "object": "model",
-            "created": int(self._started),
-            "owned_by": "phi3-onnx",
-            "context_length": info.context_length,
-            "max_model_len": info.context_length,  # the name that clients of vLLM look for
-        }
+        return openai_card(self._service.name(info), self._started, info.context_length)
 
 
 @cache

@@ -1,6 +1,5 @@
 """The web side of a server with many models: finds the one that a request names, and lets its application answer."""
 
-import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,9 +13,15 @@ from starlette.routing import Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from .app import HANDLERS, create_app, outer_middleware
+from .cards import ollama_card, openai_card
+from .errors import ApiError
+from .facts import Facts
+from .messages import Ready
 from .metrics import Metrics
 from .pool import Loaded, Offer, Pool
 from .process import EngineProcess
+from .requests import read_object
+from .service import BODY
 from .settings import Settings
 
 _KEPT = "/v1/responses/"
@@ -76,26 +81,21 @@ class _Front:
 
     async def tags(self, request: Request) -> Response:
         """`GET /api/tags`: all that can be had, for Ollama's clients."""
-        return JSONResponse({"models": [_tag(offer) for offer in self._pool.offers()]})
+        return JSONResponse({"models": [_tag(offer, self._info(offer)) for offer in self._pool.offers()]})
 
     async def running(self, request: Request) -> Response:
         """`GET /api/ps`: those that are loaded."""
-        return JSONResponse({"models": [_tag(entry.offer) for entry in self._pool.loaded.values()]})
+        return JSONResponse({"models": [_tag(entry.offer, entry.engine.info) for entry in self._pool.loaded.values()]})
 
     def _card(self, offer: Offer) -> dict[str, Any]:
+        info = self._info(offer)
+        context = info.context_length if info else None
+        more = {"aliases": list(offer.aliases), "loaded": offer.name in self._pool.loaded}
+        return openai_card(offer.name, offer.created, context, **more)
+
+    def _info(self, offer: Offer) -> Ready | None:
         entry = self._pool.loaded.get(offer.name)
-        info = entry.engine.info if entry else None
-        card = {
-            "id": offer.name,
-            "object": "model",
-            "created": int(offer.created),
-            "owned_by": "phi3-onnx",
-            "aliases": list(offer.aliases),
-            "loaded": entry is not None,
-        }
-        if info:
-            card |= {"context_length": info.context_length, "max_model_len": info.context_length}
-        return card
+        return entry.engine.info if entry else None
 
     async def dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the model that a body names answer; what has no body is about no model."""
@@ -111,8 +111,14 @@ class _Front:
         if body is None:  # too large, or its sender is gone: any application says so
             await self.idle({**scope, "root_path": ""}, again, send)
             return
-        async with self._pool.use(_model_of(body)) as entry:
-            await entry.app({**scope, "root_path": ""}, again, send)
+        try:
+            values = read_object(body)
+        except ApiError:  # any application says so
+            await self.idle({**scope, "root_path": ""}, again, send)
+            return
+        name = values.get("model")
+        async with self._pool.use(name if isinstance(name, str) else None) as entry:
+            await entry.app({**scope, "root_path": "", BODY: values}, again, send)
 
     async def _without_model(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what names no model; a response that is kept is with the model that made it."""
@@ -149,16 +155,6 @@ async def _body(receive: Receive, limit: int) -> tuple[list[Message], bytes | No
             return messages, b"".join(parts)
 
 
-def _model_of(body: bytes) -> str | None:
-    """Return the model that a body names; None where it names none, or is not understood, which others will say."""
-    try:
-        values = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    name = values.get("model") if isinstance(values, dict) else None
-    return name if isinstance(name, str) else None
-
-
 def _health(entry: Loaded) -> dict[str, Any]:
     service, engine = entry.app.state.service, entry.engine
     return {
@@ -171,12 +167,9 @@ def _health(entry: Loaded) -> dict[str, Any]:
     }
 
 
-def _tag(offer: Offer) -> dict[str, Any]:
-    return {
-        "name": offer.name,
-        "model": offer.name,
-        "modified_at": datetime.fromtimestamp(offer.created, UTC).isoformat(),
-        "size": offer.needs,
-        "digest": "",
-        "details": {"format": "onnx", "family": "", "parameter_size": "", "quantization_level": offer.target},
-    }
+def _tag(offer: Offer, info: Ready | None = None) -> dict[str, Any]:
+    """Return a model as Ollama's clients see it: what its package says once it is loaded, and before what is known."""
+    modified = datetime.fromtimestamp(offer.created, UTC).isoformat()
+    return ollama_card(
+        offer.name, info.facts if info else Facts(quantization=offer.target, size=offer.needs, modified=modified)
+    )

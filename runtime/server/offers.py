@@ -9,11 +9,14 @@ from ...configs import find_package, list_packages
 from ...configs.aliases import read_aliases
 from ...configs.errors import Phi3OnnxError
 from ...configs.store import foreign_packages, home, name_in_store
+from ..package import open_package
 from ..providers.names import canonical
 from .pool import Offer
 
 _WORKING_SHARE = 0.1
-"""What a model takes beyond its weights, at least: buffers, and the KV caches of short texts."""
+"""What a model takes beyond its weights, at least: buffers."""
+_TEXT = 4096
+"""Tokens of KV cache that it must have room for, unless its context is shorter: contexts can be of 100 GB."""
 
 
 def offered(provider: str, loader: Callable[[Path], Callable[[], Any]]) -> list[Offer]:
@@ -41,6 +44,16 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and ".onnx" in path.name)
 
 
+def needed_bytes(folder: Path) -> int:
+    """Return the memory that a package is expected to take: its weights, buffers, and the KV cache of one text."""
+    try:
+        package = open_package(folder)
+        text = min(_TEXT, package.context_length) * package.kv_bytes_per_token
+    except Phi3OnnxError:  # it is said when it is loaded
+        text = 0
+    return round(weight_bytes(folder) * (1 + _WORKING_SHARE)) + text
+
+
 def _offer(
     name: str,
     folder: Path,
@@ -50,8 +63,7 @@ def _offer(
     target: str,
 ) -> Offer:
     others = tuple(alias for alias in aliases.get(folder.resolve(), []) if alias != name)
-    needs = round(weight_bytes(folder) * (1 + _WORKING_SHARE))
-    return Offer(name, loader(folder), needs, others, created, target)
+    return Offer(name, loader(folder), needed_bytes(folder), others, created, target)
 
 
 def _aliases() -> dict[Path, list[str]]:

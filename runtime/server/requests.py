@@ -474,16 +474,26 @@ class ChatRequest(_Generation):
         return options
 
 
-def parse(kind: type[_R], body: bytes, notes: Notes | None = None) -> _R:
+def parse(kind: type[_R], body: bytes | Mapping[str, Any], notes: Notes | None = None) -> _R:
     """Return a request from the body of an HTTP request.
 
     Args:
         kind: which request.
-        body: JSON.
+        body: JSON, or the values of its object.
         notes: takes what was found besides the parameters that are used, and says whether unknown ones are refused.
 
     Raises:
         ApiError: it is not valid JSON (status 400), or a parameter is not supported or wrong; the error names it.
+
+    """
+    return checked(kind, read_object(body) if isinstance(body, bytes) else body, notes)
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body.
+
+    Raises:
+        ApiError: it is none (status 400).
 
     """
     try:
@@ -492,7 +502,7 @@ def parse(kind: type[_R], body: bytes, notes: Notes | None = None) -> _R:
         raise ApiError(400, f"the request's body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(values, dict):
         raise ApiError(400, f"the request's body must be a JSON object, got {type(values).__name__}")
-    return checked(kind, values, notes)
+    return values
 
 
 def checked(kind: type[_R], values: Mapping[str, Any], notes: Notes | None = None) -> _R:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -28,6 +28,8 @@ from .tools import conversation, guidance, most_calls
 _LOG = logging.getLogger(__name__)
 
 
+BODY = "phi3_onnx.body"
+"""Where the scope of a request has the JSON object of its body, once that was read."""
 _OF_BROWSERS = ("Origin", "Sec-Fetch-Site")
 """Headers that browsers send with every request that a page of another site has them make."""
 # Fields of `CacheState`; they begin anew with the engine's process.
@@ -130,8 +132,8 @@ class Service:
                 _LOG.debug("%s sends %s, which has no effect on answers", client, hint)
         return response
 
-    async def body(self, request: Request) -> bytes:
-        """Return a request's body.
+    async def body(self, request: Request) -> bytes | Mapping[str, Any]:
+        """Return a request's body, or what is in it where that was read on the way here.
 
         Raises:
             ApiError: it is too large, or a browser sent it as another kind than JSON.
@@ -141,6 +143,8 @@ class Service:
         if kind != "application/json" and any(name in request.headers for name in _OF_BROWSERS):
             # Browsers send other kinds across origins without asking first. Ollama's clients and curl send any.
             raise ApiError(415, f"the content type must be application/json, got {kind or 'none'!r}")
+        if (values := request.scope.get(BODY)) is not None:
+            return values
         limit = self.settings.max_request_bytes
         stated = request.headers.get("content-length", "")
         parts, size = [], int(stated) if stated.isdecimal() else 0

@@ -143,6 +143,9 @@ def test_jsonl(run, tmp_path):
         ('{"prompt": "x", "max_tokens": "many"}', "line 2: max_tokens must be a whole number, got 'many'"),
         ('{"prompt": "x", "temperature": true}', "line 2: temperature must be a number, got True"),
         ('{"prompt": "x", "stop": [1]}', "line 2: stop must be a text or a list of texts"),
+        ('{"prompt": "x", "response_format": {"type": "xml"}}', "line 2: response_format must be "),
+        ('{"prompt": "x", "response_format": {"type": "json_schema"}}', "line 2: response_format must be "),
+        ('{"prompt": "x", "response_format": "json"}', "line 2: response_format must be "),
         ('{"messages": [{"role": "robot"}]}', "line 2: message 1 must have a role"),
     ],
 )
@@ -155,16 +158,42 @@ def test_malformed_requests_are_named_before_anything_is_loaded(run, tmp_path, l
     assert result.stderr == ""
 
 
-def test_guidance_reaches_the_engine(run, tmp_path, monkeypatch):
-    seen = []
-    schema = tmp_path / "schema.json"
-    schema.write_text('{"type": "object"}')
+@pytest.fixture
+def seen(monkeypatch):
+    """Return a list that gets what guides each answer."""
     from scripted import ScriptedEngine
 
+    found = []
     opened = ScriptedEngine.open
     monkeypatch.setattr(
-        ScriptedEngine, "open", lambda self, capacity, guided=None: (seen.append(guided), opened(self, capacity))[1]
+        ScriptedEngine, "open", lambda self, capacity, guided=None: (found.append(guided), opened(self, capacity))[1]
     )
+    return found
+
+
+def test_each_line_of_jsonl_has_a_form_of_its_own(run, seen):
+    schema = {"type": "object", "properties": {"a": {"const": 1}}}
+    forms = [
+        {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+        {"type": "json_object"},
+        {"type": "text"},
+        None,
+    ]
+    lines = "\n".join(json.dumps({"prompt": "Hi", "response_format": form}) for form in forms)
+    result = run(['{"a": 1}', "{}", "a", "1"], "--jsonl", "-", "--batch", "1", "--regex", "[0-9]", stdin=lines)
+    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ['{"a": 1}', "{}", "a", "1"]
+    guided = [entry and (entry.guidance.kind, entry.guidance.text) for entry in seen]
+    assert guided == [
+        ("json_schema", json.dumps(schema)),
+        ("json_schema", '{"type": "object"}'),
+        None,
+        ("regex", "[0-9]"),
+    ]
+
+
+def test_guidance_reaches_the_engine(run, tmp_path, seen):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
     assert run(["{}"], "-p", "Hi", "--json-schema", str(schema)).stdout == "{}\n"
     assert run(["12"], "-p", "Hi", "--regex", "[0-9]+").stdout == "12\n"
     assert run(["no"], "-p", "Hi", "--choice", "yes", "--choice", "no").stdout == "no\n"

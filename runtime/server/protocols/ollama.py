@@ -10,9 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ..cards import ollama_card, ollama_details
 from ..errors import ApiError
-from ..facts import Facts
-from ..messages import Ready
 from ..parameters import Notes
 from ..requests import ChatRequest, parse
 from ..service import Service
@@ -79,13 +78,13 @@ class Ollama:
 
     async def tags(self, request: Request) -> Response:
         """`GET /api/tags`: the models that there are."""
-        return JSONResponse({"models": [self._card(self._service.info())]})
+        return JSONResponse({"models": [self._card()]})
 
     async def running(self, request: Request) -> Response:
         """`GET /api/ps`: the models that are loaded, which stay so."""
         info = self._service.info()
         ends = "9999-12-31T23:59:59Z"
-        card = {**self._card(info), "expires_at": ends, "size_vram": 0, "context_length": info.context_length}
+        card = {**self._card(), "expires_at": ends, "size_vram": 0, "context_length": info.context_length}
         return JSONResponse({"models": [card]})
 
     async def show(self, request: Request) -> Response:
@@ -100,7 +99,7 @@ class Ollama:
             "modelfile": "",
             "parameters": "",
             "template": facts.template,
-            "details": _details(facts),
+            "details": ollama_details(facts),
             "model_info": {
                 "general.architecture": kind,
                 "general.parameter_count": facts.num_parameters,
@@ -127,26 +126,6 @@ class Ollama:
             model = model.removesuffix(_TAG)
         self._service.check_model(model, info, notes)
 
-    def _card(self, info: Ready) -> dict[str, Any]:
-        name = self._service.name(info)
-        return {
-            "name": name,
-            "model": name,
-            "modified_at": info.facts.modified,
-            "size": info.facts.size,
-            "digest": info.facts.digest,
-            "details": _details(info.facts),
-        }
-
-
-def _details(facts: Facts) -> dict[str, Any]:
-    millions = facts.num_parameters / 1e6
-    size = f"{millions / 1000:.1f}B" if millions >= 1000 else f"{millions:.1f}M"
-    return {
-        "parent_model": "",
-        "format": "onnx",
-        "family": facts.family,
-        "families": [facts.family] if facts.family else [],
-        "parameter_size": size if facts.num_parameters else "",
-        "quantization_level": facts.quantization,
-    }
+    def _card(self) -> dict[str, Any]:
+        info = self._service.info()
+        return ollama_card(self._service.name(info), info.facts)

@@ -19,9 +19,10 @@ import pytest
 import uvicorn
 from fake_engine import FakeLoader
 from phi3_onnx.configs.store import home
+from phi3_onnx.runtime.package import open_package
 from phi3_onnx.runtime.server.many import create_app_of_many
 from phi3_onnx.runtime.server.metrics import Metrics
-from phi3_onnx.runtime.server.offers import offered, weight_bytes
+from phi3_onnx.runtime.server.offers import needed_bytes, offered, weight_bytes
 from phi3_onnx.runtime.server.parameters import WARNING_HEADER
 from phi3_onnx.runtime.server.pool import Offer, Pool
 from phi3_onnx.runtime.server.run import address, listen
@@ -242,7 +243,9 @@ def test_the_store_is_what_is_offered(store: Path) -> None:
     offers = {offer.name: offer for offer in offered("auto", lambda folder: lambda: folder)}
     assert set(offers) == {"tiny/one", "tiny/two", "mine"}
     assert offers["tiny/two"].aliases == ("best",) and offers["mine"].loader() == elsewhere
-    assert offers["mine"].needs == round(weight_bytes(elsewhere) * 1.1) > 0
+    package = open_package(elsewhere)
+    cache = package.kv_bytes_per_token * min(4096, package.context_length)
+    assert offers["mine"].needs == round(weight_bytes(elsewhere) * 1.1) + cache and cache > 0
     run(command, ["mine", "--remove"])
     assert run(command, []).stdout.splitlines() == ["best  tiny/two"]
     for arguments, problem in (
@@ -255,7 +258,7 @@ def test_the_store_is_what_is_offered(store: Path) -> None:
 
 
 def test_the_command_line_serves_the_store_within_a_bound_of_memory(store: Path) -> None:
-    bound = weight_bytes(store / "packages" / "tiny" / "one") * 1.5 / 1e9
+    bound = needed_bytes(store / "packages" / "tiny" / "one") * 1.5 / 1e9
     command = [sys.executable, "-m", "phi3_onnx.cli", "serve", "--port", "0", "--model-memory", f"{bound:.9f}"]
     process = subprocess.Popen([*command, "--preload", "tiny/one"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
