@@ -64,7 +64,7 @@ OLLAMA: Places = MappingProxyType(
             hints("It only matters beside a parameter that is refused.", "mirostat_tau mirostat_eta"),
             refused("not implemented; use temperature, top_p, top_k or min_p", "mirostat", 0),
             refused("not implemented; use temperature, top_p, top_k or min_p", "tfs_z", 1),
-            refused("the penalties count the whole text", "repeat_last_n", -1),
+            hints("The penalties, where they are asked for, count the whole text.", "repeat_last_n"),
             refused("the penalties count all tokens", "penalize_newline", True),
         ),
         "messages[]": table_of(

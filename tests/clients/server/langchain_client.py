@@ -20,7 +20,8 @@ class TestServer(ChatModelIntegrationTests):
     chat_model_class = ChatOpenAI
     chat_model_params = {{
         "model": "{MODEL}", "base_url": "{URL}/v1", "api_key": "none", "temperature": 0, "max_tokens": 200,
-        "timeout": 300, "stream_usage": True,
+        "timeout": 300, "stream_usage": True, "stream_chunk_timeout": 300,
+        "frequency_penalty": 1,  # a small model repeats itself inside of a string until its tokens run out
     }}
     supports_image_inputs = False
 '''
@@ -28,21 +29,10 @@ class TestServer(ChatModelIntegrationTests):
 file = RESULT.with_name("test_langchain.py")
 file.write_text(TESTS, encoding="utf-8")
 report = RESULT.with_suffix(".xml")
-subprocess.run(
-    [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "asyncio_mode=auto",
-        str(file),
-        f"--junitxml={report}",
-    ],
-    check=False,
-)
+# The clients of langchain-openai are kept from test to test, so all tests need one event loop.
+options = ("asyncio_mode=auto", "asyncio_default_test_loop_scope=session", "asyncio_default_fixture_loop_scope=session")
+command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"-o{option}" for option in options)]
+subprocess.run([*command, str(file), f"--junitxml={report}"], check=False)
 for case in ElementTree.parse(Path(report)).iter("testcase"):
     problem = next((case.find(kind) for kind in ("failure", "error") if case.find(kind) is not None), None)
     if case.find("skipped") is not None:

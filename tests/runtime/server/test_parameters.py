@@ -66,6 +66,7 @@ def test_the_page_of_the_documentation_is_up_to_date() -> None:
         ({"tools": [{**TOOL, "cache_control": {"type": "ephemeral"}}]}, ""),
         ({"best_of": 1, "use_beam_search": False, "skip_special_tokens": True, "length_penalty": 1.0}, ""),
         ({"cache_prompt": True, "id_slot": -1, "mirostat": 0, "tfs_z": 1, "dry_multiplier": 0, "samplers": []}, ""),
+        ({"samplers": ["top_k", "top_p", "min_p", "temperature"], "repeat_last_n": 64, "sampler_seq": "kpmt"}, ""),
         ({"thinking": {"type": "disabled"}, "enable_thinking": False, "reasoning": {"effort": "low"}}, ""),
         ({"provider": {"order": ["a"]}, "transforms": [], "usage": {"include": True}, "keep_alive": "5m"}, ""),
         (after({"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}), ""),
