@@ -13,9 +13,11 @@ from .screen import notice
 from .status import status_line
 
 if TYPE_CHECKING:
+    from ..runtime.engines.settings import EngineKind
     from ..runtime.package import Package
     from ..runtime.proof.record import Proof
     from ..runtime.proof.trial import PackageTrial
+    from ..runtime.proof.tuning import Tuning
     from ..runtime.providers.devices import Device
     from ..runtime.providers.doctor import Problem, Report
 
@@ -61,12 +63,15 @@ class _Tested:
     trials: tuple["PackageTrial", ...]
     proofs: tuple["Proof", ...]
     problems: tuple["Problem", ...]
+    tunings: dict["EngineKind", "Tuning"]
+    """What `tune` found that is of use here, by engine."""
 
 
 def _test(package: "Package", providers: Sequence[str], device: int | None) -> _Tested:
     from ..runtime.proof.record import proofs_of
     from ..runtime.proof.self_test import read_self_test
     from ..runtime.proof.trial import package_problems, try_package
+    from ..runtime.proof.tuning import tunings_of
 
     self_test = read_self_test(package.folder, package.contract.vocab_size)
     trials = []
@@ -81,6 +86,7 @@ def _test(package: "Package", providers: Sequence[str], device: int | None) -> _
         tuple(trials),
         tuple(proofs_of(package.folder)),
         tuple(package_problems(package, trials)),
+        tunings_of(package.folder),
     )
 
 
@@ -129,6 +135,10 @@ def _print_tested(tested: _Tested) -> None:
     for proof in tested.proofs:
         outcome = "passed" if proof.passed else "computed wrongly"
         _row(proof.key.provider, f"{outcome} on {proof.created} by {proof.key.engine} on {proof.key.device}")
+    if tested.tunings:
+        _heading("\nTuned here")
+    for kind, tuning in tested.tunings.items():
+        _row(kind, f"{tuning}, found on {tuning.created}: {tuning.found}")
 
 
 def describe(device: "Device") -> str:

@@ -49,6 +49,8 @@ def command(package: str, tensors: bool, plot: Path | None, as_json: bool) -> No
         click.echo(f"{name:<10} {value}")
     for line in verification_lines(manifest.verification):
         click.echo(line)
+    for line in _tuning_lines(folder):
+        click.echo(line)
     if tensors:
         for line in tensor_lines(manifest):
             click.echo(line)
@@ -103,6 +105,13 @@ def _show_foreign(folder: Path, as_json: bool) -> None:
         return
     for name, value in foreign.rows(found):
         click.echo(f"{name:<10} {value}")
+
+
+def _tuning_lines(folder: Path) -> Iterator[str]:
+    from ..runtime.proof.tuning import tunings_of
+
+    for kind, tuning in tunings_of(folder).items():
+        yield f"tuned      here, for {kind}: {tuning}"
 
 
 def verification_lines(verification: Mapping[str, Any] | None) -> Iterator[str]:

@@ -18,6 +18,7 @@ from .decoding.speculation import Speculation
 from .engines.load import EngineChoice, EngineName, load_named
 from .package import open_package
 from .proof.prove import Prover
+from .proof.tuning import Tuned
 from .text.template import read_template
 from .text.tokenizer import Tokenizer
 
@@ -33,6 +34,7 @@ def load(
     engine: EngineName = "auto",
     speculate: str | int = "auto",
     self_test: bool = True,
+    tuned: bool = True,
     notify: Notify | None = None,
 ) -> "Model":
     """Load a package: one of this project, of Microsoft's published folders, or of the GenAI model builder.
@@ -53,6 +55,7 @@ def load(
             tokens, from 1 to 64.
         self_test: replay the package's self-test, where it has one, before its first use on this engine, provider,
             device and version; `auto` passes over a provider that computes wrongly.
+        tuned: take what `phi3-onnx tune` found for this package and machine, where nothing else is asked for.
         notify: called with a line for each replay; by default it goes to the log.
 
     Raises:
@@ -64,6 +67,7 @@ def load(
     speculation = Speculation.parse(str(speculate))
     opened = open_package(package)
     prove = Prover(opened, device=device, notify=notify) if self_test else None
+    known = Tuned(opened, speculation)
     loaded, choice = load_named(
         opened,
         provider,
@@ -72,6 +76,7 @@ def load(
         device=device,
         prove=prove,
         speculation=speculation,
+        **({"suits": known.suits} if tuned else {}),
         notify=notify or _LOG.warning,
     )
     tokenizer = Tokenizer(opened.folder)
@@ -85,7 +90,7 @@ def load(
         threads=threads,
         device=device,
         prove=prove,
-        speculation=speculation,
+        speculation=known.speculation,
     )
 
 

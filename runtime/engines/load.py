@@ -1,7 +1,6 @@
 """Which engine runs a package: plain ONNX Runtime or ONNX Runtime GenAI."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, cast, get_args
 
 from ...configs import PackageError, ProviderError, SelfTestError, UsageError
@@ -13,9 +12,10 @@ from ..providers.choice import ProviderChoice
 from ..providers.names import canonical
 from ..providers.wheels import installed_wheels
 from .genai import load_engine
-from .ort import load_ort_engine
+from .ort import OrtEngine, load_ort_engine
 from .packed import DECODE_NAME
-from .packed_engine import load_packed_engine
+from .packed_engine import PackedEngine, load_packed_engine
+from .settings import PLAIN, EngineKind, EngineSettings, Suits
 
 EngineChoice = Literal["auto", "ort", "genai"]
 """What a user can ask for."""
@@ -27,6 +27,10 @@ _Loaded = tuple[Engine, ProviderChoice]
 _PLAIN_PROVIDERS = ("cpu", "cuda")
 
 
+def _own_settings(_kind: EngineKind) -> EngineSettings:
+    return PLAIN
+
+
 def load_named(
     package: Package,
     provider: str,
@@ -36,6 +40,7 @@ def load_named(
     device: int | None = None,
     prove: Prove | None = None,
     speculation: Speculation,
+    suits: Suits = _own_settings,
     notify: Notify,
 ) -> _Loaded:
     """Load a package in the engine named, or with `auto` in the one that suits it.
@@ -50,6 +55,7 @@ def load_named(
         device: likewise.
         prove: tries each engine before it is taken.
         speculation: how far answers are to run ahead, which only `decode.onnx` can.
+        suits: returns what suits each engine on this machine; threads that are named win.
         notify: called with a line where `auto` leaves an engine out that computes wrongly.
 
     Raises:
@@ -60,9 +66,29 @@ def load_named(
     """
     if engine not in get_args(EngineName):
         raise UsageError(f"the engine must be one of {', '.join(get_args(EngineChoice))}, got {engine!r}")
-    together = partial(load_packed_engine, package, provider, threads=threads, prove=prove)
-    plain = partial(load_ort_engine, package, provider, threads=threads, device=device, prove=prove)
-    genai = partial(load_engine, package, provider, threads=threads, device=device, prove=prove)
+
+    if _settled(package, provider) != "cpu":
+        suits = _own_settings  # what suits a processor says nothing of a GPU
+
+    def together() -> _Loaded:
+        settings = suits("together")
+        loaded, choice = load_packed_engine(package, provider, threads=threads or settings.threads, prove=prove)
+        loaded.prefill_chunk = settings.prefill_chunk or loaded.prefill_chunk
+        loaded.graph.trial_seconds.update(settings.step_seconds)
+        return loaded, choice
+
+    def plain(*, rows: bool = True) -> _Loaded:
+        settings, named = suits("onnxruntime"), {"device": device, "prove": prove, "rows": rows}
+        loaded, choice = load_ort_engine(package, provider, threads=threads or settings.threads, **named)
+        loaded.prefill_chunk = settings.prefill_chunk or loaded.prefill_chunk
+        return loaded, choice
+
+    def genai() -> _Loaded:
+        settings, named = suits("genai"), {"device": device, "prove": prove}
+        loaded, choice = load_engine(package, provider, threads=threads or settings.threads, **named)
+        loaded.prefill_chunk = settings.prefill_chunk or loaded.prefill_chunk
+        return loaded, choice
+
     if speculation.always and not (engine in ("auto", "ort", "together") and _decodes_together(package, provider)):
         raise UsageError(
             f"answers run ahead (speculate {speculation}) only with {DECODE_NAME} on the CPU, engine ort: "
@@ -111,3 +137,10 @@ def _why_not(package: Package, provider: str, engine: EngineName) -> str:
     if (settled := _settled(package, provider)) != "cpu":
         return f"the provider is {settled}"
     return f"{package.name} has no {DECODE_NAME}"
+
+
+def kind_of(engine: Engine) -> EngineKind:
+    """Return which engine a loaded one is."""
+    return (
+        "together" if isinstance(engine, PackedEngine) else "onnxruntime" if isinstance(engine, OrtEngine) else "genai"
+    )

@@ -64,20 +64,26 @@ def key_of(folder: Path, engine: str, provider: str, device: int | None) -> Key:
 
 def kept_proof(key: Key) -> Proof | None:
     """Return what was kept; None where nothing was, and where it cannot be read."""
-    found = _read(_path(key))
+    found = _read(path_of(_FOLDER, key))
     return found if found and found.key == key else None
 
 
 def keep_proof(key: Key, *, passed: bool, verdict: str) -> None:
     """Keep the end of a replay in the cache folder, where that can be written to."""
     proof = Proof(key, passed, verdict, datetime.now(UTC).isoformat(timespec="seconds"))
-    path = _path(key)
+    keep(path_of(_FOLDER, key), asdict(proof))
+
+
+def keep(path: Path, table: Mapping[str, Any]) -> bool:
+    """Write what was found into the cache folder, where that can be written to; return whether it could."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as beside:
-            beside.write_text(json.dumps(asdict(proof), indent=1) + "\n", encoding="utf-8")
+            beside.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        _LOG.debug("proof: %s", error)
+        _LOG.debug("record: %s", error)
+        return False
+    return True
 
 
 def proofs_of(folder: Path) -> list[Proof]:
@@ -109,9 +115,10 @@ def _proof(table: Mapping[str, Any]) -> Proof:
     return proof
 
 
-def _path(key: Key) -> Path:
+def path_of(folder: str, key: Key) -> Path:
+    """Return the file of what was found under a key, in a folder of the cache folder."""
     digest = sha256(json.dumps(asdict(key), sort_keys=True).encode()).hexdigest()
-    return cache_folder() / _FOLDER / f"{digest[:40]}.json"
+    return cache_folder() / folder / f"{digest[:40]}.json"
 
 
 def _state(folder: Path) -> str:

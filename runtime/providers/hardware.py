@@ -16,8 +16,13 @@ def default_threads() -> int:
 
     More than that makes matrix multiplication slower, since two threads of one core share its vector units.
     """
+    return named_threads() or physical_cores()
+
+
+def named_threads() -> int | None:
+    """Return `$PHI3_ONNX_THREADS`; None where it is no number of threads."""
     named = os.environ.get(THREADS_VARIABLE, "")
-    return int(named) if named.isdecimal() and int(named) > 0 else physical_cores()
+    return int(named) if named.isdecimal() and int(named) > 0 else None
 
 
 def physical_cores() -> int:

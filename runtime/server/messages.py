@@ -151,6 +151,10 @@ class Finished:
     """From the job's arrival at the engine to the beginning of this answer."""
     stop: str | None = None
     """The stop text that ended it, where one did."""
+    drafted_tokens: int = 0
+    """Tokens that were run ahead of it."""
+    accepted_tokens: int = 0
+    """Those of them that came true."""
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,15 @@ def usage(prompt_tokens: int, answers: Sequence[Finished], prompts: int) -> dict
     # Each prompt counts once, and so do its cached tokens: those of its first choice, which ran it.
     choices = max(1, len(answers) // prompts)
     cached = sum(answer.cached_tokens for answer in answers if answer.choice % choices == 0)
+    accepted = sum(answer.accepted_tokens for answer in answers)
+    rejected = sum(answer.drafted_tokens for answer in answers) - accepted
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion,
         "total_tokens": prompt_tokens + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
+        # OpenAI's names for what ran ahead. Tokens that did not come true are not among the completion's.
+        "completion_tokens_details": {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected},
     }
 
 

@@ -476,4 +476,6 @@ class _Reporter:
             last=self._task.left == 0,
             queue_seconds=max(0.0, (self._first_at or time.monotonic()) - self._task.taken - response.prefill_seconds),
             stop=response.stop,
+            drafted_tokens=response.drafted_tokens,
+            accepted_tokens=response.accepted_tokens,
         )
