@@ -111,6 +111,12 @@ def longrope_switch(package: Path) -> int | None:
     return stated.count(key) if stated else None
 
 
+def layer_bytes(package: Path, contract: Contract) -> int:
+    """Return the bytes of weights that one layer has, about: those of the embedding and the head are counted in."""
+    size = sum(path.stat().st_size for path in package.glob("*.onnx.data"))
+    return size // max(1, contract.num_layers)
+
+
 @dataclass(frozen=True)
 class Package:
     """A package's folder and what its JSON files hold."""
@@ -162,6 +168,11 @@ class Package:
         half = self.manifest.io_dtype == "float16" if self.manifest else self.made_for != "cpu"
         size = 2 if half else 4
         return 2 * self.contract.num_layers * self.contract.num_kv_heads * self.contract.head_dim * size
+
+    @cached_property
+    def layer_bytes(self) -> int:
+        """See the function of this name."""
+        return layer_bytes(self.folder, self.contract)
 
     @cached_property
     def sampling(self) -> Sampling:

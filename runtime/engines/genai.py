@@ -17,7 +17,7 @@ from ..decoding.guide import tight_schema
 from ..package import Package
 from ..providers import plugins
 from ..providers.choice import ProviderChoice, choose, refusals, resolve_ort_providers
-from ..providers.hardware import default_threads
+from ..providers.hardware import default_threads, spinning_option
 from ..providers.imports import import_genai, load_libraries
 from ..providers.known_faults import refuse_known_faults
 from ..providers.names import canonical, ort_name
@@ -340,7 +340,8 @@ def _config(og: Any, package: Package, provider: str, threads: int | None, devic
     if device is not None and provider in _DEVICE_OPTIONS:
         config.set_provider_option(provider, _DEVICE_OPTIONS[provider], str(device))
     # GenAI's default is half as fast on the CPU as one thread a physical core.
-    decoder: dict[str, Any] = {"session_options": {"intra_op_num_threads": threads or default_threads()}}
+    session = {"intra_op_num_threads": threads or default_threads(), **spinning_option(package.layer_bytes)}
+    decoder: dict[str, Any] = {"session_options": session}
     window = package.contract.sliding_window
     if window and window.get("slide_key_value_cache") is False:
         # The model builder's. GenAI 0.18 then reserves no more than the window, and a longer prompt fails in the graph,

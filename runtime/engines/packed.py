@@ -17,7 +17,7 @@ from ...configs import EngineError, PackageError
 from ...configs.errors import first_line
 from ..package import Package
 from ..providers.devices import device_identity
-from ..providers.hardware import default_threads
+from ..providers.hardware import default_threads, spinning_option
 from ..providers.imports import import_onnxruntime
 from .arena import Arena, CacheShape
 from .layout import Bound, RowRun
@@ -73,6 +73,8 @@ class PackedGraph:
             raise PackageError(f"{package.name} has no {DECODE_NAME}, which decodes several texts together")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or default_threads()
+        for key, value in spinning_option(package.layer_bytes).items():
+            options.add_session_config_entry(key, value)
         options.log_severity_level = 4  # what it cannot run is said in our own words
         try:
             self._inference: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

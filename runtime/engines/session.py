@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ...configs import PackageError, ProviderError, UsageError
-from ..package import longrope_switch, read_contract
+from ..package import layer_bytes, longrope_switch, read_contract
 from ..providers import plugins
 from ..providers.choice import ProviderChoice, choose, refusals, remedy, resolve_ort_providers
-from ..providers.hardware import default_threads
+from ..providers.hardware import default_threads, spinning_option
 from ..providers.imports import import_onnxruntime, load_libraries
 from ..providers.known_faults import refuse_known_faults
 from ..providers.names import canonical
@@ -54,7 +54,9 @@ class LogitsSession:
         """
         self.contract = read_contract(package)
         self.longrope = longrope_switch(package) if longrope is None else longrope
-        self.inference: Any = _open(package / self.contract.filename, providers, threads, device)
+        self.inference: Any = _open(
+            package / self.contract.filename, providers, threads, device, layer_bytes(package, self.contract)
+        )
         """The `onnxruntime.InferenceSession`."""
         self.device = device or 0
         self.provider: str = self.inference.get_providers()[0]
@@ -261,7 +263,7 @@ def open_session(
     return session, replace(choice, placement=session.placement)
 
 
-def _open(path: Path, providers: Sequence[str], threads: int | None, device: int | None) -> Any:
+def _open(path: Path, providers: Sequence[str], threads: int | None, device: int | None, layer: int) -> Any:
     ort = import_onnxruntime()
     wanted, available = providers[0], ort.get_available_providers()
     if wanted not in available:
@@ -271,6 +273,8 @@ def _open(path: Path, providers: Sequence[str], threads: int | None, device: int
     load_libraries(wanted)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or default_threads()
+    for key, value in spinning_option(layer).items():
+        options.add_session_config_entry(key, value)
     if os.environ.get("NO_COLOR"):
         options.log_severity_level = 4  # its log has colours always; what stops a run is raised too
     if wanted != _CPU:

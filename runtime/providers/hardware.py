@@ -7,6 +7,8 @@ from pathlib import Path
 import psutil
 
 THREADS_VARIABLE = "PHI3_ONNX_THREADS"
+# Bytes. The 135 M model's layers have 3 MB and lose a quarter without spinning; Phi-3-mini's have 60 MB or more.
+_LARGE_LAYER = 16_000_000
 _CGROUP = Path("/sys/fs/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
 
@@ -23,6 +25,25 @@ def named_threads() -> int | None:
     """Return `$PHI3_ONNX_THREADS`; None where it is no number of threads."""
     named = os.environ.get(THREADS_VARIABLE, "")
     return int(named) if named.isdecimal() and int(named) > 0 else None
+
+
+def spins(layer_bytes: int) -> bool:
+    """Whether threads on the CPU should wait for the next operator without sleeping.
+
+    With small operators, waking a thread takes longer than the work. With those of a model of billions of weights it
+    takes 2 %, and a thread that spins while another process has its core makes every operator wait for it: beside one
+    busy process, 8 layers of Phi-3-mini's width then decode at 0.5 of a quiet machine's speed, and without at 0.8.
+
+    Args:
+        layer_bytes: bytes of weights in one layer.
+
+    """
+    return layer_bytes < _LARGE_LAYER
+
+
+def spinning_option(layer_bytes: int) -> dict[str, str]:
+    """Return ONNX Runtime's session option for `spins`, as its name and value."""
+    return {"session.intra_op.allow_spinning": "1" if spins(layer_bytes) else "0"}
 
 
 def physical_cores() -> int:

@@ -1,0 +1,48 @@
+"""Threads spin between small operators, and sleep between the large ones of a model of billions of weights."""
+
+import json
+
+import pytest
+from phi3_onnx.runtime.engines.genai import _config
+from phi3_onnx.runtime.engines.packed import PackedGraph
+from phi3_onnx.runtime.engines.session import LogitsSession
+from phi3_onnx.runtime.package import Package, open_package
+from phi3_onnx.runtime.providers import hardware
+from phi3_onnx.runtime.providers.imports import import_genai
+
+_KEY = "session.intra_op.allow_spinning"
+
+
+@pytest.fixture(params=[("1", hardware._LARGE_LAYER), ("0", 0)], ids=["small", "large"])
+def expected(request, monkeypatch):
+    """Return what is expected of a package whose layers count as small or as large."""
+    value, largest = request.param
+    monkeypatch.setattr(hardware, "_LARGE_LAYER", largest)
+    return value
+
+
+@pytest.fixture
+def package(tiny_package) -> Package:
+    found = open_package(tiny_package("plain", "cpu-int4-rtn"))
+    assert 0 < found.layer_bytes < hardware._LARGE_LAYER
+    return found
+
+
+@pytest.mark.parametrize(
+    "open_session", [lambda p: PackedGraph(p)._inference, lambda p: LogitsSession(p.folder).inference]
+)
+def test_onnx_runtime_is_told(package, expected, open_session):
+    assert open_session(package).get_session_options().get_session_config_entry(_KEY) == expected
+
+
+def test_genai_is_told_and_takes_it(package, expected, monkeypatch):
+    og, seen = import_genai(), []
+    overlay = og.Config.overlay
+
+    def noting(config, text):
+        seen.append(json.loads(text))
+        overlay(config, text)
+
+    monkeypatch.setattr(og.Config, "overlay", noting)
+    og.Model(_config(og, package, "cpu", None, None))
+    assert seen[0]["model"]["decoder"]["session_options"][_KEY] == expected
