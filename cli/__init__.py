@@ -10,6 +10,7 @@ from types import MappingProxyType
 import click
 
 from ..configs import Phi3OnnxError
+from ..configs.errors import first_line, is_out_of_memory
 from .versions import print_versions
 
 # Verb -> module of this folder that has its `command`. The order is that of the help page.
@@ -117,6 +118,19 @@ def _open_closed() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  # until the end
 
 
+def _tell(error: Exception) -> None:
+    """Print the line of an error that the system gave."""
+    if is_out_of_memory(error):
+        line = f"there is not enough memory: {first_line(error)}"
+    else:
+        assert isinstance(error, OSError)
+        line = f"{error.filename or 'cannot read or write'}: {error.strerror or error}"  # a stream has no file name
+    click.echo(f"phi3-onnx: {line}", err=True)
+    if isinstance(error, OSError):
+        # What is still to be written would fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def main() -> None:
     """Run the command line: one line on stderr for each error that has a known cause, and its exit code."""
     _open_closed()
@@ -137,12 +151,9 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output went away
         sys.stderr.close()
         code = 141
-    except OSError as error:
-        if _debug():
+    except (MemoryError, ImportError, RuntimeError, OSError) as error:
+        if _debug() or not (isinstance(error, OSError) or is_out_of_memory(error)):
             raise
-        where = error.filename or "cannot read or write"  # a stream has no file name
-        click.echo(f"phi3-onnx: {where}: {error.strerror or error}", err=True)
-        # What is still to be written would fail once more when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _tell(error)
         code = 1
     sys.exit(code if isinstance(code, int) else 0)

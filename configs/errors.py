@@ -60,6 +60,26 @@ class EngineError(Phi3OnnxError):
     """The engine failed while it ran a package that it had loaded, for example because memory ran out."""
 
 
+_NO_MEMORY = (
+    "failed to map segment from shared object",
+    "cannot allocate memory",
+    "can't allocate memory",
+    "can't start new thread",
+    "bad_alloc",
+)
+"""What loaders, libraries in C++ and Python say where the system gives them no memory."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, says that the system gave no memory."""
+    met: BaseException | None = error
+    while met is not None:
+        if isinstance(met, MemoryError) or any(text in str(met).lower() for text in _NO_MEMORY):
+            return True
+        met = met.__cause__ or met.__context__
+    return False
+
+
 def _line(message: str) -> str:
     """Return a message that can be printed, whatever file or name is quoted in it: one line, not too long."""
     if len(message) > _LONGEST:

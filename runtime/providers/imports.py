@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ...configs import ProviderError
-from ...configs.errors import first_line
+from ...configs.errors import first_line, is_out_of_memory
 from ...configs.extras import GENAI, ONNXRUNTIME
 from ...configs.releases import VersionError, check_versions
 from . import plugins
@@ -53,6 +53,11 @@ def _import(name: str, provider: str = "auto") -> ModuleType:
     try:
         module = __import__(name)
     except ImportError as error:
+        if is_out_of_memory(error):
+            raise ProviderError(
+                f"{name} does not load, there is not enough memory: {first_line(error)}",
+                remedy="free some, or raise the limit (ulimit -v)",
+            ) from error
         missing = not any(wheel.module == name for wheel in installed_wheels())
         problem = "is not installed" if missing else f"does not load: {first_line(error)}"
         raise _import_error(name, problem, provider) from error

@@ -68,7 +68,10 @@ class Prompts:
             ContextError: it is longer than any text that fits into the context.
 
         """
-        return tuple(self._encode(prompt) for prompt in job.prompts)
+        found = tuple(self._encode(prompt) for prompt in job.prompts)
+        if not all(found) and not job.tokens_only:
+            raise UsageError("the prompt holds no tokens")
+        return found
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         tokenizer = self._model.tokenizer
@@ -91,8 +94,6 @@ class Prompts:
             tokens = list(prompt)
             if unknown := [token for token in tokens if not 0 <= token < tokenizer.vocab_size]:
                 raise UsageError(f"token ids must be 0 to {tokenizer.vocab_size - 1}, got {unknown[0]}")
-        if not tokens:
-            raise UsageError("the prompt holds no tokens")
         return tuple(tokens)
 
     def _check_length(self, text: str) -> None:

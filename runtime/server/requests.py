@@ -12,6 +12,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     create_model,
     model_validator,
 )
@@ -175,6 +176,7 @@ class StructuredOutputs(Part):
 MOST_STOPS = 64
 LONGEST_STOP = 256
 """Stop texts of a request, and characters of each: all are looked for after each token, while other answers wait."""
+_STOP = {"type": "string", "minLength": 1, "maxLength": LONGEST_STOP}
 
 
 class _Generation(Numbers):
@@ -183,7 +185,9 @@ class _Generation(Numbers):
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    stop: str | list[str] = Field(default=[], max_length=2**16)
+    stop: Annotated[
+        str | list[str], WithJsonSchema({"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MOST_STOPS}]})
+    ] = Field(default=[], max_length=2**16)
     n: int = Field(default=1, ge=1, le=MOST_CHOICES)
     response_format: ResponseFormat = TextFormat(type="text")
     json_schema: Schema | None = None
@@ -299,7 +303,7 @@ class DetokenizeRequest(Part):
 
     place = "detokenize"
     model: str | None = None
-    tokens: list[int] = Field(max_length=2**24)
+    tokens: list[int] = Field(min_length=1, max_length=2**24)
 
 
 class TextPart(Part):

@@ -99,3 +99,19 @@ def test_the_page_needs_nothing_else_and_no_key(start_server: StartServer) -> No
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert not re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+|@import|<link|<script src", page.text)
+
+
+@pytest.mark.parametrize("stop", ["", ["a", ""], "x" * 257, ["a"] * 65])
+def test_stop_texts_are_described_as_they_are_read(told: dict[str, Any], server: RunningServer, stop: Any) -> None:
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        ask = {"messages": ASK} if "chat" in path else {"prompt": "Hi"}
+        body = {**ask, "max_tokens": 1}
+        describes = validator(told, path)
+        assert describes.is_valid({**body, "stop": "a"}) and describes.is_valid({**body, "stop": ["a", "b"]})
+        assert not describes.is_valid({**body, "stop": stop})
+        with server.http() as http:
+            assert http.post(path, json={**body, "stop": stop}).status_code == 400
+
+
+def test_no_tokens_are_described_as_refused(told: dict[str, Any]) -> None:
+    assert not validator(told, "/detokenize").is_valid({"tokens": []})

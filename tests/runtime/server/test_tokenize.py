@@ -36,6 +36,14 @@ def test_what_cannot_be_had_is_refused(server: RunningServer, path: str, body: d
         assert http.get("/health").json()["running"] == 0
 
 
+def test_an_empty_text_has_no_tokens(server: RunningServer) -> None:
+    with server.http() as http:
+        told = http.post("/tokenize", json={"prompt": ""})
+        refused = http.post("/v1/completions", json={"prompt": ""})
+    assert told.status_code == 200 and (told.json()["tokens"], told.json()["count"]) == ([], 0)
+    assert refused.status_code == 400 and "holds no tokens" in refused.json()["error"]["message"]
+
+
 def test_another_models_name_gets_a_warning(server: RunningServer) -> None:
     with server.http() as http:
         reply = http.post("/tokenize", json={"prompt": "a", "model": "other"})
