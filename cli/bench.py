@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -61,6 +62,7 @@ _COUNTS, _DEPTHS = _Counts(1), _Counts(0)
     help="Time this in turn with the packages: another package, a .gguf file (llama.cpp), a folder for OpenVINO. May "
     "be repeated.",
 )
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw every speed into a .svg or .png file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each package.")
 def command(
     packages: tuple[str, ...],
@@ -74,13 +76,14 @@ def command(
     output: "Form | None",
     repeat: int,
     against: tuple[str, ...],
+    plot: Path | None,
     as_json: bool,
 ) -> None:
     """Measure how fast packages prefill and decode, and what memory they take.
 
-    Each package runs in a process of its own, so that its peak memory is its own. Several lengths, --depth, --clients
-    and -o measure every combination in turn, and print medians with their spread. With --against all models stay loaded
-    and have their turns round by round; ratios are those of the first package to each other, with their spread.
+    Each package runs in a process of its own, so that its peak memory is its own. Several lengths, --depth, --clients,
+    --plot and -o measure every combination in turn, and print medians with their spread. With --against all models stay
+    loaded and have their turns round by round; ratios are those of the first package to each other, with their spread.
     """
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
@@ -90,6 +93,8 @@ def command(
 
     options: dict[str, Any] = {"provider": provider, "engine": engine, "threads": threads, "repeat": repeat}
     if against:
+        if plot is not None:
+            raise UsageError("--plot draws speeds, --against gives ratios: leave one of them out")
         if depth or clients or len(prompt) > 1 or len(decode) > 1:
             raise UsageError(
                 "--against compares one prompt length and one number of tokens: leave out --depth, --clients"
@@ -102,7 +107,11 @@ def command(
         return
     folders = [find_package(package) for package in packages]
     warn_of_clashing_wheels(provider)
-    if depth or clients or output or len(prompt) > 1 or len(decode) > 1:
+    if plot is not None:
+        from .plot import check_plot
+
+        check_plot(plot)
+    if depth or clients or output or plot or len(prompt) > 1 or len(decode) > 1:
         from ..evaluate.sweep import sweep
         from ..evaluate.tables import table_of
 
@@ -111,6 +120,11 @@ def command(
         for folder in folders:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 sweeps.append(process.submit(sweep, folder, **options).result())
+        if plot is not None:
+            from .plot import plot_speeds
+
+            plot_speeds(sweeps, plot)
+            notice(f"drew {plot}")
         _print(table_of(sweeps), output or ("json" if as_json else "table"))
         return
     options |= {"prompt_tokens": min(prompt), "decoded_tokens": min(decode)}

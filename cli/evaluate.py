@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from .provider_library import provider_library
-from .screen import warn_of_clashing_wheels
+from .screen import notice, warn_of_clashing_wheels
 from .status import status_line
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 @click.option("--apply-chat-template", is_flag=True, help="Put a task's questions through the chat template.")
 @click.option("--provider", default="auto", show_default=True, help="Where packages run: auto, cpu, cuda, dml.")
 @provider_library
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw distances and surprise into a .svg or .png file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def command(
     package: str,
@@ -58,6 +59,7 @@ def command(
     run_code: bool,
     apply_chat_template: bool,
     provider: str,
+    plot: Path | None,
     as_json: bool,
 ) -> None:
     """Measure a package on a text of your own, or on benchmarks.
@@ -73,7 +75,13 @@ def command(
         raise UsageError("--reference and --no-reference exclude each other")
     if tasks is not None and (text is not None or reference is not None):
         raise UsageError("--tasks measures the package alone; leave --text and --reference out")
+    if tasks is not None and plot is not None:
+        raise UsageError("--plot draws what a text shows; leave --tasks or --plot out")
     folder = find_package(package)
+    if plot is not None:
+        from .plot import check_plot
+
+        check_plot(plot)
     warn_of_clashing_wheels(provider)
     if tasks is not None:
         from ..evaluate.tasks.run import run_tasks
@@ -117,6 +125,11 @@ def command(
             context=context or CONTEXT,
             notify=notify,
         )
+    if plot is not None:
+        from .plot import plot_evaluation
+
+        plot_evaluation(found, plot)
+        notice(f"drew {plot}")
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     else:

@@ -29,6 +29,17 @@ _TOKENS_AT_ONCE = 32768
 
 
 @dataclass(frozen=True)
+class Positions:
+    """What was found at each position of the text, in its order, in nats."""
+
+    nll: np.ndarray
+    """Negative log-likelihood of each predicted token, of the package."""
+    reference_nll: np.ndarray | None = None
+    kl: np.ndarray | None = None
+    """From the reference's distribution to the package's; the last position of a stretch has one too."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` found."""
 
@@ -49,10 +60,13 @@ class Evaluation:
     """UTC, ISO 8601."""
     seconds: float
     """Wall time."""
+    positions: Positions
+    """What a picture is drawn from; not in the JSON."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON values; figures that are not finite become None."""
+        """Return the figures as JSON values; those that are not finite become None."""
         table = asdict(self)
+        del table["positions"]
         table["perplexity"] |= {"perplexity": self.perplexity.value, "standard_error": self.perplexity.standard_error}
         table["metrics"] = metrics_dict(self.metrics) if self.metrics else None
         return finite(table)
@@ -93,11 +107,15 @@ def evaluate(
     session = _open(opened, provider)
     metrics, name = None, None
     if reference is None:
-        perplexity = _likelihood(session, passages, notify)
+        likelihood = _likelihood(session, passages, notify)
+        perplexity, positions = likelihood.result(), Positions(likelihood.each())
     else:
         name, rows = _reference(reference, opened, provider, passages, notify)
-        metrics = _compare(session, passages, rows, notify)
+        comparison = _compare(session, passages, rows, notify)
+        metrics = comparison.result()
         perplexity = metrics.package
+        kl, wanted, got = comparison.each()
+        positions = Positions(got, wanted, kl)
     return Evaluation(
         package=opened.name,
         provider=session.provider,
@@ -109,6 +127,7 @@ def evaluate(
         versions=versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - started, 1),
+        positions=positions,
     )
 
 
@@ -137,21 +156,21 @@ def _open(package: Package, provider: str) -> LogitsSession:
     return open_session(package.folder, provider, made_for=package.made_for, longrope=switch or 0)[0]
 
 
-def _likelihood(session: LogitsSession, passages: Sequence[Passage], notify: Notify) -> Perplexity:
+def _likelihood(session: LogitsSession, passages: Sequence[Passage], notify: Notify) -> Likelihood:
     likelihood = Likelihood()
     for number, passage in enumerate(passages, start=1):
         notify(f"package: stretch {number} of {len(passages)}")
         for start, logits in package_logits(session, passage):
             likelihood.add(logits, passage.ids[start + 1 : start + 1 + len(logits)])
-    return likelihood.result()
+    return likelihood
 
 
-def _compare(session: LogitsSession, passages: Sequence[Passage], rows: Iterator[Rows], notify: Notify) -> Metrics:
+def _compare(session: LogitsSession, passages: Sequence[Passage], rows: Iterator[Rows], notify: Notify) -> Comparison:
     comparison = Comparison()
     for number, (passage, wanted) in enumerate(zip(passages, rows, strict=True), start=1):
         notify(f"package: stretch {number} of {len(passages)}")
         compare_passage(comparison, session, passage, wanted)
-    return comparison.result()
+    return comparison
 
 
 def _reference(

@@ -78,9 +78,13 @@ class Likelihood:
         """Take in what `add` makes of logits: float64 [positions, vocabulary]."""
         self._nll.append(-log_probabilities[np.arange(len(following)), following])
 
+    def each(self) -> np.ndarray:
+        """Return the negative log-likelihood of each token that was predicted, in nats."""
+        return np.concatenate(self._nll) if self._nll else np.empty(0)
+
     def result(self) -> Perplexity:
         """Return the perplexity of all that was added; NaN where nothing was predicted."""
-        nll = np.concatenate(self._nll) if self._nll else np.empty(0)
+        nll = self.each()
         if not len(nll):
             return Perplexity(math.nan, math.nan, 0)
         error = float(nll.std(ddof=1) / math.sqrt(len(nll))) if len(nll) > 1 else math.nan
@@ -126,6 +130,10 @@ class Comparison:
         self._kl.append(np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=1), 0.0))
         self._reference.add_log_probabilities(log_p, following)
         self._package.add_log_probabilities(log_q, following)
+
+    def each(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the KL divergence of each position, and the negative log-likelihoods of reference and package."""
+        return np.concatenate(self._kl), self._reference.each(), self._package.each()
 
     def result(self) -> Metrics:
         """Return the metrics of all that was added.
