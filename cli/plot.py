@@ -160,7 +160,7 @@ def _panels(title: str, count: int) -> "tuple[Figure, Sequence[Axes]]":
 
     figure = Figure(figsize=(9, 3.2 * count), layout="constrained")
     figure.suptitle(title)
-    return figure, figure.subplots(count, squeeze=False)[:, 0]
+    return figure, list(figure.subplots(count, squeeze=False)[:, 0])
 
 
 def _save(figure: "Figure", path: Path) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 @contextmanager
-def serving(folder: Path, *options: str) -> Iterator[str]:
+def serving(*arguments: str | Path) -> Iterator[str]:
     """Run `phi3-onnx serve` on a free port; gives its address."""
-    command = [sys.executable, "-m", "phi3_onnx.cli", "serve", str(folder), "--port", "0", *options]
+    command = [sys.executable, "-m", "phi3_onnx.cli", "serve", *map(str, arguments), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         lines: list[str] = []
