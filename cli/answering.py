@@ -121,6 +121,11 @@ _LOADING_OPTIONS = (
         "so many tokens.",
     ),
     click.option(
+        "--draft",
+        metavar="PACKAGE",
+        help="A smaller model with the same tokenizer that writes what answers run ahead with; no token changes.",
+    ),
+    click.option(
         "--self-test/--no-self-test",
         default=True,
         help="Replay the package's self-test before its first use on this device and version.  [default: self-test]",
@@ -145,6 +150,7 @@ class Loading:
     device: int | None
     engine: "EngineChoice"
     speculate: str
+    draft: str | None
     self_test: bool
 
     def find(self, package: str | None) -> Path:

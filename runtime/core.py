@@ -11,12 +11,14 @@ from typing import Any, Self, Unpack
 
 from ..configs import UsageError
 from ..configs.options import SAMPLING, Sampling, biases, spelled
+from .decoding.draft_model import DraftModel
 from .decoding.engine import Engine, GuidedDraws, Prove
 from .decoding.generation import GenerateOptions, Generation, Options, TextCache, room_for
 from .decoding.guide import Guides
 from .decoding.kvcache import KvCache
+from .decoding.lookup import LookupDrafter
 from .decoding.response import Chunk
-from .decoding.speculation import AUTO, Speculation
+from .decoding.speculation import AUTO, Drafter, Speculation
 from .engines.ort import OrtEngine, load_ort_engine
 from .engines.packed_engine import PackedEngine
 from .engines.together import Together
@@ -59,6 +61,8 @@ class ModelCore:
         self._prove = prove
         self.speculation = speculation
         """How far answers run ahead, on the engine that decodes together."""
+        self.draft: ModelCore | None = None
+        """Another model that writes drafts; closed with this one. None looks them up in the text."""
         self.cache_memory: int | None = None
         """Bytes that texts of a server may keep in memory after their end; None is a quarter of what is free."""
         self.cache_folder: tuple[Path, int] | None = None
@@ -177,7 +181,15 @@ class ModelCore:
             free_memory=self.free_memory,
             on_reserve=self.on_reserve,
             runs_ahead=self.engine.runs_ahead(self.speculation) if isinstance(self.engine, PackedEngine) else None,
+            drafter=self._drafter(self.speculation),
         )
+
+    def _drafter(self, speculation: Speculation) -> Callable[[], Drafter]:
+        """Return what makes the drafter of a text."""
+        if (draft := self.draft) is None:
+            return LookupDrafter
+        vocabulary = min(draft.package.contract.vocab_size, self.package.contract.vocab_size)
+        return DraftModel(draft.new_cache, draft.context_length, vocabulary, always=speculation.always).drafter
 
     def free_memory(self) -> int | None:
         """Return the bytes that a KV cache can take where the model runs; None where that is not known."""
@@ -295,7 +307,8 @@ class ModelCore:
         if not isinstance(self.engine, PackedEngine):
             return None
         files = self.engine.files(*self.cache_folder) if self.cache_folder else None
-        return self.engine.together(texts, cache_bytes, speculation or self.speculation, files)
+        ahead = speculation or self.speculation
+        return self.engine.together(texts, cache_bytes, ahead, files, self._drafter(ahead))
 
     def joined(
         self,
@@ -330,6 +343,8 @@ class ModelCore:
             if not self._closed:
                 self._closed = True
                 self.engine.close()
+                if self.draft:
+                    self.draft.close()
                 if self._batching:
                     self._batching.close()
                     self._batching = None

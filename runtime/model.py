@@ -7,15 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..configs import PackageError, Phi3OnnxError, ProviderError, SelfTestError, find_package
+from ..configs import PackageError, Phi3OnnxError, ProviderError, SelfTestError, UsageError, find_package
 from .batch import DEFAULT_BATCH, BatchPrompt, Notify, answer_all
 from .chat import ChatSession, Overflow
 from .core import ModelCore, Prompt
 from .decoding.generation import GenerateOptions
 from .decoding.response import Chunk, Response, last_response
 from .decoding.score import Score, score_tokens
-from .decoding.speculation import Speculation
+from .decoding.speculation import OFF, Speculation
 from .engines.load import EngineChoice, EngineName, load_named
+from .engines.packed_engine import PackedEngine
 from .package import open_package
 from .proof.prove import Prover
 from .proof.tuning import Tuned
@@ -33,6 +34,7 @@ def load(
     device: int | None = None,
     engine: EngineName = "auto",
     speculate: str | int = "auto",
+    draft: str | Path | None = None,
     self_test: bool = True,
     tuned: bool = True,
     notify: Notify | None = None,
@@ -53,6 +55,8 @@ def load(
         speculate: how far answers run ahead of themselves where they repeat what their prompt says, which changes no
             token and needs `decode.onnx`: `auto`, as far as it is likely to be worth its time; `off`; or a number of
             tokens, from 1 to 64.
+        draft: another package, of a smaller model with the same tokenizer, that writes what answers run ahead with; it
+            needs `decode.onnx` on the CPU, changes no token, and takes memory of its own.
         self_test: replay the package's self-test, where it has one, before its first use on this engine, provider,
             device and version; `auto` passes over a provider that computes wrongly.
         tuned: take what `phi3-onnx tune` found for this package and machine, where nothing else is asked for.
@@ -61,10 +65,13 @@ def load(
     Raises:
         PackageError: there is no such package, or it is damaged.
         ProviderError: the provider cannot run here, or computes wrongly; the message says what to do.
-        UsageError: the package's or the provider's name fits nothing, or the engine cannot run answers ahead.
+        UsageError: the package's or the provider's name fits nothing, the engine cannot run answers ahead, or the
+            draft's tokenizer is another.
 
     """
     speculation = Speculation.parse(str(speculate))
+    if draft is not None and speculation == OFF:
+        raise UsageError("a draft model has nothing to do with speculate off; leave one of the two out")
     opened = open_package(package)
     prove = Prover(opened, device=device, notify=notify) if self_test else None
     known = Tuned(opened, speculation)
@@ -81,7 +88,7 @@ def load(
     )
     tokenizer = Tokenizer(opened.folder)
     template = read_template(opened.folder, tokenizer.config, tokenizer.special_tokens)
-    return Model(
+    model = Model(
         opened,
         loaded,
         tokenizer,
@@ -92,6 +99,39 @@ def load(
         prove=prove,
         speculation=known.speculation,
     )
+    if draft is not None:
+        try:
+            # Not tuned as a package of its own: both share the threads.
+            model.draft = _load_draft(draft, model, threads=threads, self_test=self_test, notify=notify)
+        except BaseException:
+            model.close()
+            raise
+        model.speculation = speculation  # what tuning says is of drafts that cost nothing
+    return model
+
+
+def _load_draft(
+    package: str | Path, model: "Model", *, threads: int | None, self_test: bool, notify: Notify | None
+) -> "Model":
+    """Load what writes a model's drafts.
+
+    Raises:
+        UsageError: the model cannot run drafts, or the tokenizers differ.
+        Phi3OnnxError: it cannot be loaded.
+
+    """
+    if not isinstance(model.engine, PackedEngine):
+        raise UsageError(
+            f"a draft model needs decode.onnx on the CPU, engine ort; {model.package.name} runs in {model.engine.name}"
+        )
+    draft = load(package, provider="cpu", threads=threads, speculate="off", self_test=self_test, notify=notify)
+    if draft.tokenizer.to_json() != model.tokenizer.to_json():
+        draft.close()
+        raise UsageError(
+            f"the draft model {draft.package.name} has another tokenizer than {model.package.name}; take a package "
+            "whose tokenizer.json is the same"
+        )
+    return draft
 
 
 class Model(ModelCore):
@@ -240,6 +280,7 @@ def load_to_batch(
     device: int | None = None,
     engine: EngineChoice = "auto",
     speculate: str = "auto",
+    draft: str | Path | None = None,
     self_test: bool = True,
     notify: Notify,
 ) -> Model:
@@ -251,7 +292,14 @@ def load_to_batch(
     """
     find_package(str(package))  # where there is none, that is the error, once
     load_here = partial(
-        load, package, provider=provider, threads=threads, speculate=speculate, self_test=self_test, notify=notify
+        load,
+        package,
+        provider=provider,
+        threads=threads,
+        speculate=speculate,
+        draft=draft,
+        self_test=self_test,
+        notify=notify,
     )
     try:
         return load_here(engine="together")
@@ -275,6 +323,7 @@ def load_to_serve(
     device: int | None = None,
     engine: EngineChoice = "auto",
     speculate: str = "auto",
+    draft: str | Path | None = None,
     self_test: bool = True,
     notify: Notify | None = None,
 ) -> Model:
@@ -285,7 +334,9 @@ def load_to_serve(
 
     """
     find_package(str(package))
-    load_here = partial(load, package, provider=provider, threads=threads, self_test=self_test, notify=notify)
+    load_here = partial(
+        load, package, provider=provider, threads=threads, draft=draft, self_test=self_test, notify=notify
+    )
     because = "engine genai was asked for"
     if engine != "genai":
         try:

@@ -14,6 +14,7 @@ from ...configs.sizes import size
 from .ahead import Ahead, RunsAhead
 from .engine import Engine, GuidedDraws, TokenSequence
 from .lookup import LookupDrafter
+from .speculation import Drafter
 
 _NO_ROWS = np.empty((0, 0), np.float32)
 
@@ -31,6 +32,7 @@ class KvCache:
         free_memory: Callable[[], int | None] | None = None,
         on_reserve: Callable[[int, int], None] | None = None,
         runs_ahead: RunsAhead | None = None,
+        drafter: Callable[[], Drafter] = LookupDrafter,
     ) -> None:
         """Make an empty cache, which reserves nothing yet.
 
@@ -42,6 +44,7 @@ class KvCache:
             free_memory: returns the bytes that can be taken, or None where that is not known, and not checked.
             on_reserve: called with tokens and bytes before they are reserved.
             runs_ahead: runs drafts on the engine's sequences; None runs nothing ahead.
+            drafter: returns what writes the drafts of an answer.
 
         """
         self._engine = engine
@@ -56,6 +59,7 @@ class KvCache:
         self._chosen: int | None = None  # in the sequence, and not run before the next is chosen
         self._long = False
         self._runs_ahead = runs_ahead
+        self._drafter = drafter
         self._ahead: Ahead | None = None  # of the answer under way
         self._rows = _NO_ROWS  # logits of the last token, and of those of a draft after it
         self._extra = 0  # tokens of a draft that the sequence holds beyond this text
@@ -154,7 +158,7 @@ class KvCache:
         if start < len(self._tokens) or self._chosen is not None:
             self._rewind(start)
         self._drop_draft()
-        self._ahead = Ahead(LookupDrafter()) if self._runs_ahead else None
+        self._ahead = Ahead(self._drafter()) if self._runs_ahead else None
         yield start
         beyond = self._switch is not None and len(prompt) > self._switch
         while start < len(prompt):

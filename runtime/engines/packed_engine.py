@@ -1,7 +1,7 @@
 """The packed graph as an `Engine`: every text by itself, or many together, each with the logits that it gets alone."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from ...configs import EngineError, ProviderError, UsageError
 from ..decoding.engine import GuidedDraws, Prove, TokenSequence
-from ..decoding.speculation import AUTO, NO_DRAFT, Draft, Speculation
+from ..decoding.lookup import LookupDrafter
+from ..decoding.speculation import AUTO, NO_DRAFT, Draft, Drafter, Speculation
 from ..package import Package
 from ..providers.choice import Candidate, ProviderChoice
 from ..providers.names import canonical
@@ -62,7 +63,12 @@ class PackedEngine:
         return PackedSequence(self, capacity)
 
     def together(
-        self, slots: int, cache_bytes: int, speculation: Speculation = AUTO, files: PrefixFiles | None = None
+        self,
+        slots: int,
+        cache_bytes: int,
+        speculation: Speculation = AUTO,
+        files: PrefixFiles | None = None,
+        drafter: Callable[[], Drafter] = LookupDrafter,
     ) -> Together:
         """Return what decodes several texts together."""
         return Together(
@@ -72,6 +78,7 @@ class PackedEngine:
             cache_bytes=cache_bytes,
             speculation=speculation,
             files=files,
+            drafter=drafter,
         )
 
     def files(self, folder: Path, limit: int) -> PrefixFiles:

@@ -8,7 +8,7 @@ a text gets.
 
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
@@ -182,6 +182,7 @@ class Together:
         step_seconds: float = STEP_SECONDS,
         speculation: Speculation = AUTO,
         files: PrefixFiles | None = None,
+        drafter: Callable[[], Drafter] = LookupDrafter,
     ) -> None:
         """Begin without texts.
 
@@ -193,11 +194,13 @@ class Together:
             step_seconds: how long a step may take where answers wait for it.
             speculation: how far answers run ahead. `AUTO` is `OFF` where that could change their tokens.
             files: what is kept of texts on disk.
+            drafter: returns what writes the drafts of a text.
 
         """
         self.graph = graph
         self.files = files
         self._planner = Planner(graph, speculation)
+        self._drafter = drafter
         self.store = PrefixStore(cache_bytes)
         self._context = context_length
         self._step_seconds = step_seconds
@@ -263,7 +266,7 @@ class Together:
         number = self._place(source, shared)
         shared = self._read(number, prompt, beyond, shared)
         slot = self._slots[number]
-        cache = LiveText(self, number, prompt, needed, LookupDrafter() if self._planner.speculation.most else None)
+        cache = LiveText(self, number, prompt, needed, self._drafter() if self._planner.speculation.most else None)
         cache.tokens, cache.cached = list(prompt[:shared]), shared
         slot.live, slot.tokens, slot.beyond, slot.used = cache, cache.tokens, beyond, self._turn
         slot.touched = max(slot.touched, shared)

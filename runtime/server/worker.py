@@ -76,6 +76,7 @@ class PackageLoader:
     device: int | None = None
     engine: EngineChoice = "auto"
     speculate: str = "auto"
+    draft: str | None = None
     self_test: bool = True
     cache_memory: int | None = None
     """Bytes that texts may keep in memory after their end; by default a quarter of what is free."""
@@ -96,6 +97,7 @@ class PackageLoader:
             device=self.device,
             engine=self.engine,
             speculate=self.speculate,
+            draft=self.draft,
             self_test=self.self_test,
             notify=self.notify,
         )

@@ -1,0 +1,127 @@
+"""A draft model changes no token, however good or bad it is; what does not fit together is refused by name."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from phi3_onnx.cli import root
+from phi3_onnx.configs import UsageError
+from phi3_onnx.runtime import Model, Response, load
+from phi3_onnx.runtime.batch import BatchPrompt, answer_all
+from phi3_onnx.runtime.decoding.draft_model import DraftModel
+from phi3_onnx.runtime.decoding.response import last_response
+from phi3_onnx.runtime.decoding.speculation import NO_DRAFT
+
+PROMPTS = ([5, 6, 7, 8], [9, 8, 7], [1, 2, 3, 4, 5, 6])
+
+
+@pytest.fixture(scope="module")
+def package(tiny_package: Callable[..., Path]) -> Path:
+    return tiny_package("gqa", "cpu-int4-rtn")
+
+
+@pytest.fixture(scope="module")
+def other(tiny_package: Callable[..., Path]) -> Path:
+    """Return a model of other weights with the same tokenizer."""
+    return tiny_package("gqa", "cpu-int4-rtn", seed=7)
+
+
+def answers(model: Model, **options: float) -> list[Response]:
+    jobs = [
+        BatchPrompt(prompt, model.options(max_tokens=20, logprobs=0, ignore_eos=True, **options))  # pyright: ignore[reportArgumentType]
+        for prompt in PROMPTS
+    ]
+    alone = [last_response(model.run(job.prompt, job.options)) for job in jobs]
+    beside = [result for result in answer_all(model, jobs, batch=3) if isinstance(result, Response)]
+    return [*alone, *beside]
+
+
+def tokens(found: list[Response]) -> list[object]:
+    return [(response.token_ids, response.logprobs) for response in found]
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1.0, "seed": 3}])
+def test_a_model_that_drafts_changes_no_token(package: Path, other: Path, options: dict[str, float]) -> None:
+    with load(package, speculate="off") as model:
+        plain = tokens(answers(model, **options))
+    for draft, speculate in ((package, "4"), (other, "4"), (package, "auto")):
+        with load(package, draft=draft, speculate=speculate) as model:
+            found = answers(model, **options)
+        assert tokens(found) == plain
+        if speculate != "auto":
+            assert all(response.drafted_tokens for response in found)
+        if draft == package and speculate != "auto" and "seed" not in options:
+            # Of itself, all that it drafts comes true, but for the tokens of the last draft past the end.
+            assert all(response.accepted_tokens == response.drafted_tokens >= 14 for response in found)
+
+
+def test_another_tokenizer_is_refused_by_name(package: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(package, changed)
+    path = changed / "tokenizer.json"
+    table = json.loads(path.read_text())
+    table["added_tokens"][-1]["content"] += "!"
+    text = json.dumps(table)
+    path.write_text(text)
+    manifest = changed / "phi3_onnx.json"
+    known = json.loads(manifest.read_text())
+    known["files"]["tokenizer.json"]["size"] = len(text)
+    manifest.write_text(json.dumps(known))
+    with pytest.raises(
+        UsageError, match=r"the draft model .* has another tokenizer than .*tokenizer\.json is the same"
+    ):
+        load(package, draft=changed)
+
+
+def test_what_a_draft_model_needs_is_said(package: Path, tiny_package: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match="nothing to do with speculate off"):
+        load(package, draft=package, speculate="off")
+    with pytest.raises(UsageError, match=r"a draft model needs decode\.onnx on the CPU"):
+        load(tiny_package("plain"), draft=package)
+    asked = ["generate", str(package), "-p", "a", "--speculate", "off", "--draft", str(package)]
+    ran = CliRunner().invoke(root, asked)
+    assert isinstance(ran.exception, UsageError) and "nothing to do with speculate off" in str(ran.exception)
+
+
+def test_a_draft_without_memory_is_none_and_the_text_goes_on(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with load(package, speculate="off") as model:
+        plain = answers(model, temperature=0)
+    with load(package, draft=package, speculate="4") as model:
+        assert model.draft is not None
+        monkeypatch.setattr(model.draft, "free_memory", lambda: 1)
+        found = answers(model, temperature=0)
+    assert tokens(found) == tokens(plain)
+    assert not any(response.drafted_tokens for response in found)
+
+
+def test_a_token_is_drafted_where_its_chance_is_worth_the_time(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with load(package, speculate="off") as model:
+        cheap = DraftModel(model.new_cache, model.context_length, 50, always=True).drafter()
+        cheap.extend([5, 6, 7])
+        draft = cheap.draft(6)
+        assert len(draft.tokens) == 6 and max(draft.tokens) < 50
+        assert list(draft.chances) == sorted(draft.chances, reverse=True)
+        dear = DraftModel(model.new_cache, model.context_length, 50, always=False).drafter()
+        dear.extend([5, 6, 7])
+        monkeypatch.setattr(dear, "_worth", lambda: (draft.chances[1] + draft.chances[2]) / 2)
+        assert dear.draft(6) == replace(draft.cut(2))
+        small = DraftModel(model.new_cache, 4, 50, always=True).drafter()
+        small.extend([5, 6, 7])
+        assert small.draft(6) == NO_DRAFT, "its context is full"
+
+
+def test_what_never_comes_true_is_given_up_and_tried_again_later(package: Path) -> None:
+    with load(package, speculate="off") as model:
+        drafter = DraftModel(model.new_cache, model.context_length, 50, always=False).drafter()
+        drafter.extend([5, 6, 7])
+        assert drafter._trust() == 1.0
+        for _ in range(30):
+            drafter.learn(4, 0)
+        assert drafter._trust() < 0.2 and drafter.draft(4) == NO_DRAFT
+        assert drafter._cache.capacity == 0, "nothing was run for it"
+        drafter.extend([8] * 200)
+        assert drafter._trust() > 0.7
