@@ -16,7 +16,7 @@ from ..sources.problems import summarize
 from .kernel_tables import Alternative, Argument, KernelTable, Operator, kernel_tables
 from .rules import LAST_OPSETS, RULES
 
-_CPU = "CPUExecutionProvider"
+_CPU, _WEBGPU = "CPUExecutionProvider", "WebGpuExecutionProvider"
 Types = dict[ir.Value, str]
 """The type of each value as it becomes known, such as `float16`."""
 
@@ -69,6 +69,8 @@ def _problem(node: ir.Node, opsets: Mapping[str, int], table: KernelTable, types
     bound, clash = _bind(node, operator, types)
     if clash:
         return f"{node.op_type} has {clash}, and its definition wants one type for both"
+    if table.provider == _WEBGPU and not any(kind.startswith(("float", "double")) for kind in bound.values()):
+        table = kernel_tables("cpu")[-1]  # lengths and positions: it has few kernels for integers, and needs none
     alternatives = table.alternatives(node.domain, node.op_type, operator.since)
     if alternatives is None:
         if _inlined(node, operator, table):

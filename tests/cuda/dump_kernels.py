@@ -45,7 +45,7 @@ def table(provider: str) -> dict[str, Any]:
             ]
             for op, versions in sorted(kernels.items())
         },
-        "operators": _operators(kernels),
+        "operators": operators(kernels),
     }
 
 
@@ -70,7 +70,8 @@ def _join(one: Alternative, other: Alternative) -> Alternative | None:
     return {**one, **{name: tuple(sorted({*one[name], *other[name]})) for name in different}}
 
 
-def _operators(kernels: Iterable[str]) -> dict[str, Any]:
+def operators(kernels: Iterable[str]) -> dict[str, Any]:
+    """Return the definitions of ONNX Runtime's own operators among those that are named as kernels are."""
     wanted = set(kernels)
     # ONNX's own definitions of several versions are in the package `onnx`; those here have one version each.
     found: dict[str, list[Any]] = {}
@@ -96,9 +97,8 @@ def _short(kind: str) -> str:
     return kind.removeprefix("tensor(").removesuffix(")") if kind.startswith("tensor(") else kind
 
 
-def main(provider: str) -> None:
-    """Print the table, an operator a line."""
-    content = table(provider)
+def spelled(content: dict[str, Any]) -> str:
+    """Return a file's text, an operator a line."""
     lines = []
     for key, value in content.items():
         if isinstance(value, dict):
@@ -106,8 +106,8 @@ def main(provider: str) -> None:
             lines.append(f"{json.dumps(key)}: {{\n{entries}\n}}")
         else:
             lines.append(f"{json.dumps(key)}: {json.dumps(value)}")
-    print("{\n" + ",\n".join(lines) + "\n}")
+    return "{\n" + ",\n".join(lines) + "\n}"
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    print(spelled(table(*sys.argv[1:])))

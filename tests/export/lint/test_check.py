@@ -129,6 +129,37 @@ class TestDirectML:
         assert find_problems(cuda_graph, "dml")[0].startswith("opset 23 is newer than 22, the last that dml has; ")
 
 
+class TestWebGpu:
+    """What is said of the target's own graphs, nothing, is shown in test_layout.py."""
+
+    @pytest.fixture
+    def graph(self, tiny_package: Make) -> ir.Model:
+        model = ir.load(tiny_package("gqa", "web-int4") / "model.onnx")
+        assert find_problems(model, "webgpu") == []
+        return model
+
+    def test_an_operator_without_a_kernel(self, graph: ir.Model) -> None:
+        node_of(graph, "Sigmoid").op_type = "HardSwish"
+        (problem,) = {line.partition(": ")[2] for line in find_problems(graph, "webgpu")}
+        assert problem.startswith(
+            "WebGpuExecutionProvider of ONNX Runtime 1.30.0 has no kernel for HardSwish of version"
+        )
+
+    def test_states_in_a_type_without_a_kernel(self, graph: ir.Model) -> None:
+        gate = node_of(graph, "Mul")
+        for value in (*gate.inputs, *gate.outputs):
+            assert value is not None
+            value.type = ir.TensorType(ir.DataType.DOUBLE)
+        assert any("has no kernel for Mul with" in line and "double" in line for line in find_problems(graph, "webgpu"))
+
+    def test_lengths_are_computed_by_the_cpu(self, graph: ir.Model) -> None:
+        lengths = node_of(graph, "ReduceSum")
+        assert lengths.inputs[0] is not None
+        assert lengths.inputs[0].dtype == ir.DataType.INT64  # which WebGPU has no kernel for
+        lengths.op_type = "Multinomial"
+        assert find_problems(graph, "webgpu") != []
+
+
 def test_many_problems_are_one_line(cuda_graph: ir.Model) -> None:
     for node in cuda_graph.graph:
         node.attributes["colour"] = ir.AttrInt64("colour", 1)

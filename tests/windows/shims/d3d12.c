@@ -1,8 +1,10 @@
-// d3d12.dll beside python.exe, before Wine's own: the same device, with three answers that DirectML and GenAI need.
+// d3d12.dll beside python.exe, before Wine's own: the same device, with what DirectML and GenAI need.
 //
 // - No meta commands. Wine's EnumerateMetaCommands returns E_NOTIMPL, on which DirectML gives up.
 // - No 64-bit integers and no wave operations in shaders. Wine says that the device has them; its shader model 5.1 has
 //   neither, and DirectML's shaders that use them fail.
+// - One device of the GPU for a whole process, as on Windows. Wine makes a new one each time, and what one has allocated
+//   is lost on another: ONNX Runtime's OrtValues on DirectML have a device, and each session asks for one.
 // - No Agility SDK (D3D12GetInterface), which Wine does not export. GenAI warns and goes on without.
 #define COBJMACROS
 #define INITGUID
@@ -44,19 +46,27 @@ static void replace(void *method, void *replacement) {
     *(void **)method = replacement;
 }
 
-HRESULT WINAPI D3D12CreateDevice(IUnknown *adapter, D3D_FEATURE_LEVEL level, REFIID iid, void **device) {
+static SRWLOCK creating = SRWLOCK_INIT;
+static ID3D12Device5 *only;
+
+static HRESULT create_or_share(IUnknown *adapter, D3D_FEATURE_LEVEL level, REFIID iid, void **device) {
     __typeof__(&D3D12CreateDevice) create = (__typeof__(&D3D12CreateDevice))wine("D3D12CreateDevice");
-    ID3D12Device5 *newest;
     if (!create) return E_NOTIMPL;
+    if (only && device) return IUnknown_QueryInterface((IUnknown *)only, iid, device);
     HRESULT result = create(adapter, level, iid, device);
-    if (result != S_OK || !device || !*device || check_feature_support) return result;
-    // All devices share one table of methods, so it is changed once.
-    if (IUnknown_QueryInterface((IUnknown *)*device, &IID_ID3D12Device5, (void **)&newest) == S_OK) {
-        check_feature_support = (void *)newest->lpVtbl->CheckFeatureSupport;
-        replace(&newest->lpVtbl->CheckFeatureSupport, checked_feature_support);
-        replace(&newest->lpVtbl->EnumerateMetaCommands, no_meta_commands);
-        ID3D12Device5_Release(newest);
+    if (result != S_OK || !device || !*device) return result;
+    if (IUnknown_QueryInterface((IUnknown *)*device, &IID_ID3D12Device5, (void **)&only) == S_OK) {
+        check_feature_support = (void *)only->lpVtbl->CheckFeatureSupport;
+        replace(&only->lpVtbl->CheckFeatureSupport, checked_feature_support);
+        replace(&only->lpVtbl->EnumerateMetaCommands, no_meta_commands);
     }
+    return result;
+}
+
+HRESULT WINAPI D3D12CreateDevice(IUnknown *adapter, D3D_FEATURE_LEVEL level, REFIID iid, void **device) {
+    AcquireSRWLockExclusive(&creating);
+    HRESULT result = create_or_share(adapter, level, iid, device);
+    ReleaseSRWLockExclusive(&creating);
     return result;
 }
 
