@@ -22,6 +22,11 @@ _CPU = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 CACHE_DEVICES = {"CUDAExecutionProvider": "cuda"}
 """Where a provider keeps the KV cache between runs; the others' goes back to the CPU after each."""
+SHARED_CACHES = {"DmlExecutionProvider": "dml"}
+"""Providers whose attention reads past keys only from a buffer that the present ones share, and where that is.
+
+It takes several tokens for the beginning of a text, so a prompt is one run there, and then one token a run.
+"""
 _NUMBERED = ("CUDAExecutionProvider", "DmlExecutionProvider")
 """Providers whose option `device_id` is the number of the GPU."""
 
@@ -80,7 +85,8 @@ class LogitsSession:
             ids: token ids, [tokens].
             chunk: tokens in one run, and so rows in one array.
             first: tokens in the first run, which has no cache; by default `chunk`. A sequence that needs LongRoPE's
-                long factors has more of them, since keys cached under the short factors would be wrong.
+                long factors has more of them, since keys cached under the short factors would be wrong. DirectML runs
+                the whole sequence at once.
 
         Yields:
             The first position and float32 [positions, vocabulary]. A graph that returns its last token's logits only
@@ -94,6 +100,8 @@ class LogitsSession:
         ids = self._checked(ids)
         if self.last_token_only:
             chunk = first = 1
+        elif self.provider in SHARED_CACHES:
+            chunk = first = len(ids)
         stop = max(first or chunk, self._least_prefill(len(ids)))
         if self.last_token_only and stop > 1:
             raise PackageError(
@@ -101,7 +109,7 @@ class LogitsSession:
                 "where its rotary factors change, can be compared position by position; use a target without "
                 "last_token_logits"
             )
-        start, cache = 0, self._empty_cache()
+        start, cache = 0, self._empty_cache(len(ids))
         while start < len(ids):
             logits, cache = self._run(ids[start:stop], start, cache)
             if len(logits) != len(ids[start:stop]):  # seen only in the first run: the shape did not tell
@@ -130,10 +138,10 @@ class LogitsSession:
         """
         sequence = np.concatenate([self._checked(ids), np.zeros(steps, dtype=np.int64)])
         self._checked(sequence)
-        cached, cache = 0, self._empty_cache()
+        cached, cache = 0, self._empty_cache(len(sequence))
         for length in range(len(ids), len(sequence)):
             if cached <= (self.longrope or 0) < length:
-                cached, cache = 0, self._empty_cache()
+                cached, cache = 0, self._empty_cache(len(sequence))
             logits, cache = self._run(sequence[cached:length], cached, cache)
             cached = length
             sequence[length] = logits[-1].argmax()
@@ -151,11 +159,13 @@ class LogitsSession:
     def _least_prefill(self, length: int) -> int:
         return self.longrope + 1 if self.longrope is not None and length > self.longrope else 0
 
-    def _empty_cache(self) -> list[Any]:
-        shape = (1, self.contract.num_kv_heads, 0, self.contract.head_dim)
-        empty = np.zeros(shape, dtype=self.io_dtype)
-        ort_value = import_onnxruntime().OrtValue
-        return [ort_value.ortvalue_from_numpy(empty) for _ in self.contract.past_names()]
+    def _empty_cache(self, capacity: int) -> list[Any]:
+        device = SHARED_CACHES.get(self.provider)
+        shape = (1, self.contract.num_kv_heads, capacity if device else 0, self.contract.head_dim)
+        new = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        return [
+            new(np.zeros(shape, dtype=self.io_dtype), device or "cpu", self.device) for _ in self.contract.past_names()
+        ]
 
     def _run(self, ids: np.ndarray, start: int, cache: list[Any]) -> tuple[np.ndarray, list[Any]]:
         contract, binding = self.contract, self.inference.io_binding()
@@ -164,15 +174,20 @@ class LogitsSession:
         for name, past in zip(contract.past_names(), cache, strict=True):
             binding.bind_ortvalue_input(name, past)
         binding.bind_output(contract.outputs["logits"], "cpu")
-        for name in contract.present_names():
-            binding.bind_output(name, CACHE_DEVICES.get(self.provider, "cpu"))
+        for name, past in zip(contract.present_names(), cache, strict=True):
+            if self.provider in SHARED_CACHES:
+                binding.bind_ortvalue_output(name, past)
+            else:
+                binding.bind_output(name, CACHE_DEVICES.get(self.provider, "cpu"))
         try:
             self.inference.run_with_iobinding(binding)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise PackageError(f"the graph fails on tokens {start} to {start + len(ids) - 1}: {reason}") from error
         logits, *present = binding.get_outputs()
-        return logits.numpy()[0].astype(np.float32, copy=False), present
+        # A shared cache is kept by what made it: its outputs do not hold the memory.
+        cache = cache if self.provider in SHARED_CACHES else present
+        return logits.numpy()[0].astype(np.float32, copy=False), cache
 
     def feeds(self, ids: np.ndarray, starts: Sequence[int]) -> dict[str, np.ndarray]:
         """Return the graph's inputs but the KV cache, by name: token ids, attention mask, and positions if it has them.
@@ -288,7 +303,8 @@ def _open(path: Path, providers: Sequence[str], threads: int | None, device: int
             plugins.add_to(options, ort, wanted, device)
             session = ort.InferenceSession(str(path), options)
         else:
-            gpu = {"device_id": str(device)} if device is not None and wanted in _NUMBERED else {}
+            # Named always: without a number DirectML asks DXCore, which older Windows 10 has not.
+            gpu = {"device_id": str(device or 0)} if wanted in _NUMBERED else {}
             session = ort.InferenceSession(str(path), options, providers=[(wanted, gpu), *providers[1:]])
     except ProviderError:
         raise

@@ -66,7 +66,8 @@ def run_trial(provider: str) -> ProviderTrial:
             plugins.add_to(options, ort, wanted, None)
             session = ort.InferenceSession(matmul_model(), options)
         else:
-            session = ort.InferenceSession(matmul_model(), options, providers=[wanted])
+            gpu = {"device_id": "0"} if provider == "dml" else {}  # without it DirectML asks for a newer Windows
+            session = ort.InferenceSession(matmul_model(), options, providers=[(wanted, gpu)])
         if session.get_providers()[0] != wanted:
             return ProviderTrial(provider, False, "it did not start; its libraries or its driver are missing")
         (result,) = session.run(None, {"a": np.asarray([[1, 2], [3, 4]], dtype=np.float32)})

@@ -33,8 +33,10 @@ WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 STEPS, POSITIONS = 12, 8
 SHAPE_NODES = 6
 """Nodes of shape arithmetic, which ONNX Runtime leaves to the CPU: the lengths from the attention mask."""
-# Seen on tiny models: 1.2e-5 in float32, by WASM and on WebGPU, and 0.0078 in float16, its last digit from 8 on.
-TOLERANCE = {"float32": 1e-3, "float16": 0.05}
+# Seen on tiny models and the small real one: 2e-5 in float32, by WASM and on WebGPU, and 0.004 in float16, whose last
+# digit is 0.0005 of a value.
+TOLERANCE = {"float32": 1e-4, "float16": 0.01}
+"""Largest difference of logits, as a share of the largest logit."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def judge(name: str, provider: str, sent: dict[str, bytes], task: Path) -> Row:
         return Row(name, None if stops else False, problem[:300])
     found, expected = json.loads(sent["/result"]), json.loads((task / "expected.json").read_text())
     logits, wanted = np.frombuffer(sent["/logits"], np.float32), np.fromfile(task / "expected.f32", np.float32)
-    apart = float(np.abs(logits - wanted).max())
+    apart = float(np.abs(logits - wanted).max() / np.abs(wanted).max())
     same = sum(
         a == b for one, other in zip(found["tokens"], expected, strict=True) for a, b in zip(one, other, strict=True)
     )
@@ -95,7 +97,9 @@ def judge(name: str, provider: str, sent: dict[str, bytes], task: Path) -> Row:
         f"{count} nodes on {where.removesuffix('ExecutionProvider')}" for where, count in found["placed"]
     )
     where = f"; {placed}; {found['device']}" if provider == "webgpu" else ""
-    return Row(name, passed, f"{same} of {total} tokens, logits within {apart:.2g}{where}; {found['version']}")
+    return Row(
+        name, passed, f"{same} of {total} tokens, logits within {apart:.2g} of the largest{where}; {found['version']}"
+    )
 
 
 def prepare(task: Path, source: Path, target: Target) -> Path:

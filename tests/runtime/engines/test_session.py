@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from phi3_onnx.configs import PackageError, ProviderError, UsageError, find_target
 from phi3_onnx.export import export
-from phi3_onnx.runtime.engines.session import LogitsSession, open_session
+from phi3_onnx.runtime.engines.session import SHARED_CACHES, LogitsSession, open_session
 from phi3_onnx.runtime.package import longrope_switch, read_contract
 
 Make = Callable[..., Path]
@@ -224,6 +224,20 @@ def test_sequences_must_fit_the_context(plain: LogitsSession, count: int) -> Non
 def test_greedy_steps_must_fit_the_context(plain: LogitsSession) -> None:
     with pytest.raises(UsageError, match="1 to 4096 token ids"):
         plain.greedy(tokens(4096), 1)
+
+
+@pytest.mark.parametrize("kind", ["gqa", "longrope"])
+def test_a_cache_that_runs_share_gives_the_same(tiny_package: Make, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """As DirectML has it, here in the CPU's memory: one buffer, the prompt in one run, then a token a run."""
+    session, ids = LogitsSession(tiny_package(kind)), tokens(30)
+    wanted, answer = gather(session, ids), session.greedy(ids, 6).tolist()
+    monkeypatch.setitem(SHARED_CACHES, session.provider, "cpu")
+    lengths: list[int] = []
+    real = session.feeds
+    monkeypatch.setattr(session, "feeds", lambda ids, starts: (lengths.append(ids.shape[1]), real(ids, starts))[1])
+    np.testing.assert_allclose(gather(session, ids, chunk=8, first=4), wanted, atol=ORDER)
+    assert session.greedy(ids, 6).tolist() == answer
+    assert lengths == [30, 30, 1, 1, 1, 1, 1]
 
 
 def test_a_provider_that_is_not_there_is_named(tiny_package: Make) -> None:
