@@ -82,7 +82,8 @@ def _list_devices(ctx: click.Context, param: click.Parameter, wanted: bool) -> N
         ctx.exit()
 
 
-def _check_speculation(ctx: click.Context, param: click.Parameter, given: str) -> str:
+def check_speculation(ctx: click.Context, param: click.Parameter, given: str) -> str:
+    """Let pass what `--speculate` takes."""
     from ..configs import UsageError
     from ..runtime.decoding.speculation import Speculation
 
@@ -113,7 +114,7 @@ _LOADING_OPTIONS = (
     ),
     click.option(
         "--speculate",
-        callback=_check_speculation,
+        callback=check_speculation,
         default="auto",
         show_default=True,
         metavar="auto|off|N",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..configs.sizes import size
+from .answering import check_speculation
 from .provider_library import provider_library
 from .screen import notice, warn_of_clashing_wheels
 
@@ -54,6 +55,15 @@ _COUNTS, _DEPTHS = _Counts(1), _Counts(0)
 @click.option(
     "-o", "--output", type=click.Choice(["table", "md", "csv", "json"]), help="Print every figure with its spread."
 )
+@click.option(
+    "--speculate",
+    callback=check_speculation,
+    default="off",
+    show_default=True,
+    metavar="auto|off|N",
+    help="Time an answer that repeats its prompt with drafts and without, too; N: always so many tokens.",
+)
+@click.option("--draft", metavar="PACKAGE", help="With --speculate: the smaller model that drafts, as chat.")
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Repetitions; medians count.")
 @click.option(
     "--against",
@@ -74,6 +84,8 @@ def command(
     depth: tuple[int, ...] | None,
     clients: tuple[int, ...] | None,
     output: "Form | None",
+    speculate: str,
+    draft: str | None,
     repeat: int,
     against: tuple[str, ...],
     plot: Path | None,
@@ -95,9 +107,10 @@ def command(
     if against:
         if plot is not None:
             raise UsageError("--plot draws speeds, --against gives ratios: leave one of them out")
-        if depth or clients or len(prompt) > 1 or len(decode) > 1:
+        if depth or clients or speculate != "off" or len(prompt) > 1 or len(decode) > 1:
             raise UsageError(
-                "--against compares one prompt length and one number of tokens: leave out --depth, --clients"
+                "--against compares one prompt length and one number of tokens: leave out --depth, --clients and "
+                "--speculate"
             )
         warn_of_clashing_wheels(provider)
         how = {"provider": provider, "engine": engine, "threads": threads}
@@ -111,11 +124,14 @@ def command(
         from .plot import check_plot
 
         check_plot(plot)
-    if depth or clients or output or plot or len(prompt) > 1 or len(decode) > 1:
+    if draft and speculate == "off":
+        raise UsageError("--draft needs --speculate auto, or a number of tokens")
+    if depth or clients or output or plot or speculate != "off" or len(prompt) > 1 or len(decode) > 1:
         from ..evaluate.sweep import sweep
         from ..evaluate.tables import table_of
 
         options |= {"prompts": prompt, "decodes": decode, "depths": depth or (0,), "texts": clients or ()}
+        options |= {"speculate": speculate, "draft": find_package(draft) if draft else None}
         sweeps = []
         for folder in folders:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:

@@ -4,21 +4,30 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ..configs import UsageError
-from ..runtime import Model, load
+from ..runtime import Model, Response, load
 from ..runtime.batch import BatchPrompt, answer_all
+from ..runtime.decoding.response import last_response
+from ..runtime.decoding.speculation import OFF, Speculation
 from ..runtime.engines.load import EngineChoice
 from ..runtime.providers.hardware import default_threads
 from .bytes_read import weights_read
 from .machine import EnergyMeter, peak_memory, read_bandwidth
 
-Kind = Literal["prefill", "decode", "together"]
+Kind = Literal["prefill", "decode", "together", "answer", "ahead"]
 _WARM_UP = 16
+# What drafts are for: an answer that repeats its prompt.
+_TASK = (
+    "Write this text again, word for word. The harbour has two piers of granite, a crane and forty berths. Boats come "
+    "in with the tide, unload their fish before noon, and leave again at night. In winter the northern pier is closed, "
+    "since waves of four metres break over it; then all boats lie at the southern one, close together."
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,8 @@ class Figure:
     """Tokens a second of one kind of work."""
 
     kind: Kind
-    """`together` counts the tokens of all texts, from the first prompt's begin to the last token's end."""
+    """`together` counts the tokens of all texts, from the first prompt's begin to the last token's end; `answer` and
+    `ahead` those after the first of one greedy answer that is asked to repeat its prompt, the latter with drafts."""
     tokens: int
     """Tokens of each run, of each text."""
     depth: int
@@ -41,7 +51,9 @@ class Figure:
     read_share: float | None = None
     """Of `decode` on the CPU: bytes of weights and cache that its tokens read a second, of `Sweep.read_bandwidth`."""
     joules_per_token: float | None = None
-    """Of the whole machine's processors, where they can be read."""
+    """Of the whole machine's processors, where they can be read; of `answer` and `ahead`, their prompt's included."""
+    accepted_share: float | None = None
+    """Of `ahead`: how many of the tokens of drafts came true; None where none was drafted."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,8 @@ def sweep(
     decodes: Sequence[int] = (48,),
     depths: Sequence[int] = (0,),
     texts: Sequence[int] = (),
+    speculate: str = "off",
+    draft: Path | None = None,
     repeat: int = 3,
 ) -> Sweep:
     """Load a package and measure it; all kinds in turn, `repeat` times, after a run that warms up.
@@ -90,28 +104,36 @@ def sweep(
         decodes: tokens to run one by one.
         depths: tokens that are in the cache before either.
         texts: numbers of texts to answer at a time, each of the longest of `decodes` after the longest of `depths`.
+        speculate: as for `load`, for an answer with drafts beside the same without any; `off` leaves both out.
+        draft: as for `load`.
         repeat: how often.
 
     Raises:
         PackageError: there is no such package, or it is damaged.
         ProviderError: the provider cannot run here.
-        UsageError: the tokens do not fit into the model's context, or texts cannot be decoded together.
+        UsageError: the tokens do not fit into the model's context, or texts cannot be decoded together
+            or be run ahead.
 
     """
     started = time.perf_counter()
-    with load(package, provider=provider, engine=engine, threads=threads, speculate="off") as model:
+    with load(package, provider=provider, engine=engine, threads=threads, speculate=speculate, draft=draft) as model:
         loaded = time.perf_counter() - started
         deepest = max(depths) + max([*prompts, *decodes])
         if deepest > model.context_length:
             raise UsageError(f"{deepest} tokens do not fit into the context of {model.context_length}")
         if texts and model.together(1) is None:
             raise UsageError(f"{model.package.name} does not decode texts together in {model.engine.name}")
+        ahead, model.speculation = model.speculation, OFF
         jobs = [_Job("prefill", count, depth) for depth in depths for count in prompts]
         jobs += [_Job("decode", count, depth) for depth in depths for count in decodes]
         jobs += [_Job("together", max(decodes), max(depths), count) for count in texts]
+        if speculate != "off":
+            if model.together(1) is None:
+                raise UsageError(f"{model.package.name} runs nothing ahead in {model.engine.name}")
+            jobs += [_Job(kind, max(decodes), len(model.encode(_TASK))) for kind in ("answer", "ahead")]
         cold = _run(model, _Job("prefill", min(prompts)))
         _run(model, _Job("decode", 4, _WARM_UP))
-        rounds, meter = _Rounds(model, jobs), EnergyMeter(model.provider)
+        rounds, meter = _Rounds(model, jobs, ahead), EnergyMeter(model.provider)
         peak, bandwidth = 0, None
         for _ in range(repeat):
             rounds.run(meter)
@@ -146,20 +168,33 @@ class _Job(NamedTuple):
 class _Rounds:
     """Jobs in turn, again and again, and what they took."""
 
-    def __init__(self, model: Model, jobs: Sequence[_Job]) -> None:
+    def __init__(self, model: Model, jobs: Sequence[_Job], ahead: Speculation) -> None:
         self._model = model
+        self._ahead = ahead
+        self._drafted = self._accepted = 0
         self._seconds = {job: list[float]() for job in jobs}
         self._joules = {job: list[float]() for job in jobs}
 
     def run(self, meter: EnergyMeter) -> None:
         """Run each job once."""
         for job, seconds in self._seconds.items():
-            used = _run(self._model, job, lambda work, job=job: self._metered(meter, job, work))
-            seconds.append(used)
+            run = self._run_answer if job.kind in ("answer", "ahead") else partial(_run, self._model)
+            seconds.append(run(job, lambda work, job=job: self._metered(meter, job, work)))
 
     def figures(self, bandwidth: float | None, weights: int | None) -> list[Figure]:
         """Return what all rounds gave."""
         return [self._figure(job, bandwidth, weights) for job in self._seconds]
+
+    def _run_answer(self, job: _Job, around: Callable[[Callable[[], None]], None]) -> float:
+        """Return the seconds from an answer's first token to its last."""
+        model, found = self._model, list[Response]()
+        model.speculation = self._ahead if job.kind == "ahead" else OFF
+        options = model.options(max_tokens=job.tokens + 1, temperature=0, ignore_eos=True)
+        around(lambda: found.append(last_response(model.run(model.encode(_TASK), options))))
+        model.speculation = OFF
+        self._drafted += found[0].drafted_tokens
+        self._accepted += found[0].accepted_tokens
+        return found[0].decode_seconds
 
     def _metered(self, meter: EnergyMeter, job: _Job, work: Callable[[], None]) -> None:
         if (joules := meter.joules(work)) is not None:
@@ -182,6 +217,7 @@ class _Rounds:
             first_token_seconds=round(statistics.median(self._seconds[job]), 4) if kind == "prefill" else None,
             read_share=share,
             joules_per_token=round(statistics.median(joules) / (tokens * texts), 4) if joules else None,
+            accepted_share=round(self._accepted / self._drafted, 3) if kind == "ahead" and self._drafted else None,
         )
 
 

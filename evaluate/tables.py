@@ -65,6 +65,7 @@ _OF_FIGURES = (
     "first_token_seconds",
     "read_share",
     "joules_per_token",
+    "accepted_share",
 )
 _OF_SWEEPS = ("load_seconds", "cold_first_token_seconds", "peak_memory_bytes")
 

@@ -47,6 +47,23 @@ def test_a_sweep_measures_every_combination(tiny_package: Callable[..., Path]) -
     assert found["warm_up"] == "a prompt of 4 tokens, then 16 and 4 single ones"
 
 
+def test_an_answer_is_timed_with_drafts_and_without(tiny_package: Callable[..., Path]) -> None:
+    package = str(tiny_package("gqa", "cpu-int4-rtn"))
+    short = ["-p", "4", "-n", "12", "--repeat", "1", "--threads", "1", "-o", "json"]
+    ran = CliRunner().invoke(root, ["bench", package, *short, "--speculate", "4", "--draft", package])
+    assert ran.exit_code == 0, ran.output
+    figures = {figure["kind"]: figure for figure in json.loads(ran.stdout)[0]["figures"]}
+    assert list(figures) == ["prefill", "decode", "answer", "ahead"]
+    assert figures["ahead"]["tokens"] == figures["answer"]["tokens"] == 12
+    assert figures["ahead"]["depth"] == figures["answer"]["depth"] > 50
+    assert 0.5 < figures["ahead"]["accepted_share"] <= 1.0, "it drafts for itself"
+    assert figures["answer"]["accepted_share"] is None
+    ran = CliRunner().invoke(root, ["bench", package, "--draft", package])
+    assert isinstance(ran.exception, UsageError) and "--draft needs --speculate" in str(ran.exception)
+    ran = CliRunner().invoke(root, ["bench", str(tiny_package("plain")), *short, "--speculate", "auto"])
+    assert isinstance(ran.exception, UsageError) and "runs nothing ahead in" in str(ran.exception)
+
+
 def test_a_sweep_is_written_as_asked() -> None:
     figures = [
         Figure("prefill", 128, 0, 1, 300.5, 290.0, 310.0, 0.43),
@@ -56,12 +73,14 @@ def test_a_sweep_is_written_as_asked() -> None:
     table = table_of(sweeps)
     assert table.written("csv").splitlines() == [
         "package,kind,tokens,depth,texts,tokens_per_second,least,most,first_token_seconds,read_share,joules_per_token,"
-        "load_seconds,cold_first_token_seconds,peak_memory_bytes",
-        '"a, b/cpu",prefill,128,0,1,300.5,290.0,310.0,0.43,,,1.0,0.5,300',
-        '"a, b/cpu",together,48,512,8,99.0,98.0,100.0,,,,1.0,0.5,300',
+        "accepted_share,load_seconds,cold_first_token_seconds,peak_memory_bytes",
+        '"a, b/cpu",prefill,128,0,1,300.5,290.0,310.0,0.43,,,,1.0,0.5,300',
+        '"a, b/cpu",together,48,512,8,99.0,98.0,100.0,,,,,1.0,0.5,300',
     ]
     markdown = table.written("md").splitlines()
-    assert markdown[2] == "| a, b/cpu | prefill | 128 | 0 | 1 | 300.5 | 290.0 | 310.0 | 0.43 |  |  | 1.0 | 0.5 | 300 |"
+    assert (
+        markdown[2] == "| a, b/cpu | prefill | 128 | 0 | 1 | 300.5 | 290.0 | 310.0 | 0.43 |  |  |  | 1.0 | 0.5 | 300 |"
+    )
     assert markdown[4:6] == ["", "a, b/cpu on cpu (engine); warm-up: a prompt"]
     lines = table.written("table").splitlines()
     assert lines[1].startswith("a, b/cpu  prefill   128     0      1      300.5              290.0  310.0  0.43")
