@@ -74,7 +74,8 @@ def load_named(
         settings = suits("together")
         loaded, choice = load_packed_engine(package, provider, threads=threads or settings.threads, prove=prove)
         loaded.prefill_chunk = settings.prefill_chunk or loaded.prefill_chunk
-        loaded.graph.trial_seconds.update(settings.step_seconds)
+        if not threads:  # what a step takes was measured with those that suit it
+            loaded.graph.trial_seconds.update(settings.step_seconds)
         return loaded, choice
 
     def plain(*, rows: bool = True) -> _Loaded:

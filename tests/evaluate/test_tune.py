@@ -83,6 +83,9 @@ def test_steps_are_weighed_by_what_they_were_measured_to_take(package: Path) -> 
     with load(package) as model:
         assert isinstance(model.engine, PackedEngine)
         assert model.engine.graph.trial_seconds[4] == 0.015
+    with load(package, threads=2) as model:
+        assert isinstance(model.engine, PackedEngine)
+        assert model.engine.graph.trial_seconds.get(4) != 0.015, "it was measured with other threads"
     with load(package, tuned=False) as model:
         assert isinstance(model.engine, PackedEngine)
         assert model.engine.graph.trial_seconds.get(4) != 0.015 and model.engine.prefill_chunk == 128
