@@ -17,4 +17,4 @@ for way in ("--stream", "--no-stream"):
             OPENAI_API_KEY="none",
             AIDER_ANALYTICS="false",
         )
-        assert "received" in said and "Error" not in said, said[-300:]
+        assert "received" in said and "litellm." not in said, said[-300:]  # its errors are litellm's

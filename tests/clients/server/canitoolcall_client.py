@@ -1,20 +1,21 @@
 """`canitoolcall probe`: tool calls in nine scenes, whole and streamed; each result is a check."""
 
-import json
-import subprocess
-import sys
+# Run in an environment of its own, whose packages are not those of the project.
+# pyright: reportMissingImports=false
 
-from checks import MODEL, RESULT, URL, check
+from dataclasses import replace
 
-report = RESULT.with_suffix(".probe.json")
-command = [sys.executable, "-m", "canitoolcall", "probe", "--base-url", f"{URL}/v1", "--model", MODEL]
+from canitoolcall.probe import BUILTIN_SCENARIOS, EQUIVALENCE_CHECK, probe
+from checks import MODEL, URL, check
+
 # A small model that is free to say what it likes goes on until its context is full.
-subprocess.run([*command, "--timeout", "900", "--concurrency", "2", "--json", str(report)], check=False)
-for outcome in json.loads(report.read_text(encoding="utf-8"))["outcomes"]:
-    way = "streamed" if outcome["stream"] else "whole"
-    if outcome["check"] == "stream_equals_nonstream":
+scenes = [replace(scene, extra_body={**scene.extra_body, "max_tokens": 256}) for scene in BUILTIN_SCENARIOS]
+report = probe(f"{URL}/v1", MODEL, scenarios=scenes, timeout_s=900, concurrency=2)
+for outcome in report.outcomes:
+    way = "streamed" if outcome.stream else "whole"
+    if outcome.check == EQUIVALENCE_CHECK:
         way = "streamed = whole"
 
-    @check("chat", f"{outcome['scenario_id']}, {way}")
+    @check("chat", f"{outcome.scenario_id}, {way}")
     def told(outcome=outcome) -> None:
-        assert outcome["status"] == "pass", f"{outcome['status']}: {outcome['detail']}"
+        assert outcome.status == "pass", f"{outcome.status}: {outcome.detail}"
