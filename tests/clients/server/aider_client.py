@@ -17,4 +17,5 @@ for way in ("--stream", "--no-stream"):
             OPENAI_API_KEY="none",
             AIDER_ANALYTICS="false",
         )
-        assert "received" in said and "litellm." not in said, said[-300:]  # its errors are litellm's
+        # Errors of the server are litellm's there. An answer may go on until the small model's context is full.
+        assert ("received" in said or "token limit" in said) and "litellm." not in said, said[-300:]
