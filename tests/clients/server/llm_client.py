@@ -39,7 +39,7 @@ def chat() -> None:
 def schema() -> None:
     # A small model repeats itself inside of a string until its tokens run out.
     bounds = ("-o", "max_tokens", "200", "-o", "frequency_penalty", "1")
-    assert set(json.loads(llm("--schema", "name, age int", *bounds, "Ada is 36 years old. Who is she?"))) == {
+    assert set(json.loads(llm("--schema", "name, age int", *bounds, "Ada is 36. Who is she?"))) == {
         "name",
         "age",
     }

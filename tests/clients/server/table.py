@@ -29,7 +29,7 @@ CLIENTS = {
 }
 """The suite's clients, and the package that each is named after."""
 PASSED = "passed"
-_AGAIN = (
+_AGAIN = "the model repeats the call that it sees; with llama.cpp's server it makes none in any scene"
     "the model repeats the call that it sees; told of no tools in the template, as llama.cpp has it, it never calls"
 )
 KNOWN: dict[tuple[str, str], str] = {
