@@ -29,7 +29,7 @@ _PROMPT, _DECODED = 256, 24
 _CHUNKS = (64, 128, 256, 512)
 _STEPS = (1, 2, 4, 8, 16)
 _STEP_DEPTH = 200
-_ROUNDS = 5
+_ROUNDS, _LEAST_ROUNDS = 5, 3  # the latter whatever time is left: one round can be anything
 # What wins has to be this much faster: less is a machine's moods.
 _MARGIN = 1.02
 # Logits are compared after a prompt of the longest chunk and so many more tokens, and after single ones.
@@ -149,10 +149,10 @@ class _Search:
         if not engine.continuous:
             return engine.prefill_chunk
         prompt = min(2 * max(_CHUNKS), self.best.context_length - 2)
-        taken = engine.prefill_chunk
+        taken = own = engine.prefill_chunk
         for count in _CHUNKS:
             setting = f"{count} tokens of a prompt at a time"
-            if count == taken or count > prompt or self._late(setting):
+            if count == own or count > prompt or self._late(setting):
                 continue
 
             def work(chunk: int) -> None:
@@ -194,7 +194,7 @@ class _Search:
         ratios = list[float]()
         if same:
             work(other)  # the first run of anything is slower
-        while same and len(ratios) < _ROUNDS and (not ratios or time.monotonic() < self._until):
+        while same and len(ratios) < _ROUNDS and (len(ratios) < _LEAST_ROUNDS or time.monotonic() < self._until):
             was, now = (_seconds(work, thing) for thing in (best, other))
             ratios.append(was / now)
         ratio = statistics.median(ratios) if ratios else 0.0
