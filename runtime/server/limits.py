@@ -54,7 +54,12 @@ class GuidanceTrials:
             raise UsageError(f"the {guidance.kind} is not understood: {problem}")
 
     async def _try(self, guidance: Guidance) -> str | None:
-        """Return what is wrong with guidance; None where nothing is, or no trial could be held."""
+        """Return what is wrong with guidance; None where nothing is, or no trial could be held.
+
+        Raises:
+            UsageError: the time was over, which is not remembered: it may be the machine that was busy.
+
+        """
         pipe = asyncio.subprocess.PIPE
         try:
             trial = await asyncio.create_subprocess_exec(
@@ -66,7 +71,10 @@ class GuidanceTrials:
         try:
             said, _ = await asyncio.wait_for(trial.communicate(job), self._seconds)
         except TimeoutError:
-            return f"compiling it takes more than {self._seconds:g} s, which is the limit; make it simpler"
+            raise UsageError(
+                f"the {guidance.kind} is not understood: compiling it takes more than {self._seconds:g} s, "
+                "which is the limit; make it simpler, or try again where this machine is busy"
+            ) from None
         finally:
             if trial.returncode is None:
                 with contextlib.suppress(ProcessLookupError):

@@ -197,8 +197,8 @@ def _trouble(kind: str, usual: Ran, random: random.Random) -> Trouble:
 
 def _require_a_line(ran: Ran, trouble: Trouble) -> None:
     """Raise AssertionError where a run ended with more than one line about what is wrong."""
-    if trouble.memory is not None and ran.code in (-6, -11, -9):
-        return  # the libraries in C++ end a process that gets no memory; what matters is what it leaves
+    if trouble.memory is not None and ran.code in (-6, -11, -9, 127):
+        return  # libraries in C++, or the loader, end a process that gets no memory; what matters is what it leaves
     killing = trouble.after is not None or trouble.fault in (Fault.KILL_BEFORE, Fault.KILL_AFTER)
     if ran.killed or ran.code == 0:
         if ran.killed and not killing:

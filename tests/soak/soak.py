@@ -109,6 +109,7 @@ async def _soak(process: subprocess.Popen[bytes], host: str, port: int, options:
         models = (await http.get("/v1/models")).json()
         context = int(models["data"][0]["max_model_len"])
         server = Server(host, port, http, random.Random(options.seed), context)
+        await _metrics(server)  # what is asked for at the end has to be there
         quiet = [await first_token(server) for _ in range(_QUIET_PROBES)]
         while not (family := _family(process.pid)):
             await asyncio.sleep(1)
@@ -210,8 +211,16 @@ async def _rest(server: Server, slots: int) -> list[str]:
 
 
 async def _metrics(server: Server) -> dict[str, float]:
+    """Return the server's metrics by name, those of all labels together."""
     text = (await server.http.get("/metrics")).text
-    return {name: float(value) for name, value in re.findall(r"^(phi3_onnx_\w+) (\S+)$", text, re.MULTILINE)}
+    found: dict[str, float] = {}
+    for name, value in re.findall(r"^(phi3_onnx_\w+)(?:\{.*\})? (\S+)$", text, re.MULTILINE):
+        found[name] = found.get(name, 0.0) + float(value)
+    names = ("phi3_onnx_requests_running", "phi3_onnx_requests_waiting", "phi3_onnx_engine_restarts")
+    missing = set(names) - found.keys()
+    if missing:
+        raise SystemExit(f"/metrics has no {', '.join(sorted(missing))}")
+    return found
 
 
 def _growth(memory: Sequence[tuple[float, float]]) -> float:

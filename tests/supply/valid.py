@@ -16,7 +16,7 @@ def main() -> int:
     wrong = 0
     for name in sys.argv[1:]:
         problem = validator.validate_str(Path(name).read_text(encoding="utf-8"))  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        print(f"{name}: {problem or 'valid'}")
+        print(f"{name}: {str(problem).splitlines()[0] if problem else 'valid'}")
         wrong += problem is not None
     return 1 if wrong or not sys.argv[1:] else 0
 

@@ -64,3 +64,24 @@ def test_a_trial_is_held_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
     asyncio.run(twice())
     assert (tmp_path / "count").read_text() == "x"
+
+
+def test_a_machine_that_was_busy_once_does_not_refuse_for_good(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "first_slow.py"
+    script.write_text(
+        "import pathlib, time\n"
+        f"first = pathlib.Path({str(tmp_path / 'first')!r})\n"
+        "if not first.exists():\n    first.touch()\n    time.sleep(600)\n"
+    )
+    monkeypatch.setattr(limits, "_SCRIPT", script)
+    monkeypatch.setattr(limits, "_can_try", lambda: True)
+
+    async def again() -> None:
+        trials = GuidanceTrials(1.0)
+        while not (tmp_path / "first").exists():
+            with pytest.raises(UsageError, match="takes more than 1 s"):
+                await trials.check(Guidance("regex", "a"))
+        trials._seconds = 120.0
+        await trials.check(Guidance("regex", "a"))
+
+    asyncio.run(again())
