@@ -26,6 +26,11 @@ _PANELS = (
     ("relative_error", "error of the weights\n(relative, Frobenius norm)"),
     ("error_ratio", "output error\n(share of plain rounding's)"),
 )
+_KINDS = {
+    "prefill": "prefill: a prompt",
+    "decode": "decode: token by token",
+    "together": "together: several texts, the tokens of all",
+}
 
 
 def plot_errors(manifest: Manifest, path: Path) -> None:
@@ -113,7 +118,7 @@ def plot_speeds(sweeps: "Sequence[Sweep]", path: Path) -> None:
         labels: list[str] = []
         for number, sweep in enumerate(sweeps):
             chosen = [entry for entry in sweep.figures if entry.kind == kind]
-            labels = [_work(entry.tokens, entry.depth, entry.texts) for entry in chosen]
+            labels = [_work(entry.tokens, entry.depth, entry.texts if kind == "together" else 0) for entry in chosen]
             middle = np.array([entry.tokens_per_second for entry in chosen])
             spread = [middle - [entry.least for entry in chosen], [entry.most for entry in chosen] - middle]
             places = np.arange(len(chosen)) + (number - (len(sweeps) - 1) / 2) * width
@@ -121,18 +126,18 @@ def plot_speeds(sweeps: "Sequence[Sweep]", path: Path) -> None:
             bars = axes.bar(places, middle, width * 0.95, yerr=spread, capsize=3, label=label)
             axes.bar_label(bars, fmt="%.3g", padding=3, fontsize="small")
         axes.set_xticks(range(len(labels)), labels, fontsize="small")
-        axes.set(title=kind, ylabel="tokens/s", ylim=(0, None))
-        axes.margins(y=0.15)
+        most = max(entry.most for sweep in sweeps for entry in sweep.figures if entry.kind == kind)
+        axes.set(title=_KINDS[kind], ylabel="tokens/s", ylim=(0, 1.15 * most))  # room for the figures
         axes.grid(alpha=0.3, axis="y")
         axes.set_axisbelow(True)
-    column[0].legend(fontsize="small")
+    figure.legend(*column[0].get_legend_handles_labels(), fontsize="small", loc="outside lower left")
     _save(figure, path)
 
 
 def _work(tokens: int, depth: int, texts: int) -> str:
     words = [f"{tokens} tokens"]
     words += [f"after {depth}"] if depth else []
-    words += [f"{texts} texts"] if texts > 1 else []
+    words += [f"{texts} {'texts' if texts > 1 else 'text'}"] if texts else []
     return "\n".join(words)
 
 

@@ -63,7 +63,8 @@ def test_a_picture_of_speeds(run: Run, tiny_package: Make, tmp_path: Path) -> No
     assert ran.code == 0, ran.err
     drawn = words(file)
     assert "higher is better" in drawn and "tokens/s" in drawn
-    for panel in ("prefill", "decode", "4 tokens", "8 tokens", "tiny-gqa/cpu-int4-rtn on", "tiny-gqa/cpu-fp32 on"):
+    packages_drawn = ("tiny-gqa/cpu-int4-rtn on", "tiny-gqa/cpu-fp32 on")
+    for panel in ("prefill: a prompt", "decode: token by token", "4 tokens", "8 tokens", *packages_drawn):
         assert panel in drawn, panel
     speeds = [float(line.split(",")[5]) for line in ran.out.splitlines()[1:]]
     assert len(speeds) == 6 and all(f"{speed:.3g}" in drawn for speed in speeds)
