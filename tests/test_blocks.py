@@ -51,6 +51,7 @@ CHECKPOINTS = ("my-fine-tune", "merged", "Phi-3-mini-4k-instruct", "SmolLM2-135M
 PACKAGES = {
     "my-phi3": "cpu-int4-rtn",
     "my-package": "cpu-int4-rtn",
+    "my-small-phi3": "cpu-int4-rtn",
     "other-package": "cpu-fp32",
     "my-phi3-fp32": "cpu-fp32",
 }
