@@ -36,10 +36,10 @@ NOT_RUN: Mapping[str, str] = {
     r"train_lora\.py|langchain_client\.py": "tests/test_examples.py runs it",
     r"--provider (cuda|webgpu)|--require cuda": "needs a GPU",
     r"--provider dml": "needs Windows: tests/windows/run",
-    r"^phi3-onnx pull |^phi3-onnx push (?!.*--dry-run)": "needs the hub: tests/cli/test_pull_and_push.py has a double",
+    r"^phi3-onnx (pull|push) ": "needs the hub: tests/cli/test_pull_and_push.py has a double",
 }
 """What is not run here: a pattern of the line, and the reason."""
-SLOW = r"phi3-onnx (serve|matrix)\b|bench .*(--clients|other-package)|awq|gptq|imatrix|--budget"
+SLOW = r"--draft|phi3-onnx (serve|matrix)\b|bench .*(--clients|other-package)|awq|gptq|imatrix|--budget"
 STANDS_FOR: Mapping[str, str] = {
     r"microsoft/Phi-3-mini-4k-instruct\b": "./Phi-3-mini-4k-instruct",
     r"~/\.cache/phi3-onnx/SmolLM2-135M-Instruct\.Q4_1\.gguf": "./SmolLM2-135M-Instruct",
