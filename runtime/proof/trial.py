@@ -88,9 +88,10 @@ def _in_a_process(folder: Path, provider: str, engine: str, device: int | None) 
     except subprocess.TimeoutExpired:
         return PackageTrial(provider, engine, None, f"no answer within {_SECONDS} s")
     try:
-        result = json.loads(done.stdout.splitlines()[-1])
+        # A provider's libraries may print more when the process ends.
+        result = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
         return PackageTrial(provider, engine, result["passed"], result["reason"])
-    except (IndexError, ValueError, KeyError, TypeError):
+    except (StopIteration, ValueError, KeyError, TypeError):
         how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
         return PackageTrial(provider, engine, None, f"the process that tried it ended with {how}")
 

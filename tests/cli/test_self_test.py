@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,6 +94,16 @@ def test_a_process_that_dies_is_a_row(package: Path, monkeypatch: pytest.MonkeyP
     assert [entry.reason for entry in tried] == ["the process that tried it ended with exit code 1"] * 2
     problems = trial.package_problems(opened, tried)
     assert [problem.severity for problem in problems] == ["error", "error"]
+
+
+def test_what_a_library_prints_at_the_end_hides_no_result(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ONNX Runtime GenAI does on DirectML: two lines on stdout when the process ends."""
+    said = 'early\n{"provider": "cpu", "engine": "genai", "passed": true, "reason": "0 nats"}\nWarning: no SDK\n'
+    monkeypatch.setattr(trial.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=said, returncode=0))
+    assert [(entry.passed, entry.reason) for entry in trial.try_package(open_package(package), ["cpu"])] == [
+        (True, "0 nats"),
+        (True, "0 nats"),
+    ]
 
 
 def test_show_says_whether_there_is_one(package: Path, run: Run) -> None:
