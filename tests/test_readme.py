@@ -68,9 +68,11 @@ def test_the_demo_prints_what_the_readme_shows(
     for name, row in now.items():
         assert (row.limit, row.outcome) == (before[name].limit, before[name].outcome), name + again
         # int8 activations are rounded a little differently by each processor's kernels, which moves single logits and,
-        # at near ties, whole greedy answers; means over 2,300 positions move by less than a twentieth.
+        # at near ties, whole greedy answers; means over 2,300 positions move by less than a twentieth. The worst
+        # hundredth, 23 positions, moves more: 1.257 with AVX2 and 1.352 with AVX-512 from the same package.
         if name not in ("max_abs_diff", "greedy_agreement"):
-            assert row.value == pytest.approx(before[name].value, rel=0.05, abs=1e-4), name + again
+            share = 0.15 if name == "p99_kl" else 0.05
+            assert row.value == pytest.approx(before[name].value, rel=share, abs=1e-4), name + again
     steps = [line for line in readme.splitlines() if re.match(r"\d\. |Continue", line)]
     assert len(steps) == 5
     for step in steps:
