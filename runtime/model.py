@@ -20,6 +20,7 @@ from .engines.packed_engine import PackedEngine
 from .package import open_package
 from .proof.prove import Prover
 from .proof.tuning import Tuned
+from .providers.known_faults import unseen_window
 from .text.template import read_template
 from .text.tokenizer import Tokenizer
 
@@ -86,6 +87,13 @@ def load(
         **({"suits": known.suits} if tuned else {}),
         notify=notify or _LOG.warning,
     )
+    window = unseen_window(opened.folder / opened.contract.filename, choice.provider)
+    if window and window < opened.context_length:
+        (notify or _LOG.warning)(
+            f"warning: {choice.provider} computes no sliding window, so {opened.name} has {window} tokens of context "
+            f"there, not {opened.context_length}"
+        )
+        opened = opened.bounded(window)
     tokenizer = Tokenizer(opened.folder)
     template = read_template(opened.folder, tokenizer.config, tokenizer.special_tokens)
     model = Model(

@@ -1,7 +1,7 @@
 """What a package says of itself: our own, Microsoft's published folders, and those of the GenAI model builder."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,10 @@ class Package:
     def name(self) -> str:
         """What to call it: model and target, or the folder's name."""
         return f"{self.manifest.model}/{self.manifest.target.name}" if self.manifest else self.folder.name
+
+    def bounded(self, context_length: int) -> "Package":
+        """Return it with a shorter context."""
+        return replace(self, contract=replace(self.contract, context_length=context_length))
 
     @property
     def context_length(self) -> int:

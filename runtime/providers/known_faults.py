@@ -26,6 +26,7 @@ class Fault:
 
 
 _ZERO_POINTS = 3
+_WITHOUT_WINDOWS = ("dml",)
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
@@ -62,6 +63,26 @@ def refuse_known_faults(graph: Path, provider: str) -> None:
                     f"{graph.parent} would be computed wrongly by onnxruntime {version} on {provider}: {fault.what}; "
                     f"{fault.remedy}"
                 )
+
+
+def unseen_window(graph: Path, provider: str) -> int | None:
+    """Return the sliding window, in tokens, that a graph has and a provider's attention does not see; else None.
+
+    DirectML's `GroupQueryAttention` reads no `local_window_size` (onnxruntime, `DmlOperatorGroupQueryAttention.cpp`): a
+    token there attends to all before it. So a text that is longer than the window is computed as by another model.
+
+    Args:
+        graph: the ONNX file; read only where the provider is such a one.
+        provider: by this project's name.
+
+    Raises:
+        PackageError: the file cannot be read.
+
+    """
+    if provider not in _WITHOUT_WINDOWS:
+        return None
+    nodes = (node for node in read_nodes(graph) if node.operator == "GroupQueryAttention")
+    return min((size for node in nodes if (size := node.integers.get("local_window_size", -1)) > 0), default=None)
 
 
 def _numbers(version: str) -> Version:

@@ -9,13 +9,16 @@ from typing import Any
 
 import onnx
 import pytest
-from phi3_onnx.configs import PackageError, ProviderError
+from phi3_onnx.configs import PackageError, ProviderError, UsageError
+from phi3_onnx.runtime import model
 from phi3_onnx.runtime.engines.genai import _refuse_capture
+from phi3_onnx.runtime.engines.load import load_named
 from phi3_onnx.runtime.package import open_package
 from phi3_onnx.runtime.providers import imports as providers
 from phi3_onnx.runtime.providers import known_faults
+from phi3_onnx.runtime.providers.choice import ProviderChoice
 from phi3_onnx.runtime.providers.graph_file import read_nodes
-from phi3_onnx.runtime.providers.known_faults import refuse_known_faults
+from phi3_onnx.runtime.providers.known_faults import refuse_known_faults, unseen_window
 
 Make = Callable[..., Path]
 
@@ -125,3 +128,30 @@ class TestLibraries:
         providers.load_libraries("cpu")
         providers.load_libraries("CPUExecutionProvider")
         assert calls == []
+
+
+def test_directml_sees_no_sliding_window(tiny_package: Make) -> None:
+    graph = tiny_package("window") / "model.onnx"
+    assert unseen_window(graph, "dml") == 31
+    assert unseen_window(graph, "cpu") is None and unseen_window(graph, "cuda") is None
+    assert unseen_window(tiny_package("gqa") / "model.onnx", "dml") is None
+
+
+@pytest.mark.parametrize(("kind", "context"), [("window", 31), ("gqa", None)])
+def test_so_a_text_has_no_more_tokens_than_the_window_there(
+    kind: str, context: int | None, tiny_package: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_package(kind)
+
+    def on_directml(package: Any, _: str, engine: Any, **options: Any) -> Any:
+        loaded, choice = load_named(package, "cpu", engine, **options)
+        return loaded, ProviderChoice("dml", choice.candidates)
+
+    monkeypatch.setattr(model, "load_named", on_directml)
+    lines: list[str] = []
+    with model.load(folder, provider="dml", notify=lines.append) as loaded:
+        assert loaded.context_length == (context or open_package(folder).context_length)
+        assert ["31 tokens of context" in line for line in lines] == ([True] if context else [])
+        if context:
+            with pytest.raises(UsageError, match="31"):
+                list(loaded.generate("many words " * 40, max_tokens=1))
