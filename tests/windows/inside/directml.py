@@ -1,10 +1,14 @@
 """Runs in Windows: DirectML against the CPU provider.    python directml.py RESULTS FOLDER CASE...
 
 For each case: all nodes of the package are on DirectML with graph capture; each operator agrees with the CPU. For the
-cases `cut` and `small` in addition: greedy tokens through plain ONNX Runtime and through GenAI.
+cases `cut` and `small` in addition: greedy tokens through plain ONNX Runtime and through GenAI. `doctor` replays the
+self-test of a package that has one. DirectML's attention has no sliding window: for models with one, the context is the
+window, and only tokens within it are compared.
 """
 
 import importlib
+import json
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from phi3_onnx.runtime import load
+from phi3_onnx.runtime.providers.known_faults import unseen_window
 from report import Report, Skipped
 
 TARGET = "dml-int4-awq"
@@ -19,6 +25,8 @@ DML = ("DmlExecutionProvider", {"device_id": "0"})
 CPU = "CPUExecutionProvider"
 PROMPT = [11, 402, 33, 204, 75, 306, 17, 118, 289, 40, 161, 92, 450]
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+LONGEST = 600
+"""Seconds that `doctor` may take."""
 STEPS = {"cut": 12, "small": 4}
 SHAPE_NODES = Counter({"Squeeze": 1, "Cast": 1})
 """The total length that GroupQueryAttention reads on the CPU; graph capture allows these."""
@@ -62,23 +70,55 @@ def placement(package: Path) -> str:
 
 
 def operator(path: Path) -> str:
-    """Check a model of one node against the outputs that the CPU gave."""
+    """Check a model of one node against the outputs that the CPU gave; of attention, as far as the window goes."""
+    window = unseen_window(path, "dml")
     stored = np.load(path.with_suffix(".npz"))
     feeds = {name[3:]: stored[name] for name in stored.files if name.startswith("in:")}
     opened = session(path, DML)
     names = [output.name for output in opened.get_outputs()]
-    worst, where = 0.0, "equal"
-    for name, found in zip(names, opened.run(names, feeds), strict=True):
+    worst, where, beyond = 0.0, "equal", ""
+    for number, (name, found) in enumerate(zip(names, opened.run(names, feeds), strict=True)):
         wanted = stored[f"out:{name}"].astype(np.float64)
         assert np.isfinite(found).all() or not np.isfinite(wanted).all(), f"{name} has NaN or infinity"
         scale = np.abs(wanted).max() or 1.0
-        share = float(np.abs(found.astype(np.float64) - wanted).max() / scale) if wanted.size else 0.0
+        difference = np.abs(found.astype(np.float64) - wanted) / scale
+        # The first output is [1, tokens, width]; the others are keys and values, which no window changes.
+        if window and number == 0 and window < wanted.shape[1]:
+            outside = float(difference[:, window:].max())
+            assert outside > TOLERANCE, "DirectML computes the sliding window here: `unseen_window` is out of date"
+            beyond = f"; the first {window} of {wanted.shape[1]} tokens, after them {outside:.2g} for want of a window"
+            difference = difference[:, :window]
+        share = float(difference.max()) if difference.size else 0.0
         if share > worst:
             worst, where = share, f"{share:.2g} of the largest value {scale:.4g}"
     # A node that went to the CPU would be equal trivially.
     on_cpu = [op for (provider, op), _ in nodes(opened).items() if provider != DML[0]]
     assert worst <= TOLERANCE, where
-    return f"{where}{'; on the CPU' if on_cpu else ''}"
+    return f"{where}{beyond}{'; on the CPU' if on_cpu else ''}"
+
+
+def context(package: Path) -> str:
+    """Check that a model with a window has that for its context, and that loading it says so."""
+    window = unseen_window(package / "model.onnx", "dml")
+    said: list[str] = []
+    with load(package, provider="dml", self_test=False, notify=said.append) as model:
+        found = model.context_length
+    assert found == window, f"{found} tokens of context, and a window of {window}"
+    told = [line for line in said if "sliding window" in line]
+    assert told, f"no word of it: {said}"
+    return told[0]
+
+
+def doctor(package: Path) -> str:
+    """Check that `doctor PACKAGE` proves a package on DirectML and on the CPU, each in a process of its own."""
+    command = [sys.executable, "-m", "phi3_onnx.cli", "doctor", str(package), "--json"]
+    done = subprocess.run(command, capture_output=True, timeout=LONGEST, check=False)
+    assert done.stdout, done.stderr.decode("utf-8", "replace").replace("\0", "").strip()[-400:]
+    rows = {(row["provider"], row["engine"]): row for row in json.loads(done.stdout)["package"]["trials"]}
+    failed = [f"{provider}, {engine}: {row['reason']}" for (provider, engine), row in rows.items() if not row["passed"]]
+    wanted = {("cpu", "genai"), ("dml", "genai")}
+    assert wanted <= rows.keys() and not failed and done.returncode == 0, f"exit code {done.returncode}; {failed}"
+    return f"dml: {rows['dml', 'genai']['reason']}"
 
 
 def ids_of(package: Path) -> list[int]:
@@ -175,6 +215,10 @@ def main() -> None:
         if case in STEPS:
             report.check("tokens, GenAI", case, lambda: genai(package, STEPS[case]))  # noqa: B023
             report.check("tokens, ONNX Runtime", case, lambda: plain(package, STEPS[case]))  # noqa: B023
+        if (package / "selftest.json").is_file():
+            report.check("doctor PACKAGE", case, lambda: doctor(package))  # noqa: B023
+        if unseen_window(package / "model.onnx", "dml"):
+            report.check("context", case, lambda: context(package))  # noqa: B023
         report.check("placement", case, lambda: placement(package))  # noqa: B023  # run at once
         for path in sorted((Path(folder) / f"{case}-operators").glob("*.onnx")):
             report.check(f"operator {path.stem[3:]}", case, lambda: operator(path))  # noqa: B023
