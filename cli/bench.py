@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -12,10 +12,13 @@ from ..configs.sizes import size
 from .answering import check_speculation
 from .provider_library import provider_library
 from .screen import notice, warn_of_clashing_wheels
+from .table import print_lines, table_lines
 
 if TYPE_CHECKING:
-    from ..evaluate.tables import Form, Table
+    from ..evaluate.tables import Table
     from ..runtime.engines.load import EngineChoice
+
+_Form = Literal["table", "md", "csv", "json"]
 
 
 class _Counts(click.ParamType):
@@ -83,7 +86,7 @@ def command(
     decode: tuple[int, ...],
     depth: tuple[int, ...] | None,
     clients: tuple[int, ...] | None,
-    output: "Form | None",
+    output: _Form | None,
     speculate: str,
     draft: str | None,
     repeat: int,
@@ -161,7 +164,7 @@ def command(
         )
 
 
-def _compare(names: Sequence[str], how: Mapping[str, Any], prompt: int, decode: int, rounds: int, form: "Form") -> None:
+def _compare(names: Sequence[str], how: Mapping[str, Any], prompt: int, decode: int, rounds: int, form: _Form) -> None:
     from ..evaluate.contest.contenders import Entry
     from ..evaluate.contest.contest import contest, contest_table
 
@@ -169,7 +172,10 @@ def _compare(names: Sequence[str], how: Mapping[str, Any], prompt: int, decode: 
     _print(contest_table(contest(entries, prompt_tokens=prompt, decoded_tokens=decode, rounds=rounds)), form)
 
 
-def _print(table: "Table", form: "Form") -> None:
+def _print(table: "Table", form: _Form) -> None:
+    if form == "table":
+        print_lines([*table_lines(table.cells(), table.columns), *table.notes])
+        return
     click.echo(table.written(form))
     if form == "csv":  # which has no place for them
         for note in table.notes:

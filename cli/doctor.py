@@ -1,7 +1,7 @@
 """`phi3-onnx doctor`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from ..configs.sizes import size
 from .provider_library import provider_library
 from .screen import notice
 from .status import status_line
+from .table import print_lines, table_lines
 
 if TYPE_CHECKING:
     from ..runtime.engines.settings import EngineKind
@@ -93,52 +94,61 @@ def _test(package: "Package", providers: Sequence[str], device: int | None) -> _
 def _print(report: "Report", tested: _Tested | None) -> None:
     from ..runtime.providers.doctor import missing_extras
 
-    _heading("Environment")
-    _row("Python", f"{report.python} in {report.environment}")
-    _row("platform", report.platform)
     installed = {name: version for name, version in report.packages.items() if version}
-    for name, version in {**installed, **{wheel.name: wheel.version for wheel in report.wheels}}.items():
-        _row(name, version)
-    for extra in missing_extras():
-        _row(f"[{extra}]", f'not installed: pip install "phi3-onnx[{extra}]"')
-    _row("telemetry", "on" if report.telemetry else "off")
-    for name, value in report.variables.items():
-        _row(name, value)
-    _heading("\nProviders, each tried")
-    for trial in report.providers:
-        _row(trial.provider, f"{'runs' if trial.runs else 'does not run'}: {trial.reason}")
-    _heading("\nMachine")
-    for device in report.devices:
-        _row(f"{device.kind} {device.number}", describe(device))
-    _row("cores", f"{report.physical_cores} physical, {report.threads} threads for one operator")
-    _row("memory", f"{size(report.memory_available)} can be taken")
-    _heading("\nFolders")
-    _row("store", f"{report.store.path}: {len(report.stored_packages)} packages, {size(report.store.bytes)}")
-    _row("cache", f"{report.cache.path}: {size(report.cache.bytes)}, can be deleted")
-    _row("free disk", size(report.store.free_bytes))
+    environment = {
+        "Python": f"{report.python} in {report.environment}",
+        "platform": report.platform,
+        **installed,
+        **{wheel.name: wheel.version for wheel in report.wheels},
+        **{f"[{extra}]": f'not installed: pip install "phi3-onnx[{extra}]"' for extra in missing_extras()},
+        "telemetry": "on" if report.telemetry else "off",
+        **report.variables,
+    }
+    lines = _section("Environment", environment.items())
+    lines += _section(
+        "\nProviders, each tried",
+        [(trial.provider, f"{'runs' if trial.runs else 'does not run'}: {trial.reason}") for trial in report.providers],
+    )
+    machine = [(f"{device.kind} {device.number}", describe(device)) for device in report.devices]
+    machine += [
+        ("cores", f"{report.physical_cores} physical, {report.threads} threads for one operator"),
+        ("memory", f"{size(report.memory_available)} can be taken"),
+    ]
+    lines += _section("\nMachine", machine)
+    folders = [
+        ("store", f"{report.store.path}: {len(report.stored_packages)} packages, {size(report.store.bytes)}"),
+        ("cache", f"{report.cache.path}: {size(report.cache.bytes)}, can be deleted"),
+        ("free disk", size(report.store.free_bytes)),
+    ]
+    lines += _section("\nFolders", folders)
     if tested:
-        _print_tested(tested)
-    click.echo()
-    for problem in report.problems:
-        click.echo(f"{problem.severity}: {problem.what}\n  -> {problem.remedy}")
-    if not report.problems:
-        click.echo("Nothing is wrong.")
+        lines += _tested_lines(tested)
+    lines.append("")
+    lines += [f"{problem.severity}: {problem.what}\n  -> {problem.remedy}" for problem in report.problems]
+    print_lines(lines if report.problems else [*lines, "Nothing is wrong."])
 
 
-def _print_tested(tested: _Tested) -> None:
-    _heading(f"\nSelf-test of {tested.name}: {tested.self_test or 'none'}")
-    for trial in tested.trials:
-        outcome = {True: "passed", False: "computed wrongly", None: "cannot run"}[trial.passed]
-        _row(f"{trial.provider}, {trial.engine}", f"{outcome}: {trial.reason}")
+def _tested_lines(tested: _Tested) -> list[str]:
+    outcomes = {True: "passed", False: "computed wrongly", None: "cannot run"}
+    trials = [
+        (f"{trial.provider}, {trial.engine}", f"{outcomes[trial.passed]}: {trial.reason}") for trial in tested.trials
+    ]
+    lines = _section(f"\nSelf-test of {tested.name}: {tested.self_test or 'none'}", trials)
     if tested.proofs:
-        _heading("\nProven here")
-    for proof in tested.proofs:
-        outcome = "passed" if proof.passed else "computed wrongly"
-        _row(proof.key.provider, f"{outcome} on {proof.created} by {proof.key.engine} on {proof.key.device}")
+        proofs = [
+            (
+                proof.key.provider,
+                f"{outcomes[proof.passed]} on {proof.created} by {proof.key.engine} on {proof.key.device}",
+            )
+            for proof in tested.proofs
+        ]
+        lines += _section("\nProven here", proofs)
     if tested.tunings:
-        _heading("\nTuned here")
-    for kind, tuning in tested.tunings.items():
-        _row(kind, f"{tuning}, found on {tuning.created}: {tuning.found}")
+        tunings = [
+            (kind, f"{tuning}, found on {tuning.created}: {tuning.found}") for kind, tuning in tested.tunings.items()
+        ]
+        lines += _section("\nTuned here", tunings)
+    return lines
 
 
 def describe(device: "Device") -> str:
@@ -165,9 +175,5 @@ def print_devices() -> None:
     notice("--device takes a GPU's number; to see whether a provider runs here: phi3-onnx doctor")
 
 
-def _heading(text: str) -> None:
-    click.echo(text)
-
-
-def _row(name: str, value: str) -> None:
-    click.echo(f"  {name:<18} {value}")
+def _section(title: str, rows: Iterable[tuple[str, str]]) -> list[str]:
+    return [title, *table_lines(list(rows), first=17, indent=2)]

@@ -6,6 +6,7 @@ import click
 
 from ..configs.sizes import size
 from .screen import notice
+from .table import Colored, print_lines, table_lines
 
 
 @click.command()
@@ -37,8 +38,13 @@ def command(as_json: bool) -> None:
     if not rows:
         notice(f"no packages in {home() / 'packages'}; make one: phi3-onnx export")
         return
-    words = {True: "verified", False: "FAILED verification", None: "not verified"}
-    width = max(len(str(row["name"])) for row in rows)
-    for row in rows:
-        day = row["created"][:10] if row["created"] else "not made here"
-        click.echo(f"{row['name']:<{width}}  {size(row['bytes']):>8}  {day:<10}  {words[row['verified']]}".rstrip())
+    words = {
+        True: Colored("verified", "green"),
+        False: Colored("FAILED verification", "bold red"),
+        None: Colored("not verified", "yellow"),
+    }
+    days = [row["created"][:10] if row["created"] else "not made here" for row in rows]
+    cells = [
+        (row["name"], size(row["bytes"]), day, words[row["verified"]]) for row, day in zip(rows, days, strict=True)
+    ]
+    print_lines(table_lines(cells, right=(1,)))

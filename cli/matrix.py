@@ -8,8 +8,9 @@ import click
 
 from ..configs import OutputError, Phi3OnnxError
 from .provider_library import provider_library
-from .screen import console, warn_of_clashing_wheels
+from .screen import warn_of_clashing_wheels
 from .status import status_line
+from .table import Colored, print_lines, table_lines
 
 if TYPE_CHECKING:
     from ..evaluate.matrix.cells import Matrix
@@ -110,26 +111,14 @@ def _write(matrix: "Matrix", json_file: Path | None, junit_file: Path | None, ma
 
 
 def _print(matrix: "Matrix") -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
     from ..evaluate.matrix.report import HEADINGS, cross_rows, table_rows, verdict
 
-    table = Table(*HEADINGS, "", box=None, pad_edge=False)
     colors = {"pass": "green", "fail": "bold red", "not run": "yellow"}
-    for target, provider, outcome, *rest in table_rows(matrix):
-        table.add_row(target, provider, f"[{colors[outcome]}]{outcome}[/]", *map(escape, rest))
-    against = Table("package", "against", "mean KL", "top-1", "at most", "", box=None, pad_edge=False)
-    for row in cross_rows(matrix):
-        against.add_row(*map(escape, row))
-    screen = console()
-    with screen.capture() as capture:
-        screen.print(table)
-        if matrix.cross_checks:
-            screen.print()
-            screen.print(against)
-    lines = [line.rstrip() for line in capture.get().splitlines()]
-    click.echo(
-        "\n".join([*lines, "", f"{verdict(matrix)}; {matrix.seconds:.0f} s on {matrix.machine}"]),
-        color=screen.is_terminal,
-    )
+    rows = [
+        (target, provider, Colored(outcome, colors[outcome]), *rest)
+        for target, provider, outcome, *rest in table_rows(matrix)
+    ]
+    lines = table_lines(rows, (*HEADINGS, ""))
+    if matrix.cross_checks:
+        lines += ["", *table_lines(cross_rows(matrix), ("package", "against", "mean KL", "top-1", "at most", ""))]
+    print_lines([*lines, "", f"{verdict(matrix)}; {matrix.seconds:.0f} s on {matrix.machine}"])

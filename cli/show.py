@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import click
 from ..configs import Manifest
 from ..configs.sizes import size
 from .screen import notice
+from .table import print_lines, table_lines
 
 
 @click.command()
@@ -45,15 +46,9 @@ def command(package: str, tensors: bool, plot: Path | None, as_json: bool) -> No
     if as_json:
         click.echo(manifest.to_json(), nl=False)
         return
-    for name, value in rows(folder, manifest):
-        click.echo(f"{name:<10} {value}")
-    for line in verification_lines(manifest.verification):
-        click.echo(line)
-    for line in _tuning_lines(folder):
-        click.echo(line)
-    if tensors:
-        for line in tensor_lines(manifest):
-            click.echo(line)
+    _print(rows(folder, manifest), *verification_lines(manifest.verification), *_tuning_lines(folder))
+    if tensors and manifest.tensors:
+        print_lines(tensor_lines(manifest))
 
 
 def rows(folder: Path, manifest: Manifest) -> list[tuple[str, Any]]:
@@ -103,8 +98,11 @@ def _show_foreign(folder: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    for name, value in foreign.rows(found):
-        click.echo(f"{name:<10} {value}")
+    _print(foreign.rows(found))
+
+
+def _print(table: Sequence[tuple[str, Any]], *more: str) -> None:
+    print_lines([*table_lines([(name, str(value)) for name, value in table], first=9), *more])
 
 
 def _tuning_lines(folder: Path) -> Iterator[str]:

@@ -2,8 +2,14 @@
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
+
+from .table import print_lines, table_lines
+
+if TYPE_CHECKING:
+    from ..configs import Target
 
 
 @click.command()
@@ -15,8 +21,12 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(target) for target in targets().values()], indent=1))
         return
-    for target in targets().values():
-        click.echo(f"{target.name:<16}{target.provider:<8}{target.io_dtype:<9}{target.weights}")
-        click.echo(f"    {target.description}")
-        if target.aliases:
-            click.echo(f"    also called {', '.join(target.aliases)}")
+    rows = [
+        (target.name, target.provider, target.io_dtype, target.weights, target.description + _aliases(target))
+        for target in targets().values()
+    ]
+    print_lines(table_lines(rows, ("target", "provider", "type", "weights", "what it is")))
+
+
+def _aliases(target: "Target") -> str:
+    return f"; also called {' or '.join(target.aliases)}" if target.aliases else ""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from .provider_library import provider_library
-from .screen import console, notice, warn_of_clashing_wheels
+from .screen import notice, warn_of_clashing_wheels
 from .status import status_line
+from .table import Cell, Colored, print_lines, table_lines
 
 if TYPE_CHECKING:
     from ..configs import Target
@@ -217,24 +218,14 @@ def _record(folder: Path, verification: "Verification") -> None:
 
 
 def _print(verification: "Verification") -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("measured", no_wrap=True)
-    table.add_column("value", no_wrap=True, justify="right")
-    table.add_column("must be", no_wrap=True)
-    table.add_column("")
-    table.add_column("over", overflow="fold")
+    rows: list[tuple[Cell, ...]] = []
     for row in verification.rows:
         limit = "" if row.threshold is None else f"{row.bound} {row.threshold:g}"
-        outcome = {True: "[green]ok[/]", False: "[bold red]FAILED[/]", None: ""}[row.passed]
-        outcome = "[yellow]differs[/]" if row.warning else outcome
-        table.add_row(row.name, f"{row.value:.4g}", limit, outcome, escape(row.detail))
-    screen = console()
-    with screen.capture() as capture:
-        screen.print(table)
-    lines = [*capture.get().rstrip().splitlines(), *(f"  {line}" for line in verification.passages)]
+        outcome = {True: Colored("ok", "green"), False: Colored("FAILED", "bold red"), None: ""}[row.passed]
+        outcome = Colored("differs", "yellow") if row.warning else outcome
+        rows.append((row.name, f"{row.value:.4g}", limit, outcome, row.detail))
+    lines = table_lines(rows, ("measured", "value", "must be", "", "over"), right=(1,))
+    lines += [f"  {line}" for line in verification.passages]
     lines += [f"  {line}" for line in verification.skipped]
     lines.append(
         f"on {verification.provider}, against {verification.reference} in float32, {verification.seconds:.0f} s"
@@ -247,4 +238,4 @@ def _print(verification: "Verification") -> None:
             lines.append(str(placement))
     if verification.target is None:
         lines.append("the logits were judged by nothing: the package names no target (see --target)")
-    click.echo("\n".join(line.rstrip() for line in lines), color=screen.is_terminal)
+    print_lines(lines)

@@ -1,4 +1,4 @@
-"""Figures as a table, Markdown, CSV or JSON."""
+"""Figures in rows, as Markdown, CSV or JSON."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from .sweep import Sweep
 
-Form = Literal["table", "md", "csv", "json"]
+Form = Literal["md", "csv", "json"]
 
 
 @dataclass(frozen=True)
@@ -21,20 +21,14 @@ class Table:
     notes: Sequence[str]
     whole: Any
 
+    def cells(self) -> list[list[str]]:
+        """Return the rows as texts."""
+        return [["" if value is None else str(value) for value in row] for row in self.rows]
+
     def written(self, form: Form) -> str:
         """Return it in a form; `csv` has the rows alone, `json` all that is known."""
-        cells = [list(self.columns), *([_cell(value) for value in row] for row in self.rows)]
+        cells = [list(self.columns), *self.cells()]
         return _FORMS[form](cells, self.notes) if form != "json" else json.dumps(self.whole, indent=1)
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else str(value)
-
-
-def _plain(cells: Sequence[Sequence[str]], notes: Iterable[str]) -> str:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
-    return "\n".join([*lines, *notes])
 
 
 def _markdown(cells: Sequence[Sequence[str]], notes: Iterable[str]) -> str:
@@ -49,7 +43,6 @@ def _csv(cells: Sequence[Sequence[str]], notes: Iterable[str]) -> str:
 
 
 _FORMS: Mapping[str, Callable[[Sequence[Sequence[str]], Iterable[str]], str]] = {
-    "table": _plain,
     "md": _markdown,
     "csv": _csv,
 }
