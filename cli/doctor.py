@@ -102,9 +102,10 @@ def _print(report: "Report", tested: _Tested | None) -> None:
         **{wheel.name: wheel.version for wheel in report.wheels},
         **{f"[{extra}]": f'not installed: pip install "phi3-onnx[{extra}]"' for extra in missing_extras()},
         "telemetry": "on" if report.telemetry else "off",
-        **report.variables,
     }
     lines = _section("Environment", environment.items())
+    if report.variables:
+        lines += _section("\nVariables", report.variables.items())
     lines += _section(
         "\nProviders, each tried",
         [(trial.provider, f"{'runs' if trial.runs else 'does not run'}: {trial.reason}") for trial in report.providers],
