@@ -64,6 +64,11 @@ def say(browser: Any, text: str) -> None:
     browser.find_element(By.ID, "question").send_keys(text, Keys.ENTER)
 
 
+def places(browser: Any, selector: str, side: str) -> float:
+    script = "return document.querySelector(arguments[0]).getBoundingClientRect()[arguments[1]]"
+    return browser.execute_script(script, selector, side)
+
+
 def answers(browser: Any) -> list[str]:
     return [element.text for element in browser.find_elements(By.CSS_SELECTOR, ".assistant .text")]
 
@@ -279,6 +284,21 @@ def test_several_models_can_be_picked(page: Any) -> None:
     assert page.find_element(By.ID, "of").text.endswith(" of 200 tokens")
 
 
+def test_who_reads_further_up_stays_there_when_the_answer_ends(page: Any) -> None:
+    ask(page, "say " + "a line\n\n" * 60)
+    say(page, "for-ever")
+    wait(page, lambda: len(answers(page)) == 2 and answers(page)[1].startswith("on and"))
+    page.execute_script("arguments[0].scrollTop = 10", main(page))
+    page.find_element(By.ID, "question").send_keys(Keys.ESCAPE)
+    wait(page, lambda: status(page) == "Stopped.")
+    assert len(page.find_elements(By.CSS_SELECTOR, ".assistant .foot")) == 2
+    assert page.execute_script("return arguments[0].scrollTop", main(page)) == 10
+
+
+def main(browser: Any) -> Any:
+    return browser.find_element(By.ID, "scroll")
+
+
 def test_on_a_phone_the_panel_is_opened(browser: Any, server: RunningServer) -> None:
     phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
@@ -287,6 +307,15 @@ def test_on_a_phone_the_panel_is_opened(browser: Any, server: RunningServer) -> 
         wait(browser, lambda: "fake on cpu" in browser.find_element(By.ID, "model").text)
         ask(browser, "say " + "a_very_long_word" * 20 + "\n\n| a | b |\n|---|---|\n| " + "wide" * 60 + " | x |")
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+        ask(browser, "say ```python\n" + "print(1)  # a line of code that is wider than the page\n" * 9 + "```")
+        assert browser.find_element(By.ID, "meter").is_displayed()
+        assert places(browser, ".assistant:last-of-type .foot", "bottom") <= places(browser, "footer", "top")
+        first = browser.execute_script(
+            "const range = document.createRange(); range.selectNodeContents(document.querySelector('.block code'));"
+            "const copy = document.querySelector('.block button').getBoundingClientRect();"
+            "return range.getClientRects()[0].top - copy.bottom"
+        )
+        assert first >= 0
         menu = browser.find_element(By.ID, "menu")
         assert menu.get_attribute("aria-expanded") == "false"
         assert not browser.find_element(By.ID, "panel").is_displayed()
@@ -330,6 +359,7 @@ def test_follows_the_colour_scheme_of_the_system(page: Any) -> None:
     for scheme in ("light", "dark"):
         features = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", features)
+        wait(page, lambda wanted=scheme: page.execute_script("return document.documentElement.dataset.theme") == wanted)
         seen[scheme] = page.execute_script("return getComputedStyle(document.body).backgroundColor")
         if folder := os.environ.get("PHI3_ONNX_SCREENSHOTS"):
             page.save_screenshot(str(Path(folder) / f"{scheme}.png"))
