@@ -75,6 +75,8 @@ def _why(client: str, name: str, theirs: dict[str, str]) -> str:
 
 
 def _count(checks: dict[str, str]) -> str:
+    if checks and all("code': 404" in text for text in checks.values()):
+        return "no such endpoint"
     passed = sum(text == PASSED for text in checks.values())
     return f"{passed} of {len(checks)} passed" if checks else "not run"
 
