@@ -18,11 +18,13 @@ from phi3_onnx.runtime.engines.packed_engine import PackedEngine
 from phi3_onnx.runtime.engines.settings import EngineSettings
 from phi3_onnx.runtime.proof import record, tuning
 from phi3_onnx.runtime.proof.tuning import Tuning, keep_tuning, kept_tuning, tuning_key
+from phi3_onnx.runtime.providers.hardware import THREADS_VARIABLE
 from phi3_onnx.runtime.providers.wheels import Wheel
 
 
 @pytest.fixture
-def package(tiny_package: Callable[..., Path]) -> Path:
+def package(tiny_package: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv(THREADS_VARIABLE, raising=False)  # which wins over what is found; several test processes have it
     return tiny_package("gqa", "cpu-int4-rtn")
 
 

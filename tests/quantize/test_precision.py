@@ -12,9 +12,11 @@ def test_a_gram_matrix_is_that_of_inputs_rounded_to_bfloat16() -> None:
     with fast_products():
         gram = inputs.T @ inputs
     assert gram.dtype == torch.float32
-    rounded = inputs.bfloat16().float() if has_fast_products() else inputs
-    # Rounding of the sums alone is left: float32, over 512 tokens.
-    torch.testing.assert_close(gram, rounded.T @ rounded, rtol=1e-4, atol=1e-2)
+    # Where oneDNN may round, it may also not: with AVX-512 BF16 and without AMX it computes this one in float32. Either
+    # way, rounding of the sums alone is left: float32, over 512 tokens.
+    rounded = inputs.bfloat16().float()
+    allowed = (exact, rounded.T @ rounded) if has_fast_products() else (exact,)
+    assert any(torch.allclose(gram, wanted, rtol=1e-4, atol=1e-2) for wanted in allowed)
     torch.testing.assert_close(gram, exact, rtol=0.05, atol=0.01 * float(exact.diagonal().median()) * 10)
     assert float(torch.linalg.eigvalsh(gram.double()).min()) > 0
 

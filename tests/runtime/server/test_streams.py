@@ -96,7 +96,9 @@ def without(table: Any, names: set[str]) -> Any:
 
 
 def response_reply(request: ChatRequest, model: str, most_calls: int) -> ResponseReply:
-    return ResponseReply(ResponseRequest(input="go"), request, lambda response: None, model, most_calls)
+    tools = [{"type": "function", **tool["function"]} for tool in TOOLS]  # this protocol's form of the same
+    body = ResponseRequest.model_validate({"input": "go", "tools": tools})
+    return ResponseReply(body, request, lambda response: None, model, most_calls)
 
 
 @pytest.mark.parametrize(
