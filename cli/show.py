@@ -122,4 +122,4 @@ def verification_lines(verification: Mapping[str, Any] | None) -> Iterator[str]:
     for row in verification["rows"]:
         mark = {True: "ok", False: "FAILED", None: "differs" if row.get("warning") else ""}[row["passed"]]
         value = "not finite" if row["value"] is None else f"{row['value']:.4g}"
-        yield f"  {row['name']:<18} {value:>10}  {mark}"
+        yield f"  {row['name']:<21} {value:>10}  {mark}"

@@ -169,7 +169,7 @@ def _compare(session: LogitsSession, passages: Sequence[Passage], rows: Iterator
     comparison = Comparison()
     for number, (passage, wanted) in enumerate(zip(passages, rows, strict=True), start=1):
         notify(f"package: stretch {number} of {len(passages)}")
-        compare_passage(comparison, session, passage, wanted)
+        compare_passage(comparison, package_logits(session, passage), passage, wanted)
     return comparison
 
 

@@ -16,8 +16,9 @@ from ..configs import UsageError
 from ..configs.sizes import size
 from ..runtime import Model, load
 from ..runtime.engines.arena import Arena
+from ..runtime.engines.layout import RowRun
 from ..runtime.engines.load import EngineChoice, kind_of
-from ..runtime.engines.packed import PackedGraph, RowRun
+from ..runtime.engines.packed import PackedGraph
 from ..runtime.engines.packed_engine import PackedEngine
 from ..runtime.engines.settings import EngineSettings
 from ..runtime.proof.tuning import Tuning, keep_tuning, tuning_key

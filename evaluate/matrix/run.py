@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ...configs import (
+    EngineError,
     Manifest,
     OutputError,
     PackageError,
@@ -199,7 +200,8 @@ def _try(
         measured.compare(reference)
         sample = Sample(target, provider, measured.provider, _logits(measured, material.passages[-1].ids))
         measured.close()
-    except (PackageError, ProviderError) as error:
+        measured.compare_decoding(reference)
+    except (EngineError, PackageError, ProviderError) as error:
         # Another provider than the one a package is for need not be able to run it, except the CPU's.
         meant = provider in (target.provider, "cpu")
         return _Run(package, provider, "fail" if meant else outcome, str(error))

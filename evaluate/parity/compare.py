@@ -1,6 +1,6 @@
 """Running a package over passages of text and holding its logits against others of the same positions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -15,20 +15,32 @@ Rows = Callable[[int, int], np.ndarray]
 _CHUNK = 256
 
 
-def compare_passage(comparison: Comparison, session: LogitsSession, passage: Passage, reference: Rows) -> None:
+def compare_passage(
+    comparison: Comparison,
+    pieces: Iterable[tuple[int, np.ndarray]],
+    passage: Passage,
+    reference: Rows,
+    *,
+    keep: int = 0,
+) -> np.ndarray:
     """Add the logits of one passage to a comparison, piece by piece.
 
     Args:
         comparison: what gathers the figures.
-        session: the package.
+        pieces: the package's logits, as `package_logits` yields them.
         passage: the tokens.
         reference: the reference's logits of the same passage.
+        keep: of how many positions at the end to return the package's logits, where there are so many.
+
+    Returns:
+        A copy of them, float32 [positions, vocabulary].
 
     Raises:
         PackageError: the graph cannot run the passage, or it is another model's.
 
     """
-    for first, logits in package_logits(session, passage):
+    kept, wanted_from = list[np.ndarray](), len(passage.ids) - keep
+    for first, logits in pieces:
         # A first run may be thousands of tokens long; the reference's logits are never made for all of them at once.
         for offset in range(0, len(logits), _CHUNK):
             found = logits[offset : offset + _CHUNK]
@@ -38,6 +50,9 @@ def compare_passage(comparison: Comparison, session: LogitsSession, passage: Pas
                 sizes = f"{found.shape[1]} and {wanted.shape[1]} logits"
                 raise PackageError(f"package and reference give {sizes} for each token: they are different models")
             comparison.add(wanted, found, passage.ids[start + 1 : stop + 1])
+        if first + len(logits) > wanted_from:
+            kept.append(logits[max(wanted_from - first, 0) :].copy())
+    return np.concatenate(kept) if kept else np.empty((0, 0), np.float32)
 
 
 def package_logits(session: LogitsSession, passage: Passage) -> Iterator[tuple[int, np.ndarray]]:

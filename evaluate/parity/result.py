@@ -10,6 +10,7 @@ from ...configs import OutputError, VerificationError, read_manifest
 from ...configs.files import replacing
 from ...configs.manifest import MANIFEST_NAME, SELF_TEST_NAME, FileEntry, file_sha256
 from ...runtime.proof.self_test import SelfTest
+from .decode import Decoding
 from .metrics import Metrics
 
 EXACT = ("token_ids", "chat_template", "end_tokens")
@@ -25,7 +26,7 @@ class Row:
     """One thing that was measured."""
 
     name: str
-    """A field of `Thresholds`, one of `EXACT`, or `reference_error`."""
+    """A field of `Thresholds` (with `decode_` before it, of the second graph), one of `EXACT`, or a word of its own."""
     value: float
     threshold: float | None
     """None: measured and reported, judged by nothing."""
@@ -71,6 +72,8 @@ class Verification:
     """Wall time."""
     nodes: Mapping[str, int] | None = None
     """Nodes of the graph by the provider that ran them; None on the CPU, and where ONNX Runtime does not say."""
+    decoding: Decoding | None = None
+    """What the second graph gives; None where a package has none, or it does not run where the package was verified."""
     self_test: SelfTest | None = None
     """What is to travel with the package; None where it is too far from its reference (`deserves_self_test`)."""
 
@@ -102,6 +105,9 @@ class Verification:
         warning = {"warning": True}
         table["rows"] = [{**asdict(row), "passed": row.passed, **(warning if row.warning else {})} for row in self.rows]
         table["metrics"] = metrics_dict(self.metrics)
+        del table["decoding"]
+        if self.decoding:
+            table["decoding"] = {name: metrics_dict(found) for name, found in vars(self.decoding).items()}
         return finite({"passed": self.passed, **table})
 
     def check(self, name: str) -> None:

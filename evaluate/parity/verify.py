@@ -23,8 +23,9 @@ from ...runtime.proof.self_test import SelfTest
 from ...runtime.providers.wheels import installed_wheels
 from ..notify import Notify, silent
 from . import corpus
-from .compare import compare_passage
+from .compare import compare_passage, package_logits
 from .corpus import Passage, plan_passages
+from .decode import SINGLY, Decoding, compare_decoding, has_decoding, why_not
 from .finding import Finding
 from .greedy import Agreement, Answer, judge
 from .metrics import Comparison, Metrics
@@ -110,7 +111,7 @@ class VerificationRun:
         """Load the package, compare how it reads text, and have it answer the conversations; see `verify`."""
         self._material = material
         self._notify = notify
-        opened = open_package(package)
+        self._package = opened = open_package(package)
         self._target = target or _manifest_target(opened)
         self._graph = opened.folder / opened.contract.filename
         notify("comparing token ids")
@@ -123,6 +124,11 @@ class VerificationRun:
         """Where the graph's nodes landed; None on the CPU."""
         self.answers = _answers(self._session, material.prompts, material.steps, notify)
         self._metrics: Metrics | None = None
+        decodes = has_decoding(opened)
+        self._undecoded = why_not(self.provider) if decodes else None
+        self._decodes = decodes and not self._undecoded
+        self._last = list[np.ndarray]()
+        self._decoding: Decoding | None = None
         self._self_test: SelfTest | None = None
 
     @property
@@ -142,14 +148,31 @@ class VerificationRun:
         passages = self._material.passages
         for number, passage in enumerate(passages, start=1):
             self._notify(f"package: passage {number} of {len(passages)}, {len(passage.ids)} tokens")
-            compare_passage(comparison, self.session, passage, reference.rows(passage.ids))
+            pieces, keep = package_logits(self.session, passage), SINGLY if self._decodes else 0
+            self._last.append(compare_passage(comparison, pieces, passage, reference.rows(passage.ids), keep=keep))
         self._metrics = comparison.result()
         coarse = rounds_activations(self._graph)
         self._self_test = make_self_test(self.session, self._material.texts, reference.rows, coarse=coarse)
 
     def close(self) -> None:
-        """Give the package's memory back; `conclude` needs it no more."""
+        """Give the package's memory back; what comes after needs it no more."""
         self._session = None
+
+    def compare_decoding(self, reference: SharedReference) -> None:
+        """Hold the package's second graph against the reference, too, where it has one that runs here.
+
+        It is loaded for this: after `compare`, and best after `close`.
+
+        Raises:
+            PackageError: it cannot be loaded.
+            EngineError: a run fails.
+
+        """
+        if self._decodes:
+            passages = self._material.passages
+            rows = [reference.rows(passage.ids) for passage in passages]
+            self._decoding = compare_decoding(self._package, passages, rows, self._last, notify=self._notify)
+            self._last.clear()
 
     def conclude(self, reference: SharedReference, seconds: float) -> Verification:
         """Judge the answers by the reference, which has run `sequences`, and return all that was found."""
@@ -164,17 +187,19 @@ class VerificationRun:
                 *material.rows,
                 *_metric_rows(self._metrics, thresholds),
                 _greedy_row(agreement, thresholds),
+                *(_decoding_rows(self._decoding, thresholds) if self._decoding else ()),
             ),
             target=self._target.name if self._target else None,
             provider=self.provider,
             reference=checkpoint.origin,
             metrics=self._metrics,
             passages=tuple(f"{len(passage.ids)} tokens: {passage.purpose}" for passage in material.passages),
-            skipped=material.skipped,
+            skipped=(*material.skipped, *([self._undecoded] if self._undecoded else [])),
             versions=versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 1),
             nodes=self.placement.nodes if self.placement else None,
+            decoding=self._decoding,
         )
         return replace(verification, self_test=self._self_test) if deserves_self_test(verification) else verification
 
@@ -213,6 +238,8 @@ def verify(
     reference = SharedReference(checkpoint)
     reference.run([*material.sequences, *run.sequences], notify=notify)
     run.compare(reference)
+    run.close()  # before the second graph, which has the same weights
+    run.compare_decoding(reference)
     return run.conclude(reference, time.perf_counter() - started)
 
 
@@ -319,6 +346,17 @@ def _metric_rows(metrics: Metrics, thresholds: Thresholds) -> list[Row]:
         Row("p99_kl", metrics.p99_kl, thresholds.p99_kl, "at most", "nats"),
         Row("top1_agreement", metrics.top1_agreement, thresholds.top1_agreement, "at least", places),
         Row("perplexity_ratio", metrics.perplexity_ratio, thresholds.perplexity_ratio, "at most", perplexities),
+    ]
+
+
+def _decoding_rows(decoding: Decoding, thresholds: Thresholds) -> list[Row]:
+    metrics, beside = decoding.metrics, decoding.beside
+    places = f"{metrics.positions} positions of decode.onnx"
+    between = f"nats; from model.onnx to decode.onnx, {beside.positions} tokens that ran one at a time"
+    return [
+        Row("decode_mean_kl", metrics.mean_kl, thresholds.mean_kl, "at most", f"nats; {places}"),
+        Row("decode_top1_agreement", metrics.top1_agreement, thresholds.top1_agreement, "at least", places),
+        Row("int8_cache_kl", beside.mean_kl, None, "at most", between),
     ]
 
 

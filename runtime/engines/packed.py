@@ -17,12 +17,14 @@ from ...configs import EngineError, PackageError
 from ...configs.errors import first_line
 from ..package import Package
 from ..providers.devices import device_identity
-from ..providers.hardware import default_threads, spinning_option
 from ..providers.imports import import_onnxruntime
 from .arena import Arena, CacheShape
+from .cpu_options import cpu_options
 from .layout import Bound, RowRun
 
 DECODE_NAME = "decode.onnx"
+LEAST_VERSION = "1.32"
+"""The first ONNX Runtime whose attention takes several new tokens a row at different pasts."""
 _DTYPES = {"tensor(int8)": np.int8, "tensor(float)": np.float32}
 _TRIAL_TOKENS = 8
 _TRIAL_SIZES = (1, 2, 3, 5, 7)
@@ -49,6 +51,12 @@ class Padding(NamedTuple):
 _PADDINGS = (Padding(1, 1), Padding(2, 1), Padding(2, 2), Padding(4, 4))
 
 
+def decodes_here() -> bool:
+    """Whether the installed ONNX Runtime knows the operators of `decode.onnx`."""
+    major, minor = import_onnxruntime().__version__.split(".")[:2]
+    return (int(major), int(minor)) >= tuple(map(int, LEAST_VERSION.split(".")))
+
+
 def _hashes(package: Package) -> list[str]:
     """Return the hashes that the manifest has of a package's graph and weights, or sizes and times without one."""
     if package.manifest:
@@ -71,16 +79,14 @@ class PackedGraph:
         path = package.folder / DECODE_NAME
         if not path.is_file():
             raise PackageError(f"{package.name} has no {DECODE_NAME}, which decodes several texts together")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or default_threads()
-        for key, value in spinning_option(package.layer_bytes).items():
-            options.add_session_config_entry(key, value)
+        options = cpu_options(package.layer_bytes, threads)
         options.log_severity_level = 4  # what it cannot run is said in our own words
         try:
             self._inference: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own errors have no common base but this
+            least = "" if decodes_here() else f" ({path.name} needs {LEAST_VERSION} or later)"
             raise PackageError(
-                f"{path.name} needs ONNX Runtime 1.32 or later, and {ort.__version__} is here: {first_line(error)}"
+                f"{path} cannot be loaded by onnxruntime {ort.__version__}{least}: {first_line(error)}"
             ) from error
         self.name = f"onnxruntime {ort.__version__}"
         self.identity = (*_hashes(package), self.name, device_identity("cpu"))

@@ -12,11 +12,11 @@ from ...configs import PackageError, ProviderError, UsageError
 from ..package import layer_bytes, longrope_switch, read_contract
 from ..providers import plugins
 from ..providers.choice import ProviderChoice, choose, refusals, remedy, resolve_ort_providers
-from ..providers.hardware import default_threads, spinning_option
 from ..providers.imports import import_onnxruntime, load_libraries
 from ..providers.known_faults import refuse_known_faults
 from ..providers.names import canonical
 from ..providers.placement import ask_for_placement, check_placement, read_placement
+from .cpu_options import cpu_options
 
 _CPU = "CPUExecutionProvider"
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -286,10 +286,7 @@ def _open(path: Path, providers: Sequence[str], threads: int | None, device: int
         raise ProviderError(f"{wanted} cannot run here: {found}", remedy=remedy(canonical(wanted)))
     refuse_known_faults(path, canonical(wanted))
     load_libraries(wanted)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or default_threads()
-    for key, value in spinning_option(layer).items():
-        options.add_session_config_entry(key, value)
+    options = cpu_options(layer, threads)
     if os.environ.get("NO_COLOR"):
         options.log_severity_level = 4  # its log has colours always; what stops a run is raised too
     if wanted != _CPU:
