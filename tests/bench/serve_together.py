@@ -1,11 +1,16 @@
 """What `serve` gives several clients at once, whether each gets what it gets alone, and how long a stream stands still.
 
     python tests/bench/serve_together.py PACKAGE [--clients 1 2 4 8] [--rounds 3] [--tokens 96] [--prompts 50]
+        [--beside URL]
 
 One server answers all. Speeds: so many clients at a time ask prompts of their own, greedily; all their tokens by the
 time until the last is through, the numbers of clients in turn, medians over the rounds. Sameness: prompts asked cold,
 again, and all in a crowd, each with log probabilities; text and every number have to be equal. The pause: the longest
 time between two pieces of a running stream, by itself and while a long prompt arrives.
+
+`--beside` names another server with OpenAI's completions, already running on this machine, such as llama.cpp's
+(`llama-server -m FILE.gguf -np 8 -c 8192 -t THREADS`). Its speeds are taken in turn with ours, with the same prompts;
+both are told to go on past an end of the text (`ignore_eos`), so that both give as many tokens.
 """
 
 import argparse
@@ -38,19 +43,30 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--long", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--option", action="append", default=[], help="of `serve`, such as --option=--speculate=off")
+    parser.add_argument("--beside", metavar="URL", help="another server, to measure in turn")
     args = parser.parse_args()
-    process, (host, port) = start(args.package, args.threads, "--parallel", str(max(args.clients)))
+    process, (host, port) = start(args.package, args.threads, "--parallel", str(max(args.clients)), *args.option)
     random = np.random.default_rng(0)
     try:
         with httpx.Client(base_url=f"http://{host}:{port}", timeout=None) as http:
-            speeds = {count: list[float]() for count in args.clients}
+            servers = {"tok_s": http}
+            if args.beside:
+                servers["beside_tok_s"] = httpx.Client(base_url=args.beside, timeout=None)
+            speeds = {name: {count: list[float]() for count in args.clients} for name in servers}
             for _ in range(args.rounds):
-                for count, found in speeds.items():
-                    found.append(speed(http, prompts(random, count, args.prompt), args.tokens))
+                for count in args.clients:
+                    asked = prompts(random, count, args.prompt)
+                    for name, server in servers.items():
+                        speeds[name][count].append(speed(server, asked, args.tokens))
+            medians = {
+                name: {count: round(statistics.median(found), 1) for count, found in counts.items()}
+                for name, counts in speeds.items()
+            }
             report = {
                 "package": str(args.package),
                 "threads": args.threads,
-                "tok_s": {count: round(statistics.median(found), 1) for count, found in speeds.items()},
+                **medians,
                 "same": sameness(http, prompts(random, args.prompts, args.prompt), args.tokens, max(args.clients)),
                 "pause_ms": pauses(http, prompts(random, 1, 16)[0], prompts(random, 1, args.long)[0]),
             }
@@ -65,18 +81,20 @@ def prompts(random: np.random.Generator, count: int, length: int) -> list[list[i
     return random.integers(1000, 20000, (count, length)).tolist()
 
 
-def ask(http: httpx.Client, prompt: list[int], tokens: int) -> dict[str, Any]:
-    """Return the server's answer to a prompt, log probabilities included."""
-    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "logprobs": 2}
+def ask(http: httpx.Client, prompt: list[int], tokens: int, **more: object) -> dict[str, Any]:
+    """Return the server's answer to a prompt."""
+    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **more}
     reply = http.post("/v1/completions", json=body)
     reply.raise_for_status()
     return reply.json()
 
 
-def crowd(http: httpx.Client, asked: Iterable[list[int]], tokens: int, clients: int) -> list[dict[str, Any]]:
+def crowd(
+    http: httpx.Client, asked: Iterable[list[int]], tokens: int, clients: int, **more: object
+) -> list[dict[str, Any]]:
     """Return the answers to prompts that so many clients ask at a time."""
     with ThreadPoolExecutor(clients) as pool:
-        return list(pool.map(lambda prompt: ask(http, prompt, tokens), asked))
+        return list(pool.map(lambda prompt: ask(http, prompt, tokens, **more), asked))
 
 
 def speed(http: httpx.Client, asked: list[list[int]], tokens: int) -> float:
@@ -89,9 +107,9 @@ def speed(http: httpx.Client, asked: list[list[int]], tokens: int) -> float:
 
 def sameness(http: httpx.Client, asked: list[list[int]], tokens: int, clients: int) -> dict[str, int]:
     """Return how many prompts got the very same text and log probabilities cold, again, and in a crowd."""
-    cold = [ask(http, prompt, tokens)["choices"] for prompt in asked]
-    again = [ask(http, prompt, tokens)["choices"] for prompt in asked]
-    together = [answer["choices"] for answer in crowd(http, asked, tokens, clients)]
+    cold = [ask(http, prompt, tokens, logprobs=2)["choices"] for prompt in asked]
+    again = [ask(http, prompt, tokens, logprobs=2)["choices"] for prompt in asked]
+    together = [answer["choices"] for answer in crowd(http, asked, tokens, clients, logprobs=2)]
     return {
         "prompts": len(asked),
         "repeated": sum(one == other for one, other in zip(cold, again, strict=True)),
