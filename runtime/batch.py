@@ -125,24 +125,39 @@ def _joined(
     """Return what answers all jobs together, each with what it gets alone."""
 
     def rows() -> _Rows:
-        answers = {
-            number: model.joined(core, job.prompt, job.options, cancel=cancel) for number, job in enumerate(jobs)
-        }
         try:
-            while answers:
-                for number, chunks in list(answers.items()):
-                    finished, result = _until_it_waits(chunks)
-                    if finished:
-                        del answers[number]
-                    if result is not None:
-                        yield number, result
-                core.step()
+            yield from answer_together(model, core, jobs, cancel=cancel)
         finally:
-            for chunks in answers.values():
-                chunks.close()
             core.close()
 
     return rows(), frozenset(range(len(jobs)))
+
+
+def answer_together(
+    model: ModelCore, core: Together, jobs: Sequence[BatchPrompt], *, cancel: threading.Event | None = None
+) -> Generator[tuple[int, Result], None, None]:
+    """Answer jobs that are all asked at once; yields (number, result) as they end.
+
+    Args:
+        model: what `core` belongs to.
+        core: what decodes them; what it keeps of texts stays for the next ones.
+        jobs: what to answer.
+        cancel: ends the answers under way when it is set, and begins no others.
+
+    """
+    answers = {number: model.joined(core, job.prompt, job.options, cancel=cancel) for number, job in enumerate(jobs)}
+    try:
+        while answers:
+            for number, chunks in list(answers.items()):
+                finished, result = _until_it_waits(chunks)
+                if finished:
+                    del answers[number]
+                if result is not None:
+                    yield number, result
+            core.step()
+    finally:
+        for chunks in answers.values():
+            chunks.close()
 
 
 def _until_it_waits(chunks: Iterator[Chunk | None]) -> tuple[bool, Result | None]:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypedDict, Unpack
 
 from ..configs import PackageError, Phi3OnnxError, ProviderError, SelfTestError, UsageError, find_package
 from .batch import DEFAULT_BATCH, BatchPrompt, Notify, answer_all
@@ -280,17 +280,23 @@ class Model(ModelCore):
             cache.close()
 
 
+class LoadOptions(TypedDict, total=False):
+    """Options of `load` that every other way to load passes on."""
+
+    provider: str
+    threads: int | None
+    speculate: str
+    draft: str | Path | None
+    self_test: bool
+
+
 def load_to_batch(
     package: str | Path,
     *,
-    provider: str = "auto",
-    threads: int | None = None,
     device: int | None = None,
     engine: EngineChoice = "auto",
-    speculate: str = "auto",
-    draft: str | Path | None = None,
-    self_test: bool = True,
     notify: Notify,
+    **options: Unpack[LoadOptions],
 ) -> Model:
     """Load a package for `answer_all`: in plain ONNX Runtime, or with `auto` in GenAI where it cannot be batched.
 
@@ -299,16 +305,7 @@ def load_to_batch(
 
     """
     find_package(str(package))  # where there is none, that is the error, once
-    load_here = partial(
-        load,
-        package,
-        provider=provider,
-        threads=threads,
-        speculate=speculate,
-        draft=draft,
-        self_test=self_test,
-        notify=notify,
-    )
+    load_here = partial(load, package, notify=notify, **options)
     try:
         return load_here(engine="together")
     except SelfTestError as error:
@@ -326,14 +323,10 @@ def load_to_batch(
 def load_to_serve(
     package: str | Path,
     *,
-    provider: str = "auto",
-    threads: int | None = None,
     device: int | None = None,
     engine: EngineChoice = "auto",
-    speculate: str = "auto",
-    draft: str | Path | None = None,
-    self_test: bool = True,
     notify: Notify | None = None,
+    **options: Unpack[LoadOptions],
 ) -> Model:
     """Load a package for a server: in the engine that decodes together, or in another (`turns_because` says why).
 
@@ -342,16 +335,14 @@ def load_to_serve(
 
     """
     find_package(str(package))
-    load_here = partial(
-        load, package, provider=provider, threads=threads, draft=draft, self_test=self_test, notify=notify
-    )
+    load_here = partial(load, package, notify=notify, **options)
     because = "engine genai was asked for"
     if engine != "genai":
         try:
-            return load_here(engine="together", speculate=speculate)
+            return load_here(engine="together")
         except (PackageError, ProviderError) as error:
             because = str(error)
-    model = load_here(device=device, engine=engine, speculate=speculate)
+    model = load_here(device=device, engine=engine)
     model.turns_because = because
     return model
 

@@ -11,7 +11,7 @@ from ..package import Package
 from ..providers.choice import ProviderChoice
 from ..providers.names import canonical
 from ..providers.wheels import installed_wheels
-from .genai import load_engine
+from .genai import GenAiEngine, load_engine
 from .ort import OrtEngine, load_ort_engine
 from .packed import DECODE_NAME
 from .packed_engine import PackedEngine, load_packed_engine
@@ -70,42 +70,34 @@ def load_named(
     if _settled(package, provider) != "cpu":
         suits = _own_settings  # what suits a processor says nothing of a GPU
 
-    def together() -> _Loaded:
-        settings = suits("together")
-        loaded, choice = load_packed_engine(package, provider, threads=threads or settings.threads, prove=prove)
-        loaded.prefill_chunk = settings.prefill_chunk or loaded.prefill_chunk
-        if not threads:  # what a step takes was measured with those that suit it
-            loaded.graph.trial_seconds.update(settings.step_seconds)
-        return loaded, choice
-
-    def plain(*, rows: bool = True) -> _Loaded:
-        settings, named = suits("onnxruntime"), {"device": device, "prove": prove, "rows": rows}
-        loaded, choice = load_ort_engine(package, provider, threads=threads or settings.threads, **named)
-        loaded.prefill_chunk = settings.prefill_chunk or loaded.prefill_chunk
-        return loaded, choice
-
-    def genai() -> _Loaded:
-        settings, named = suits("genai"), {"device": device, "prove": prove}
-        loaded, choice = load_engine(package, provider, threads=threads or settings.threads, **named)
-        loaded.prefill_chunk = settings.prefill_chunk or loaded.prefill_chunk
-        return loaded, choice
+    def loaded(kind: EngineKind, *, rows: bool = True) -> _Loaded:
+        settings = suits(kind)
+        wanted = threads or settings.threads
+        found: PackedEngine | OrtEngine | GenAiEngine
+        if kind == "together":
+            found, choice = load_packed_engine(package, provider, threads=wanted, prove=prove)
+            found.longest_piece = settings.prefill_chunk or found.longest_piece
+            if not threads:  # what a step takes was measured with those that suit it
+                found.graph.trial_seconds.update(settings.step_seconds)
+        elif kind == "onnxruntime":
+            found, choice = load_ort_engine(package, provider, threads=wanted, device=device, prove=prove, rows=rows)
+        else:
+            found, choice = load_engine(package, provider, threads=wanted, device=device, prove=prove)
+        found.prefill_chunk = settings.prefill_chunk or found.prefill_chunk
+        return found, choice
 
     if speculation.always and not (engine in ("auto", "ort", "together") and _decodes_together(package, provider)):
         raise UsageError(
             f"answers run ahead (speculate {speculation}) only with {DECODE_NAME} on the CPU, engine ort: "
             f"{_why_not(package, provider, engine)}; take speculate auto or off"
         )
-    if engine == "together":
-        return together()
-    if engine == "onnxruntime":
-        return plain()
-    if engine == "genai":
-        return genai()
+    if engine in ("together", "onnxruntime", "genai"):
+        return loaded(engine)
     if engine == "ort":
-        return together() if _decodes_together(package, provider) else plain(rows=False)
+        return loaded("together") if _decodes_together(package, provider) else loaded("onnxruntime", rows=False)
     if _decodes_together(package, provider):
         try:
-            return together()
+            return loaded("together")
         except SelfTestError as error:
             if speculation.always or not _has(GENAI):
                 raise
@@ -114,8 +106,8 @@ def load_named(
             if speculation.always:
                 raise
     if not _has(GENAI) and _has(ONNXRUNTIME) and _settled(package, provider) in _PLAIN_PROVIDERS:
-        return plain(rows=False)
-    return genai()
+        return loaded("onnxruntime", rows=False)
+    return loaded("genai")
 
 
 def _decodes_together(package: Package, provider: str) -> bool:

@@ -19,7 +19,7 @@ from .layout import RowRun
 from .packed import DECODE_NAME, PackedGraph
 from .planner import Planner
 from .prefix_files import PrefixFiles
-from .together import Together
+from .together import LONGEST_PIECE, Together
 
 
 class PackedEngine:
@@ -29,6 +29,8 @@ class PackedEngine:
     chooses = False
     guides = False
     prefill_chunk = 128
+    longest_piece = LONGEST_PIECE
+    """Of prompts' tokens that several texts run in a step together."""
 
     def __init__(self, graph: PackedGraph, context_length: int) -> None:
         """Take a loaded graph."""
@@ -79,6 +81,7 @@ class PackedEngine:
             speculation=speculation,
             files=files,
             drafter=drafter,
+            longest_piece=self.longest_piece,
         )
 
     def files(self, folder: Path, limit: int) -> PrefixFiles:

@@ -27,7 +27,9 @@ from .prefixes import Kept, PrefixStore
 
 STEP_SECONDS = 0.1
 """How long one step may take where answers are under way, as far as the pieces of prompts decide it."""
-_LEAST_PIECE, _LONGEST_PIECE = 8, 256
+LONGEST_PIECE = 256
+"""Tokens of prompts that a step has at most, where nothing else suits the machine."""
+_LEAST_PIECE = 8
 _LEAST_CAPACITY = 256
 # A beginning that another text is about to run is worth waiting for from this many tokens on.
 _WORTH_WAITING = 32
@@ -183,6 +185,7 @@ class Together:
         speculation: Speculation = AUTO,
         files: PrefixFiles | None = None,
         drafter: Callable[[], Drafter] = LookupDrafter,
+        longest_piece: int = LONGEST_PIECE,
     ) -> None:
         """Begin without texts.
 
@@ -195,6 +198,7 @@ class Together:
             speculation: how far answers run ahead. `AUTO` is `OFF` where that could change their tokens.
             files: what is kept of texts on disk.
             drafter: returns what writes the drafts of a text.
+            longest_piece: tokens of prompts that a step has at most.
 
         """
         self.graph = graph
@@ -203,7 +207,7 @@ class Together:
         self._drafter = drafter
         self.store = PrefixStore(cache_bytes)
         self._context = context_length
-        self._step_seconds = step_seconds
+        self._step_seconds, self._longest_piece = step_seconds, longest_piece
         self._slots = [_Slot() for _ in range(slots)]
         self._arena = Arena(graph.shape, slots, min(context_length, _LEAST_CAPACITY))
         self._turn = 0
@@ -373,9 +377,9 @@ class Together:
     def _budget(self, answers: int) -> int:
         """Return how many tokens of prompts a step may have."""
         if not answers or not self._token_seconds:
-            return _LONGEST_PIECE if not answers else _LEAST_PIECE
+            return self._longest_piece if not answers else _LEAST_PIECE
         seconds = self._step_seconds - self._answer_seconds
-        return int(min(max(seconds / self._token_seconds, _LEAST_PIECE), _LONGEST_PIECE))
+        return int(min(max(seconds / self._token_seconds, _LEAST_PIECE), self._longest_piece))
 
     def _drafts(self, waiting: Sequence[LiveText]) -> dict[LiveText, Draft]:
         """Return what to run ahead: nothing beside prompts, which have the time that a step may take beyond answers."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3_onnx.runtime import Model, Response, load
-from phi3_onnx.runtime.batch import BatchPrompt
+from phi3_onnx.runtime.batch import BatchPrompt, answer_together
 from phi3_onnx.runtime.decoding.response import last_response
 from phi3_onnx.runtime.decoding.speculation import OFF, Speculation
 from phi3_onnx.runtime.engines.together import Together
@@ -62,19 +62,16 @@ def core(model: Model, slots: int, speculation: Speculation) -> Together:
 
 
 def answers(model: Model, together: Together, asked: Sequence[BatchPrompt]) -> list[Response]:
-    """Return the answers to jobs that are all asked at once."""
-    found: dict[int, Response] = {}
-    under_way = {number: model.joined(together, job.prompt, job.options) for number, job in enumerate(asked)}
-    while under_way:
-        for number, chunks in list(under_way.items()):
-            for chunk in chunks:
-                if chunk is None:
-                    break
-                if chunk.response:
-                    found[number] = chunk.response
-                    del under_way[number]
-        together.step()
-    return [found[number] for number in range(len(asked))]
+    """Return the answers to jobs that are all asked at once.
+
+    Raises:
+        Phi3OnnxError: one has none.
+
+    """
+    found = dict(answer_together(model, together, asked))
+    if errors := [result for result in found.values() if not isinstance(result, Response)]:
+        raise errors[0]
+    return [result for _, result in sorted(found.items()) if isinstance(result, Response)]
 
 
 def ways(model: Model, asked: Sequence[BatchPrompt]) -> Iterator[tuple[str, list[Response]]]:

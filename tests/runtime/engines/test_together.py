@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from phi3_onnx.configs import EngineError, UsageError
 from phi3_onnx.runtime import Guidance, Model, Response, load
-from phi3_onnx.runtime.batch import BatchPrompt, answer_all
+from phi3_onnx.runtime.batch import BatchPrompt, answer_all, answer_together
 from phi3_onnx.runtime.decoding.kvcache import common_length
 from phi3_onnx.runtime.decoding.response import last_response
 from phi3_onnx.runtime.decoding.speculation import AUTO, OFF, Speculation
@@ -50,18 +50,10 @@ def core(model: Model, slots: int = 4, cache_bytes: int = MANY, speculation: Spe
 
 def answer(model: Model, together: Together, *jobs: BatchPrompt) -> list[Response]:
     """Answer jobs beside each other; all begin at once."""
-    found: dict[int, Response] = {}
-    under_way = {number: model.joined(together, job.prompt, job.options) for number, job in enumerate(jobs)}
-    while under_way:
-        for number, chunks in list(under_way.items()):
-            for chunk in chunks:
-                if chunk is None:
-                    break
-                if chunk.response:
-                    found[number] = chunk.response
-                    del under_way[number]
-        together.step()
-    return [found[number] for number in range(len(jobs))]
+    found = dict(answer_together(model, together, jobs))
+    if errors := [result for result in found.values() if not isinstance(result, Response)]:
+        raise errors[0]
+    return [result for _, result in sorted(found.items()) if isinstance(result, Response)]
 
 
 def exact(response: Response) -> tuple[Any, ...]:
