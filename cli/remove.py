@@ -13,6 +13,7 @@ def command(names: tuple[str, ...], yes: bool) -> None:
     from ..configs import UsageError, find_package, list_packages
     from ..configs.exchange import discard
     from ..configs.store import foreign_packages
+    from ..runtime.proof.prepacked import forget_copies
 
     stored = {package.folder.resolve(): package.name for package in list_packages()}
     stored |= {folder.resolve(): name for name, folder in foreign_packages().items()}
@@ -25,6 +26,7 @@ def command(names: tuple[str, ...], yes: bool) -> None:
     for folder in chosen:
         if not yes and not click.confirm(f"remove {stored[folder]} ({folder})?"):
             continue
+        forget_copies(folder)
         discard(folder)
         if not any(folder.parent.iterdir()):
             folder.parent.rmdir()

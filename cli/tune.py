@@ -28,9 +28,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="How long it may take, but for loading and the comparison under way.",
 )
-@click.option("--forget", is_flag=True, help="Remove what was found for this package on this machine, and exit.")
+@click.option(
+    "--prepack",
+    is_flag=True,
+    help="Keep a copy of the weights for this processor, of twice their size: it loads faster, and processes share it.",
+)
+@click.option("--forget", is_flag=True, help="Remove what was kept for this package on this machine, and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
-def command(package: str, engine: "EngineChoice", seconds: float, forget: bool, as_json: bool) -> None:
+def command(package: str, engine: "EngineChoice", seconds: float, prepack: bool, forget: bool, as_json: bool) -> None:
     """Find the threads, the size of a prompt's pieces and the costs of steps that suit a package on this machine's CPU.
 
     Settings are compared in turn. One is taken where it is faster and leaves the package's logits as they are, in every
@@ -39,21 +44,24 @@ def command(package: str, engine: "EngineChoice", seconds: float, forget: bool, 
     """
     from ..configs import find_package
     from ..evaluate.tune import busy_cores, tune
+    from ..runtime.proof.prepacked import forget_copies
     from ..runtime.proof.tuning import forget_tuning
 
     folder = find_package(package)
     if forget:
-        count = forget_tuning(folder)
+        count = forget_tuning(folder) + forget_copies(folder)
         click.echo("what was found is removed" if count else "nothing was kept for this package on this machine")
         return
     warn_of_clashing_wheels("cpu")
     if (busy := busy_cores()) > 0.2:
         notice(f"warning: other programs keep {busy:.1f} cores busy, and what is found suits that; close them")
-    found = tune(folder, engine=engine, seconds=seconds, notify=notice)
+    found = tune(folder, engine=engine, seconds=seconds, prepack=prepack, notify=notice)
     if as_json:
         click.echo(json.dumps(asdict(found)))
     else:
         click.echo(f"{found.package}: {found.tuning} ({found.engine})")
+        if found.copy:
+            click.echo(str(found.copy))
     for line in found.left:
         notice(f"not tried: {line}")
     if not found.kept:

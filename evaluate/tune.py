@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +19,11 @@ from ..runtime import Model, load
 from ..runtime.engines.arena import Arena
 from ..runtime.engines.layout import RowRun
 from ..runtime.engines.load import EngineChoice, kind_of
-from ..runtime.engines.packed import PackedGraph
+from ..runtime.engines.packed import DECODE_NAME, PackedGraph
 from ..runtime.engines.packed_engine import PackedEngine
 from ..runtime.engines.settings import EngineSettings
+from ..runtime.package import Package
+from ..runtime.proof.prepacked import keep_copy
 from ..runtime.proof.tuning import Tuning, keep_tuning, tuning_key
 from ..runtime.providers.hardware import available_memory, physical_cores
 
@@ -70,10 +73,36 @@ class Found:
     """What was not tried, for lack of time or memory."""
     kept: bool
     """Whether the cache folder could be written to."""
+    copy: "Copy | None" = None
+    """The copy that was laid out for this machine; None where none was wanted."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of a package's second graph whose weights lie as this processor's kernels want them."""
+
+    bytes: int
+    """On disk; 0 where it computed something else, and was not kept."""
+    load_seconds: float
+    """To load it."""
+    load_seconds_before: float
+    """To load the package's own."""
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        if not self.bytes:
+            return "the copy for this machine gave other bits, and was not kept"
+        times = f"{self.load_seconds:.2f} s where it took {self.load_seconds_before:.2f} s"
+        return f"a copy for this machine, {size(self.bytes)}, loads in {times}"
 
 
 def tune(
-    package: str | Path, *, engine: EngineChoice = "auto", seconds: float = SECONDS, notify: Notify = lambda line: None
+    package: str | Path,
+    *,
+    engine: EngineChoice = "auto",
+    seconds: float = SECONDS,
+    prepack: bool = False,
+    notify: Notify = lambda line: None,
 ) -> Found:
     """Find what suits a package on this machine's CPU, and keep it for `load`.
 
@@ -81,11 +110,13 @@ def tune(
         package: its folder, or its name in the store.
         engine: as for `load`.
         seconds: how long it may take, but for loading and the comparison under way.
+        prepack: keep a copy of `decode.onnx` that is laid out for this machine, too.
         notify: called with a line for each thing that is tried.
 
     Raises:
         PackageError: there is no such package, or it is damaged.
-        UsageError: it does not run on the CPU here.
+        UsageError: it does not run on the CPU here, or has nothing to be laid out.
+        OutputError: there is no room for the copy.
 
     """
     cores = physical_cores()
@@ -94,6 +125,11 @@ def tune(
     try:
         if first.provider != "cpu":
             raise UsageError(f"tune finds settings of the CPU, and {first.package.name} runs on {first.provider} here")
+        if prepack and not isinstance(first.engine, PackedEngine):
+            raise UsageError(
+                f"a copy for this machine is made of {DECODE_NAME}, and {first.package.name} runs in "
+                f"{first.engine.name}; leave --prepack out"
+            )
         settings = EngineSettings(search.threads(cores), search.chunk(), search.costs())
     finally:
         first.close()
@@ -106,7 +142,48 @@ def tune(
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
     kept = keep_tuning(tuning)
-    return Found(first.package.name, first.engine.name, tuning, search.comparisons, search.left, kept)
+    copy = _prepack(first.package, settings.threads, notify) if prepack else None
+    return Found(first.package.name, first.engine.name, tuning, search.comparisons, search.left, kept, copy)
+
+
+def _prepack(package: Package, threads: int | None, notify: Notify) -> Copy:
+    """Keep a copy for this machine, if it gives the package's logits in every bit."""
+    notify("laying the weights out for this machine")
+    graph, before = _loaded(package, threads, None)
+    expected, after = _graph_logits(graph, package), 0.0
+    del graph
+
+    def is_same(path: Path) -> bool:
+        nonlocal after
+        copy, after = _loaded(package, threads, path)
+        return copy.is_copy and _same(_graph_logits(copy, package), expected)
+
+    found = Copy(keep_copy(package, is_same) or 0, round(after, 3), round(before, 3))
+    notify(str(found))
+    return found
+
+
+def _loaded(package: Package, threads: int | None, copy: Path | None) -> tuple[PackedGraph, float]:
+    """Return a graph and the seconds that it took to load, at their best of a few times."""
+    graph, seconds = None, list[float]()
+    while graph is None or len(seconds) < _LEAST_ROUNDS:
+        graph = None  # no two at a time
+        begun = time.perf_counter()
+        graph = PackedGraph(package, threads=threads, prepacked=copy)
+        seconds.append(time.perf_counter() - begun)
+    return graph, min(seconds)
+
+
+def _graph_logits(graph: PackedGraph, package: Package) -> list[np.ndarray]:
+    """Return all logits of a prompt of several pieces, and of single tokens after it."""
+    length = min(max(_CHUNKS) + _SAME_REST, package.context_length - 1)
+    tokens = np.random.default_rng(0).integers(0, graph.vocab_size, length).tolist()
+    stops = [*range(PackedEngine.prefill_chunk, length - _SAME_STEPS, PackedEngine.prefill_chunk)]
+    stops += range(max(length - _SAME_STEPS, 1), length + 1)
+    arena, found = Arena(graph.shape, 1, length), list[np.ndarray]()
+    for start, stop in pairwise([0, *stops]):
+        found += graph.run(arena, [RowRun(0, start, tokens[start:stop], stop - start)])
+    return found
 
 
 def _pays(costs: Mapping[int, float]) -> bool:

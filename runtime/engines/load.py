@@ -75,7 +75,9 @@ def load_named(
         wanted = threads or settings.threads
         found: PackedEngine | OrtEngine | GenAiEngine
         if kind == "together":
-            found, choice = load_packed_engine(package, provider, threads=wanted, prove=prove)
+            found, choice = load_packed_engine(
+                package, provider, threads=wanted, prove=prove, prepacked=settings.prepacked
+            )
             found.longest_piece = settings.prefill_chunk or found.longest_piece
             if not threads:  # what a step takes was measured with those that suit it
                 found.graph.trial_seconds.update(settings.step_seconds)

@@ -5,10 +5,12 @@ int8 cache, and with a number of tokens that this machine's kernels treat alike,
 else is in the run. Which numbers those are is tried out when the graph is loaded.
 """
 
+import logging
 import math
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,8 @@ from .layout import Bound, RowRun
 DECODE_NAME = "decode.onnx"
 LEAST_VERSION = "1.32"
 """The first ONNX Runtime whose attention takes several new tokens a row at different pasts."""
+_CPU = "CPUExecutionProvider"
+_LOG = logging.getLogger(__name__)
 _DTYPES = {"tensor(int8)": np.int8, "tensor(float)": np.float32}
 _TRIAL_TOKENS = 8
 _TRIAL_SIZES = (1, 2, 3, 5, 7)
@@ -57,6 +61,15 @@ def decodes_here() -> bool:
     return (int(major), int(minor)) >= tuple(map(int, LEAST_VERSION.split(".")))
 
 
+def _copy_of(path: Path, options: Any) -> Any:
+    """Return the session of a prepacked copy; None where it does not load."""
+    try:
+        return import_onnxruntime().InferenceSession(str(path), options, providers=[_CPU])
+    except Exception as error:  # as above
+        _LOG.debug("prepacked: %s", first_line(error))
+        return None
+
+
 def _hashes(package: Package) -> list[str]:
     """Return the hashes that the manifest has of a package's graph and weights, or sizes and times without one."""
     if package.manifest:
@@ -68,8 +81,14 @@ def _hashes(package: Package) -> list[str]:
 class PackedGraph:
     """`decode.onnx` of a package, loaded on the CPU."""
 
-    def __init__(self, package: Package, *, threads: int | None = None) -> None:
+    def __init__(self, package: Package, *, threads: int | None = None, prepacked: Path | None = None) -> None:
         """Load it, and find out which numbers of tokens give the same logits for each.
+
+        Args:
+            package: the package.
+            threads: threads of one operator; by default the physical cores.
+            prepacked: a copy of the graph that was laid out for this machine, which loads faster; where it does not
+                load, the package's own is taken.
 
         Raises:
             PackageError: there is none, or ONNX Runtime here cannot run it.
@@ -81,13 +100,16 @@ class PackedGraph:
             raise PackageError(f"{package.name} has no {DECODE_NAME}, which decodes several texts together")
         options = cpu_options(package.layer_bytes, threads)
         options.log_severity_level = 4  # what it cannot run is said in our own words
+        copy = _copy_of(prepacked, options) if prepacked else None
         try:
-            self._inference: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._inference: Any = copy or ort.InferenceSession(str(path), options, providers=[_CPU])
         except Exception as error:  # onnxruntime's own errors have no common base but this
             least = "" if decodes_here() else f" ({path.name} needs {LEAST_VERSION} or later)"
             raise PackageError(
                 f"{path} cannot be loaded by onnxruntime {ort.__version__}{least}: {first_line(error)}"
             ) from error
+        self.is_copy = copy is not None
+        """Whether the prepacked copy was loaded."""
         self.name = f"onnxruntime {ort.__version__}"
         self.identity = (*_hashes(package), self.name, device_identity("cpu"))
         """What decides the bits that it computes: the package's files, ONNX Runtime's version, the processor."""

@@ -94,7 +94,12 @@ class PackedEngine:
 
 
 def load_packed_engine(
-    package: Package, provider: str, *, threads: int | None = None, prove: Prove | None = None
+    package: Package,
+    provider: str,
+    *,
+    threads: int | None = None,
+    prove: Prove | None = None,
+    prepacked: Path | None = None,
 ) -> tuple[PackedEngine, ProviderChoice]:
     """Load a package's second graph on the CPU.
 
@@ -103,6 +108,7 @@ def load_packed_engine(
         provider: `auto`, which has to mean the CPU for this package, or `cpu`.
         threads: threads of one operator; by default the physical cores.
         prove: tries the engine before it is taken.
+        prepacked: a copy of the graph that was laid out for this machine; see `PackedGraph`.
 
     Raises:
         UsageError: there is no such provider.
@@ -113,7 +119,7 @@ def load_packed_engine(
     wanted = canonical(provider)
     if (package.made_for if wanted == "auto" else wanted) != "cpu":
         raise ProviderError(f"{DECODE_NAME} runs on the CPU, not on {package.made_for if wanted == 'auto' else wanted}")
-    graph = PackedGraph(package, threads=threads)
+    graph = PackedGraph(package, threads=threads, prepacked=prepacked)
     why = "it was asked for" if wanted == "cpu" else "the package was made for it"
     engine = PackedEngine(graph, package.context_length)
     if prove:

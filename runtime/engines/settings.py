@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 EngineKind = Literal["genai", "together", "onnxruntime"]
@@ -18,6 +19,8 @@ class EngineSettings:
     """Tokens of a prompt to run at a time."""
     step_seconds: Mapping[int, float] = field(default_factory=dict)
     """What a step of so many tokens takes, which `together` weighs drafts by."""
+    prepacked: Path | None = None
+    """A copy of `decode.onnx` that was laid out for this machine, for `together`."""
 
 
 PLAIN = EngineSettings()

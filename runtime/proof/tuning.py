@@ -12,6 +12,7 @@ from ..decoding.speculation import AUTO, OFF, Speculation
 from ..engines.settings import PLAIN, EngineKind, EngineSettings
 from ..package import Package
 from ..providers.hardware import named_threads, physical_cores
+from .prepacked import kept_copy
 from .record import Key, keep, key_of, path_of
 
 _LOG = logging.getLogger(__name__)
@@ -98,12 +99,12 @@ class Tuned:
         """Return what suits an engine here; threads that the environment names win."""
         found = kept_tuning(self._package.folder, kind)
         self.speculation = OFF if found and not found.speculate and self._asked == AUTO else self._asked
-        if found is None:
-            return PLAIN
-        settings = found.settings
+        settings = found.settings if found else PLAIN
         threads = None if named_threads() else settings.threads
         # What a step takes was measured with those threads.
-        return EngineSettings(threads, settings.prefill_chunk, settings.step_seconds if threads else {})
+        costs = settings.step_seconds if threads else {}
+        prepacked = kept_copy(self._package.folder) if kind == "together" else None
+        return EngineSettings(threads, settings.prefill_chunk, costs, prepacked)
 
 
 _KINDS: tuple[EngineKind, ...] = ("together", "onnxruntime", "genai")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def device_identity(provider: str, number: int = 0) -> str:
 
     """
     if provider == "cpu":
-        return _cpu_name()
+        return f"{_cpu_name()}{_cpu_kind()}"
     if sys.platform == "win32" and provider != "cuda":
         return f"{number} of {', '.join(_registered_adapters())}"
     gpus = _nvidia() if provider == "cuda" else [device for device in list_devices() if device.kind != "cpu"]
@@ -138,6 +139,18 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.machine())
+
+
+def _cpu_kind() -> str:
+    """Return what tells processors of one name apart, as virtual machines have them: a digest of what they can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # elsewhere the name has family and model
+        return ""
+    # x86 and ARM; not what differs between cores, or from one start to the next.
+    kinds = ("cpu family", "model\t", "flags", "CPU implementer", "CPU part", "Features")
+    told = "\n".join(sorted({line for line in lines if line.startswith(kinds)}))
+    return f", {sha256(told.encode()).hexdigest()[:8]}" if told else ""
 
 
 def _nvidia() -> list[Device]:
