@@ -252,7 +252,7 @@ class _Search:
         depth = min(_STEP_DEPTH, self.best.context_length - 2 * max(_STEPS))
         if depth < 1:
             return {}
-        costs = _step_costs(engine.graph, depth)
+        costs = step_costs(engine.graph, depth)
         self._notify(", ".join(f"a step of {count} tokens {seconds * 1e3:.1f} ms" for count, seconds in costs.items()))
         return costs
 
@@ -338,14 +338,21 @@ def _same(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> bool:
     return len(found) == len(expected) and all(map(np.array_equal, found, expected))
 
 
-def _step_costs(graph: PackedGraph, depth: int) -> dict[int, float]:
-    """Return the seconds of steps of one text, at their best in rounds."""
-    arena = Arena(graph.shape, 1, depth + max(_STEPS))
-    tokens = np.random.default_rng(0).integers(0, graph.vocab_size, depth + max(_STEPS)).tolist()
+def step_costs(graph: PackedGraph, depth: int, counts: Sequence[int] = _STEPS) -> dict[int, float]:
+    """Return the seconds of steps of one text, at their best in rounds, by the number of their tokens.
+
+    Args:
+        graph: what to run.
+        depth: tokens of the text before each step.
+        counts: tokens of the steps; they are filled up as the graph does.
+
+    """
+    arena = Arena(graph.shape, 1, depth + max(counts))
+    tokens = np.random.default_rng(0).integers(0, graph.vocab_size, depth + max(counts)).tolist()
     graph.run(arena, [RowRun(0, 0, tokens[:depth])])
     best: dict[int, float] = {}
     for _ in range(_ROUNDS):
-        for count in _STEPS:
+        for count in counts:
             row = RowRun(0, depth, tokens[depth : depth + count], count)
             seconds, filled = _seconds(lambda row: graph.run(arena, [row]), row), graph.filled(count)
             best[filled] = min(seconds, best.get(filled, seconds))

@@ -1,24 +1,32 @@
 """What prompt lookup gives: tokens a step and a second, in turn with plain decoding, and whether answers are the same.
 
-    python tests/bench/speculation.py PACKAGE [--rounds 3] [--tokens 160] [--levels]
+    python tests/bench/speculation.py PACKAGE [--rounds 3] [--tokens 160] [--levels | --profile]
 
 One text at a time, greedy, each kind of task with and without speculation in turn; ratios are medians over the rounds.
-`--levels` prints how often lookup was right, by the length of the match, over all answers.
+`--levels` prints how often lookup was right, by the length of the match, over all answers. `--profile` measures what
+steps of 1 to 16 tokens take, and replays the answers by those figures: what the policy gains (`gain`), and what one
+would that knew beforehand how much of each draft comes true (`at_best`).
 """
 
 import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
+from phi3_onnx.evaluate.tune import step_costs
 from phi3_onnx.runtime import Model, Response, load
 from phi3_onnx.runtime.batch import BatchPrompt
-from phi3_onnx.runtime.decoding.lookup import Lookup
-from phi3_onnx.runtime.decoding.speculation import Speculation
+from phi3_onnx.runtime.decoding.lookup import Lookup, LookupDrafter
+from phi3_onnx.runtime.decoding.speculation import MOST_DRAFTED, NO_DRAFT, Speculation, choose
+from phi3_onnx.runtime.engines.costs import StepCosts
+from phi3_onnx.runtime.engines.packed_engine import PackedEngine
 from phi3_onnx.runtime.engines.together import Together
 
+DEPTH = 300
+"""Tokens before the steps whose time is taken."""
 STORY = (
     "The harbour of Lindholm was built in 1874 by the engineer Karla Stensvik. She had 61 workers, two steam cranes "
     "and eleven months. The first wall broke in the storm of 3 February 1875, and nobody was hurt. Stensvik had it "
@@ -46,6 +54,9 @@ TASKS = {
     "code": f"Rename the argument values to items, and give the whole code.\n\n```python\n{CODE}```",
     "extraction": "List all names, numbers and dates of this text, one a line.\n\n" + STORY,
     "quotation": "Which sentence of this text says what the town gave her? Quote it.\n\n" + STORY,
+    "strict edit": "Copy the text below exactly, word for word, and change only the word harbour to port. Begin with: "
+    "The port of Lindholm\n\nText:\n" + STORY,
+    "word for word": "Repeat the following text exactly, word for word:\n\n" + STORY,
     "chat": "Why do leaves turn red in autumn?",
     "story": "Tell me a short story about a dragon that is afraid of fire.",
     "advice": "Give me five tips for a good night's sleep.",
@@ -59,6 +70,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=160)
     parser.add_argument("--levels", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     with load(args.package, engine="together") as model:
         jobs = {
@@ -67,6 +79,9 @@ def main() -> None:
         }
         if args.levels:
             print(json.dumps(levels([(job.prompt, answer(model, "off", job)[0].token_ids) for job in jobs.values()])))
+            return
+        if args.profile:
+            print(json.dumps(profile(model, jobs), indent=1))
             return
         print(json.dumps({kind: measured(model, job, args.rounds) for kind, job in jobs.items()}, indent=1))
 
@@ -104,6 +119,51 @@ def measured(model: Model, job: BatchPrompt, rounds: int) -> dict[str, float | b
         "faster": round(statistics.median(ratios), 2),
         "same": same,
     }
+
+
+def profile(model: Model, jobs: Mapping[str, BatchPrompt]) -> dict[str, object]:
+    """Return what steps cost here, and what each task's answer gains by those costs."""
+    assert isinstance(model.engine, PackedEngine)
+    graph = model.engine.graph
+    known = step_costs(graph, DEPTH, range(1, MOST_DRAFTED + 2))
+
+    def seconds(tokens: int) -> float:
+        return known[graph.filled(tokens)]
+
+    found: dict[str, object] = {"step_costs": {count: round(cost / seconds(1), 2) for count, cost in known.items()}}
+    for kind, job in jobs.items():
+        ids = answer(model, "off", job)[0].token_ids
+        found[kind] = replayed(job.prompt, ids, seconds)
+    return found
+
+
+def replayed(prompt: Sequence[int], ids: Sequence[int], seconds: Callable[[int], float]) -> dict[str, float]:
+    """Return what an answer gains by these costs, and what it could."""
+    row: dict[str, float] = {}
+    for name in ("gain", "at_best"):
+        drafter, costs = LookupDrafter(), StepCosts({count: seconds(count) for count in (1, 2, 3, 5, 7, 8)})
+        drafter.extend([*prompt, ids[0]])
+        done, taken, steps, without = 1, 0.0, 0, 0
+        while done < len(ids):
+            draft = drafter.draft(min(MOST_DRAFTED, len(ids) - done - 1)) if done + 1 < len(ids) else NO_DRAFT
+            pairs = zip(draft.tokens, ids[done:], strict=False)
+            right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            if name == "gain":
+                chosen = choose({"": draft}, 1, costs.seconds).get("", NO_DRAFT) if draft.tokens else NO_DRAFT
+                run = len(chosen.tokens)
+            else:
+                run = max(range(right + 1), key=lambda count: (1 + count) / seconds(1 + count))
+            taken, steps, without = taken + seconds(1 + run), steps + 1, without + (not draft.tokens)
+            costs.note(1 + run, seconds(1 + run))
+            came = min(right, run)
+            drafter.extend(ids[done : done + came + 1])
+            if run:
+                drafter.learn(run, came)
+            done += came + 1
+        row[name] = round((len(ids) - 1) * seconds(1) / taken, 2)
+        if name == "gain":
+            row |= {"tokens_a_step": round((len(ids) - 1) / steps, 2), "steps_without_draft": round(without / steps, 2)}
+    return row
 
 
 def levels(texts: list[tuple[Sequence[int], tuple[int, ...]]]) -> dict[int, list[float]]:
