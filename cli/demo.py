@@ -3,6 +3,7 @@
 import click
 
 from ..configs.sizes import size
+from .progress import progress_line
 from .requirements import require_export
 from .screen import notice
 
@@ -20,17 +21,22 @@ def command(target: str, prompt: str, max_tokens: int) -> None:
     from ..export import plan_export
     from ..export.sources.small_model import fetch_small_model
     from ..runtime import load
-    from .export import run_with_bar
+    from .export import run_plan
 
     notice("1. The model")
-    checkpoint = fetch_small_model(cache_folder(), notify=notice)
+    with progress_line() as progress:
+
+        def fetching(line: str) -> None:
+            notice(line)
+            progress("fetching")
+
+        checkpoint = fetch_small_model(cache_folder(), notify=fetching)
     notice(f"   {checkpoint}")
 
     notice(f"2. Export to {target}")
     plan = plan_export(checkpoint, target, force=True)
     notice(f"   {size(plan.package_bytes)} to {plan.output}")
-    notice("3. Verify: the package against the float32 PyTorch model")
-    package = run_with_bar(plan, verify=True)
+    package = run_plan(plan, verify=True, heading="3. Verify: the package against the float32 PyTorch model")
 
     notice(f"4. Ask it: {prompt}")
     with load(package) as model:

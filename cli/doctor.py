@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ..configs.sizes import size
+from .progress import progress_line
 from .provider_library import provider_library
 from .screen import notice
-from .status import status_line
 from .table import print_lines, table_lines
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ def _test(package: "Package", providers: Sequence[str], device: int | None) -> _
     self_test = read_self_test(package.folder, package.contract.vocab_size)
     trials = []
     if self_test is not None:
-        with status_line("replaying the self-test") as notify:
+        with progress_line("replaying the self-test") as progress:
             for trial in try_package(package, providers, device):
-                notify(f"{trial.provider}, {trial.engine}")
+                progress(f"{trial.provider}, {trial.engine}")
                 trials.append(trial)
     return _Tested(
         package.name,

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from .progress import progress_line
 from .provider_library import provider_library
 from .screen import notice, warn_of_clashing_wheels
-from .status import status_line
 
 if TYPE_CHECKING:
     from ..evaluate.evaluate import Evaluation
@@ -115,7 +115,7 @@ def command(
     except UnicodeDecodeError as error:
         raise UsageError(f"{text and text.name} is not UTF-8 text: {error}") from error
     against = None if no_reference else _open_reference(folder, reference, revision)
-    with status_line("evaluating") as notify:
+    with progress_line("evaluating") as progress:
         found = evaluate(
             folder,
             content,
@@ -123,7 +123,7 @@ def command(
             provider=provider,
             max_tokens=max_tokens,
             context=context or CONTEXT,
-            notify=notify,
+            progress=progress,
         )
     if plot is not None:
         from .plot import plot_evaluation

@@ -1,6 +1,7 @@
 """`phi3-onnx export`."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +9,9 @@ import click
 
 from ..configs import PackageError, read_manifest
 from ..configs.sizes import size
+from .progress import progress_line
 from .quantization_options import calibration_options, chosen_target, quantization_options
-from .screen import notice, stage_bars
+from .screen import notice
 
 if TYPE_CHECKING:
     from ..configs import Target
@@ -60,7 +62,7 @@ def make(
     require_export()
     from ..export import plan_export
 
-    with stage_bars() as bars:
+    with progress_line("reading the source") as progress:
         plan = plan_export(
             source,
             chosen_target(target, values),
@@ -70,7 +72,7 @@ def make(
             force=force,
             calibration=calibration_options(values),
             budget=values["budget"],
-            progress=bars,
+            progress=progress,
         )
     config = plan.checkpoint.config
     notice(
@@ -89,7 +91,7 @@ def make(
         _print_plan(plan, as_json)
         return
 
-    folder = run_with_bar(plan, verify=verify, strict_clients=strict_clients)
+    folder = run_plan(plan, verify=verify, strict_clients=strict_clients)
     if as_json:
         click.echo(read_manifest(folder).to_json(), nl=False)
         return
@@ -99,18 +101,24 @@ def make(
     click.echo(folder)
 
 
-def run_with_bar(plan: "ExportPlan", *, verify: bool, strict_clients: bool = False) -> Path:
-    """Carry out an export, verify the package and print the table if so asked, and return the package's folder."""
+def run_plan(plan: "ExportPlan", *, verify: bool, strict_clients: bool = False, heading: str = "") -> Path:
+    """Carry out an export, verify the package and print the table if so asked, and return the package's folder.
+
+    The heading is printed before the verification.
+    """
     from ..export import run_export
     from .verify import verify_and_print
 
-    with stage_bars() as bar:
+    with ExitStack() as shown:
+        progress = shown.enter_context(progress_line("tracing the graph"))
 
         def check(folder: Path, checkpoint: "Checkpoint", target: "Target") -> None:
-            bar.stop()  # one live display at a time
+            shown.close()  # one changing line at a time
+            if heading:
+                notice(heading)
             verify_and_print(folder, checkpoint, target, strict_clients=strict_clients, as_json=False)
 
-        return run_export(plan, verify=check if verify else None, progress=bar)
+        return run_export(plan, verify=check if verify else None, progress=progress)
 
 
 def _short_name(folder: Path) -> str:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ..configs import OutputError, Phi3OnnxError
+from .progress import progress_line
 from .provider_library import provider_library
 from .screen import warn_of_clashing_wheels
-from .status import status_line
 from .table import Colored, print_lines, table_lines
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def command(
         _check_writable(file)
     checkpoint = open_checkpoint(source, revision=revision, adapter=adapter)
     warn_of_clashing_wheels("auto")  # every graph runs on the CPU too
-    with status_line("matrix") as notify:
-        matrix = run_matrix(checkpoint, plan, notify=notify)
+    with progress_line() as progress:
+        matrix = run_matrix(checkpoint, plan, progress=progress)
     _print(matrix)
     _write(matrix, json_file, junit_file, markdown_file)
     if matrix.failures:

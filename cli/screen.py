@@ -2,17 +2,12 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
-from ..configs.sizes import size
-
 if TYPE_CHECKING:  # chat and generate print notices too, and start faster without rich
     from rich.console import Console
-    from rich.progress import Progress, TaskID
 
 
 def quiet() -> bool:
@@ -59,41 +54,3 @@ def console(*, stderr: bool = False) -> "Console":
 def is_terminal(*, stderr: bool = False) -> bool:
     """Return whether stdout or stderr is a terminal, on which lines can change; FORCE_COLOR makes none of a file."""
     return (sys.stderr if stderr else sys.stdout).isatty()
-
-
-_BY_LAYER = ("measuring", "calibrating")
-
-
-class StageBars:
-    """Progress bars on stderr, one a stage, with the time left; silent where stderr is not a terminal."""
-
-    def __init__(self, progress: "Progress") -> None:
-        self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show how much of a stage is through: bytes, or layers while measuring and calibrating."""
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total, count="")
-        count = f"{done}/{total} layers" if stage in _BY_LAYER else f"{size(done)}/{size(total)}"
-        self._progress.update(self._tasks[stage], completed=done, count=count)
-
-    def stop(self) -> None:
-        """Leave the screen to others; the context does so too."""
-        self._progress.stop()
-
-
-@contextmanager
-def stage_bars() -> Iterator[StageBars]:
-    """Show progress bars while the context lasts."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        TextColumn("{task.fields[count]}"),
-        TimeRemainingColumn(),
-    )
-    disable = quiet() or not is_terminal(stderr=True)
-    with Progress(*columns, console=console(stderr=True), disable=disable) as progress:
-        yield StageBars(progress)

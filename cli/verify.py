@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .progress import progress_line
 from .provider_library import provider_library
 from .screen import notice, warn_of_clashing_wheels
-from .status import status_line
 from .table import Cell, Colored, print_lines, table_lines
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def command(
     judge = find_target(target) if target else None
     folder = find_package(package)
     if hashes:
-        with status_line("comparing sha256 sums"):
+        with progress_line("comparing sha256 sums"):
             check_files(folder, read_manifest(folder), hashes=True)
     checkpoint = open_reference(folder, reference, revision, adapter)
     verify_and_print(
@@ -177,7 +177,7 @@ def verify_and_print(
     from ..runtime.package import open_package
 
     warn_of_clashing_wheels(provider)
-    with status_line("verifying") as notify:
+    with progress_line("verifying") as progress:
         verification = verify(
             folder,
             checkpoint,
@@ -185,7 +185,7 @@ def verify_and_print(
             provider=provider,
             steps=steps,
             strict_clients=strict_clients,
-            notify=notify,
+            progress=progress,
         )
     if keep:
         _record(folder, verification)

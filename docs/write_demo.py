@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[1] / "README.md"
 _START, _END = "<!-- demo: python docs/write_demo.py -->\n\n```text\n", "```\n"
 _WIDTH = 100
 _ROW = re.compile(r"^(\w+) +([-+.\de]+) +(?:(at (?:least|most) [-.\de]+) +(\w+))?")
-_FETCHING = ("Fetching ", "The model is in ")
+_FETCHING = "Fetching "
 
 
 def run() -> str:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..configs import PackageError, UsageError
+from ..configs.progress import Progress, silent
 from ..export.sources.checkpoint import Checkpoint
 from ..runtime.engines.session import LogitsSession, open_session
 from ..runtime.package import Package, open_package
 from ..runtime.text.tokenizer import Tokenizer
-from .notify import Notify, silent
-from .parity.compare import PackageRows, Rows, compare_passage, package_logits
+from .parity.compare import PackageRows, Rows, compare_passage, counted, package_logits, text_counter
 from .parity.corpus import Passage
 from .parity.metrics import Comparison, Likelihood, Metrics, Perplexity
 from .parity.result import finite, metrics_dict
@@ -80,7 +80,7 @@ def evaluate(
     provider: str = "auto",
     max_tokens: int | None = None,
     context: int = CONTEXT,
-    notify: Notify = silent,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Measure a package on a text.
 
@@ -91,7 +91,7 @@ def evaluate(
         provider: where packages run: `cpu`, `cuda`, `dml`, or `auto`.
         max_tokens: take no more than so many tokens from the text's start.
         context: tokens of each stretch.
-        notify: called with lines of progress.
+        progress: called with what is being done.
 
     Raises:
         UsageError: the text is too short, or the context longer than the model's.
@@ -103,15 +103,15 @@ def evaluate(
     started = time.perf_counter()
     opened = open_package(package)
     passages = stretches(opened, text, max_tokens, context)
-    notify("loading the package")
+    progress("loading the package")
     session = _open(opened, provider)
     metrics, name = None, None
     if reference is None:
-        likelihood = _likelihood(session, passages, notify)
+        likelihood = _likelihood(session, passages, progress)
         perplexity, positions = likelihood.result(), Positions(likelihood.each())
     else:
-        name, rows = _reference(reference, opened, provider, passages, notify)
-        comparison = _compare(session, passages, rows, notify)
+        name, rows = _reference(reference, opened, provider, passages, progress)
+        comparison = _compare(session, passages, rows, progress)
         metrics = comparison.result()
         perplexity = metrics.package
         kl, wanted, got = comparison.each()
@@ -156,33 +156,35 @@ def _open(package: Package, provider: str) -> LogitsSession:
     return open_session(package.folder, provider, made_for=package.made_for, longrope=switch or 0)[0]
 
 
-def _likelihood(session: LogitsSession, passages: Sequence[Passage], notify: Notify) -> Likelihood:
+def _likelihood(session: LogitsSession, passages: Sequence[Passage], progress: Progress) -> Likelihood:
     likelihood = Likelihood()
-    for number, passage in enumerate(passages, start=1):
-        notify(f"package: stretch {number} of {len(passages)}")
-        for start, logits in package_logits(session, passage):
+    counter = text_counter(progress, "package", passages)
+    for passage in passages:
+        for start, logits in counted(package_logits(session, passage), counter):
             likelihood.add(logits, passage.ids[start + 1 : start + 1 + len(logits)])
     return likelihood
 
 
-def _compare(session: LogitsSession, passages: Sequence[Passage], rows: Iterator[Rows], notify: Notify) -> Comparison:
+def _compare(
+    session: LogitsSession, passages: Sequence[Passage], rows: Iterator[Rows], progress: Progress
+) -> Comparison:
     comparison = Comparison()
-    for number, (passage, wanted) in enumerate(zip(passages, rows, strict=True), start=1):
-        notify(f"package: stretch {number} of {len(passages)}")
-        compare_passage(comparison, package_logits(session, passage), passage, wanted)
+    counter = text_counter(progress, "package", passages)
+    for passage, wanted in zip(passages, rows, strict=True):
+        compare_passage(comparison, counted(package_logits(session, passage), counter), passage, wanted)
     return comparison
 
 
 def _reference(
-    reference: Checkpoint | Path, package: Package, provider: str, passages: Sequence[Passage], notify: Notify
+    reference: Checkpoint | Path, package: Package, provider: str, passages: Sequence[Passage], progress: Progress
 ) -> tuple[str, Iterator[Rows]]:
     """Return the reference's name, and its logits of each passage in turn."""
     if isinstance(reference, Checkpoint):
         _same_vocabulary(package, reference.config.vocab_size, reference.source)
-        return f"{reference.origin} (PyTorch, float32)", _checkpoint_rows(reference, passages, notify)
+        return f"{reference.origin} (PyTorch, float32)", _checkpoint_rows(reference, passages, progress)
     other = open_package(reference)
     _same_vocabulary(package, other.contract.vocab_size, str(reference))
-    notify("loading the reference")
+    progress("loading the reference")
     session = _open(other, provider)
     return f"{other.name} ({session.provider})", (PackageRows(session, passage) for passage in passages)
 
@@ -193,12 +195,12 @@ def _same_vocabulary(package: Package, size: int, other: str) -> None:
         raise PackageError(f"{package.folder} has {found} tokens, {other} {size}: they are different models")
 
 
-def _checkpoint_rows(checkpoint: Checkpoint, passages: Sequence[Passage], notify: Notify) -> Iterator[Rows]:
+def _checkpoint_rows(checkpoint: Checkpoint, passages: Sequence[Passage], progress: Progress) -> Iterator[Rows]:
     from .parity.reference import Reference
 
     model = Reference(checkpoint)
     for group in _groups(passages):
-        for hidden in model.hidden_states([passage.ids for passage in group], notify=notify):
+        for hidden in model.hidden_states([passage.ids for passage in group], progress=progress):
             yield partial(_rows, model, hidden)
 
 

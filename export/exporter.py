@@ -26,6 +26,7 @@ from ..configs import (
 )
 from ..configs.exchange import put_in_place
 from ..configs.manifest import MANIFEST_NAME, FileEntry, file_sha256
+from ..configs.progress import Progress, silent
 from ..configs.sizes import size
 from .package.destination import building, check_destination
 from .package.genai_config import end_tokens, genai_config
@@ -41,7 +42,7 @@ from .weights.calibration_data import (
     short_calibration,
 )
 from .weights.data_file import DataFile
-from .weights.fill import Progress, Tally, filling, fills_by_processes, summaries, worker_processes, write_quantized
+from .weights.fill import Tally, filling, fills_by_processes, summaries, worker_processes, write_quantized
 from .weights.fit_budget import fit_budget
 from .weights.layout import COS_TABLE, SIN_TABLE, Layout, plan_layout
 from .weights.norms import WideNorms, wide_norms
@@ -122,7 +123,7 @@ def plan_export(
     target: str | Target = "cpu-int4-rtn",
     output: str | Path | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     **options: Unpack[ExportOptions],
 ) -> ExportPlan:
     """Check everything that can be checked beforehand.
@@ -132,7 +133,7 @@ def plan_export(
         target: A target's name or alias (see `phi3-onnx targets`), or a Target of your own. One that was made by
             changing a published target gets a name of its own, such as `cpu-int4-rtn.gptq-block-128`.
         output: Folder to make; None puts it into the store under `<model>/<target>`.
-        progress: Called with (stage, done, in all): layers of "measuring", for a budget.
+        progress: Called with "measuring" and its layers, for a budget.
         options: `ExportOptions`.
 
     Raises:
@@ -177,7 +178,7 @@ def export(
     output: str | Path | None = None,
     *,
     verify: Verify | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     **options: Unpack[ExportOptions],
 ) -> Path:
     """Make a package of a checkpoint and return its folder.
@@ -187,8 +188,8 @@ def export(
         target: A target's name or alias (see `phi3-onnx targets`), or a Target of your own.
         output: Folder to make; None puts it into the store under `<model>/<target>`.
         verify: Called with the finished package before it gets its final name (`phi3_onnx.evaluate.checked` is one).
-        progress: Called with (stage, done, in all): bytes of "writing" and "hashing", layers of
-            "measuring" (for a budget) and "calibrating".
+        progress: Called with what is being done: "writing" and its bytes, "measuring" (for a budget) and "calibrating"
+            and their layers, "measuring the cache" and "hashing".
         options: `ExportOptions`.
 
     Raises:
@@ -203,12 +204,11 @@ def export(
     )
 
 
-def run_export(plan: ExportPlan, *, verify: Verify | None = None, progress: Progress | None = None) -> Path:
+def run_export(plan: ExportPlan, *, verify: Verify | None = None, progress: Progress = silent) -> Path:
     """Carry out a plan and return the package's folder. Raises what `export` raises."""
-    report = progress or (lambda _stage, _done, _total: None)
     with building(plan.output) as folder:
         try:
-            _write(plan, folder, report)
+            _write(plan, folder, progress)
         except OSError as error:
             raise OutputError(_unwritten(plan, folder, error)) from error
         if verify is not None:
@@ -252,9 +252,8 @@ def _write(plan: ExportPlan, folder: Path, progress: Progress) -> None:
     if plan.target.decodes_together and plan.target.quantization is not None:
         from .graph.decode import write_decode_graph
 
-        progress("measuring the cache", 0, 1)
+        progress("measuring the cache")
         write_decode_graph(folder, checkpoint.config, short_calibration(checkpoint, plan.target.quantization))
-        progress("measuring the cache", 1, 1)
     for name, content in checkpoint.assets().items():
         (folder / name).write_bytes(content)
     generation = dict(checkpoint.generation_config)
@@ -262,7 +261,7 @@ def _write(plan: ExportPlan, folder: Path, progress: Progress) -> None:
     _write_json(folder / "config.json", checkpoint.config.to_phi3())
     _write_json(folder / "generation_config.json", generation)
     _write_json(folder / "genai_config.json", genai_config(checkpoint.config, plan.target, generation))
-    progress("hashing", 0, plan.layout.num_bytes)
+    progress("hashing")
     manifest = _manifest(plan, folder, tensors, norms)
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
 

@@ -6,7 +6,7 @@ a provider.
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,12 +26,12 @@ from ...configs import (
     store_folder,
 )
 from ...configs.manifest import MANIFEST_NAME, check_files
+from ...configs.progress import Progress, labelled, silent
 from ...export.sources.checkpoint import Checkpoint
 from ...runtime import load
 from ...runtime.providers.hardware import default_threads
 from ...runtime.providers.names import ort_name
 from ..bench import Speed, measure_speed
-from ..notify import Notify
 from ..parity.attention import compare_attention
 from ..parity.finding import Finding
 from ..parity.result import Row, record
@@ -43,15 +43,13 @@ from .cells import Cell, Matrix, Outcome, PackageReport, package_failure
 from .cross_check import Sample, cross_checks
 from .plan import MatrixPlan, unavailable
 
-Progress = Callable[[str, int, int], None]
-
 _SAMPLE = 256
 """Positions of the text on which packages are held against each other."""
 _PROMPT, _DECODED, _REPEAT = 256, 32, 3
 """Tokens whose time is taken, and how often."""
 
 
-def run_matrix(checkpoint: Checkpoint, plan: MatrixPlan, *, notify: Notify, progress: Progress | None = None) -> Matrix:
+def run_matrix(checkpoint: Checkpoint, plan: MatrixPlan, *, progress: Progress = silent) -> Matrix:
     """Export what is missing, verify every package on every provider, and hold packages against each other.
 
     What goes wrong with a package or a provider is that cell's outcome; only the checkpoint itself can raise.
@@ -59,25 +57,24 @@ def run_matrix(checkpoint: Checkpoint, plan: MatrixPlan, *, notify: Notify, prog
     Args:
         checkpoint: the model.
         plan: what to put into the matrix.
-        notify: called with lines of progress.
-        progress: called with (stage, bytes done, bytes in all) during exports.
+        progress: called with what is being done, with which package.
 
     Raises:
         SourceError: the checkpoint cannot be read, or transformers cannot load its tokenizer.
 
     """
     started = time.perf_counter()
-    material = prepare(checkpoint, plan.steps, notify)
-    packages = tuple(_package(checkpoint, target, plan, notify, progress) for target in plan.targets)
+    material = prepare(checkpoint, plan.steps, progress)
+    packages = tuple(_package(checkpoint, target, plan, progress) for target in plan.targets)
     reference = SharedReference(checkpoint)
     if any(package.folder for package in packages):
-        reference.run(material.sequences, notify=notify)
+        reference.run(material.sequences, progress=progress)
     runs = [
-        _try(package, provider, material, reference, plan, notify)
+        _try(package, provider, material, reference, plan, progress)
         for package in packages
         for provider in plan.providers
     ]
-    reference.run([ids for run in runs if run.measured for ids in run.measured.sequences], notify=notify)
+    reference.run([ids for run in runs if run.measured for ids in run.measured.sequences], progress=progress)
     cells = tuple(_cell(run, reference) for run in runs)
     _record(packages, runs, cells)
     return Matrix(
@@ -96,20 +93,17 @@ def run_matrix(checkpoint: Checkpoint, plan: MatrixPlan, *, notify: Notify, prog
     )
 
 
-def _package(
-    checkpoint: Checkpoint, target: Target, plan: MatrixPlan, notify: Notify, progress: Progress | None
-) -> PackageReport:
+def _package(checkpoint: Checkpoint, target: Target, plan: MatrixPlan, progress: Progress) -> PackageReport:
     folder = plan.output / target.name if plan.output else store_folder(checkpoint.model, target.name)
     exported = False
     try:
         if plan.force or not (folder / MANIFEST_NAME).is_file():
-            notify(f"{target.name}: exporting")
-            _export(checkpoint, target, folder, plan.force, progress)
+            _export(checkpoint, target, folder, plan.force, labelled(progress, target.name))
             exported = True
         manifest = read_manifest(folder)
         _check_origin(folder, manifest, checkpoint, target)
         if not exported:
-            notify(f"{target.name}: comparing sha256 sums")
+            progress(f"{target.name}: comparing sha256 sums")
             check_files(folder, manifest, hashes=True)
     except Phi3OnnxError as error:
         return PackageReport(target, None, exported, 0, (), str(error))
@@ -119,7 +113,9 @@ def _package(
     try:
         findings = {
             "attention": compare_attention(folder, checkpoint.config),
-            "weights": compare_weights(StoredWeights(folder, manifest), manifest, checkpoint, notify=notify),
+            "weights": compare_weights(
+                StoredWeights(folder, manifest), manifest, checkpoint, progress=labelled(progress, target.name)
+            ),
         }
     except PackageError as error:
         return PackageReport(target, folder, exported, size, (), str(error))
@@ -127,7 +123,7 @@ def _package(
     return PackageReport(target, folder, exported, size, rows)
 
 
-def _export(checkpoint: Checkpoint, target: Target, folder: Path, force: bool, progress: Progress | None) -> None:
+def _export(checkpoint: Checkpoint, target: Target, folder: Path, force: bool, progress: Progress) -> None:
     from ...export import plan_export, run_export
 
     adapter = str(checkpoint.adapter) if checkpoint.adapter else None
@@ -182,7 +178,7 @@ def _try(
     material: TestMaterial,
     reference: SharedReference,
     plan: MatrixPlan,
-    notify: Notify,
+    progress: Progress,
 ) -> _Run:
     target = package.made_as
     outcome: Outcome = "fail" if provider in plan.required else "not run"
@@ -196,7 +192,7 @@ def _try(
     label = f"{target.name} on {provider}"
     started = time.perf_counter()
     try:
-        measured = VerificationRun(package.folder, material, target, provider, lambda text: notify(f"{label}: {text}"))
+        measured = VerificationRun(package.folder, material, target, provider, labelled(progress, label))
         measured.compare(reference)
         sample = Sample(target, provider, measured.provider, _logits(measured, material.passages[-1].ids))
         measured.close()
@@ -206,12 +202,12 @@ def _try(
         meant = provider in (target.provider, "cpu")
         return _Run(package, provider, "fail" if meant else outcome, str(error))
     run = _Run(package, provider, None, None, measured, sample, seconds=time.perf_counter() - started)
-    return _timed(run, notify, label) if plan.speed else replace(run, speed_note="not asked for")
+    return _timed(run, progress, label) if plan.speed else replace(run, speed_note="not asked for")
 
 
-def _timed(run: _Run, notify: Notify, label: str) -> _Run:
+def _timed(run: _Run, progress: Progress, label: str) -> _Run:
     assert run.package.folder is not None
-    notify(f"{label}: speed")
+    progress(f"{label}: speed")
     try:
         with load(run.package.folder, provider=run.provider) as model:
             prompt = max(1, min(_PROMPT, model.context_length - _DECODED))

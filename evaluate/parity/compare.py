@@ -1,10 +1,11 @@
 """Running a package over passages of text and holding its logits against others of the same positions."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from ...configs import PackageError
+from ...configs.progress import Counter, Progress
 from ...runtime.engines.session import LogitsSession
 from .corpus import Passage
 from .metrics import Comparison
@@ -60,6 +61,18 @@ def package_logits(session: LogitsSession, passage: Passage) -> Iterator[tuple[i
     # DirectML gets its prompts in one piece, as ONNX Runtime GenAI feeds it.
     chunk = len(passage.ids) if session.provider == "DmlExecutionProvider" else _CHUNK
     return session.logits(passage.ids, chunk=chunk, first=max(passage.first, chunk))
+
+
+def counted(pieces: Iterable[tuple[int, np.ndarray]], counter: Counter) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield pieces of logits, and count the positions of each when it is done with."""
+    for first, logits in pieces:
+        yield first, logits
+        counter.add(len(logits))
+
+
+def text_counter(progress: Progress, what: str, passages: Sequence[Passage]) -> Counter:
+    """Return what counts the tokens of passages; see `counted`."""
+    return Counter(progress, what, sum(len(passage.ids) for passage in passages), "tokens")
 
 
 class PackageRows:

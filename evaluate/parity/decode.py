@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...configs.progress import Progress
 from ...runtime.engines.arena import Arena
 from ...runtime.engines.layout import RowRun
 from ...runtime.engines.packed import DECODE_NAME, LEAST_VERSION, PackedGraph, decodes_here
 from ...runtime.engines.packed_engine import PackedEngine
 from ...runtime.package import Package
-from ..notify import Notify
-from .compare import Rows, compare_passage
+from .compare import Rows, compare_passage, counted, text_counter
 from .corpus import Passage
 from .metrics import Comparison, Metrics
 
@@ -54,7 +54,7 @@ def compare_decoding(
     reference: Sequence[Rows],
     last: Sequence[np.ndarray],
     *,
-    notify: Notify,
+    progress: Progress,
 ) -> Decoding:
     """Run `decode.onnx` over passages of text, in the pieces that prompts have here and at last one token at a time.
 
@@ -63,7 +63,7 @@ def compare_decoding(
         passages: the tokens.
         reference: the reference's logits of each passage.
         last: `model.onnx`'s logits of each passage's last tokens, float32 [tokens, vocabulary].
-        notify: called with lines of progress.
+        progress: called with what is being done.
 
     Raises:
         PackageError: the graph cannot be loaded.
@@ -72,9 +72,10 @@ def compare_decoding(
     """
     graph = PackedGraph(package)
     against_reference, against_first = Comparison(), Comparison()
-    for number, (passage, wanted, first) in enumerate(zip(passages, reference, last, strict=True), start=1):
-        notify(f"{DECODE_NAME}: passage {number} of {len(passages)}, {len(passage.ids)} tokens")
-        found = compare_passage(against_reference, decode_logits(graph, passage.ids), passage, wanted, keep=len(first))
+    counter = text_counter(progress, f"{DECODE_NAME}: text", passages)
+    for passage, wanted, first in zip(passages, reference, last, strict=True):
+        pieces = counted(decode_logits(graph, passage.ids), counter)
+        found = compare_passage(against_reference, pieces, passage, wanted, keep=len(first))
         against_first.add(first, found, passage.ids[len(passage.ids) - len(first) + 1 :])
     return Decoding(against_reference.result(), against_first.result())
 

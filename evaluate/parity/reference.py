@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ...configs.progress import Progress, silent
 from ...export.sources.checkpoint import Checkpoint
 from ...quantize.decoder_layer import DecoderLayers
-from ..notify import Notify, silent
 
 _ROWS_AT_ONCE = 8192
 """Embedding rows read together: 100 MB at Phi-3-mini's width."""
@@ -26,14 +26,14 @@ class Reference:
 
     @torch.inference_mode()
     def hidden_states(
-        self, sequences: Sequence[np.ndarray], *, num_layers: int | None = None, notify: Notify = silent
+        self, sequences: Sequence[np.ndarray], *, num_layers: int | None = None, progress: Progress = silent
     ) -> list[torch.Tensor]:
         """Run all sequences through the model, each by itself, in one pass over its layers.
 
         Args:
             sequences: token ids, one array of shape [tokens] for each sequence.
             num_layers: run these first layers only, and then the last norm; None runs all.
-            notify: called with a line of progress before each layer.
+            progress: called before each layer.
 
         Returns:
             For each sequence the input of the head, float32 [tokens, hidden size].
@@ -48,7 +48,7 @@ class Reference:
         # One for each sequence: the mask depends on its length, and so do the factors of LongRoPE.
         operators = [layers.operators(len(ids)) for ids in sequences]
         for index in range(count):
-            notify(f"reference: layer {index + 1} of {count}")
+            progress("reference", index, count, "layers")
             layers.forget_weights()
             layers.set_weights(self._weights(f"model.layers.{index}.", layers.weight_names))
             for i, states in enumerate(hidden):

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ...configs.progress import Progress
 from ...export.sources.checkpoint import Checkpoint
-from ..notify import Notify
 from .compare import Rows
 
 
@@ -19,12 +19,12 @@ class SharedReference:
         self._reference: Any = None  # of `evaluate.reference`, which imports torch
         self._hidden: dict[bytes, Any] = {}
 
-    def run(self, sequences: Sequence[np.ndarray], *, notify: Notify) -> None:
+    def run(self, sequences: Sequence[np.ndarray], *, progress: Progress) -> None:
         """Run those sequences that have not been run, in one pass over the model's layers.
 
         Args:
             sequences: token ids, one array of shape [tokens] for each sequence.
-            notify: called with a line of progress before each layer.
+            progress: called before each layer.
 
         Raises:
             SourceError: a weight cannot be read.
@@ -37,7 +37,7 @@ class SharedReference:
             from .reference import Reference
 
             self._reference = Reference(self._checkpoint)
-        states = self._reference.hidden_states(list(new.values()), notify=notify)
+        states = self._reference.hidden_states(list(new.values()), progress=progress)
         self._hidden.update(zip(new, states, strict=True))
 
     def rows(self, ids: np.ndarray) -> Rows:

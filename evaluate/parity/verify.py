@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from ...configs import PackageError, Target, Thresholds
+from ...configs.progress import Counter, Progress, silent
 from ...export.sources.checkpoint import Checkpoint
 from ...runtime.engines.session import LogitsSession, open_session
 from ...runtime.package import Package, open_package
 from ...runtime.proof.self_test import SelfTest
 from ...runtime.providers.wheels import installed_wheels
-from ..notify import Notify, silent
 from . import corpus
-from .compare import compare_passage, package_logits
+from .compare import compare_passage, counted, package_logits, text_counter
 from .corpus import Passage, plan_passages
 from .decode import SINGLY, Decoding, compare_decoding, has_decoding, why_not
 from .finding import Finding
@@ -72,7 +72,7 @@ class TestMaterial:
         return [*(passage.ids for passage in self.passages), *self.texts]
 
 
-def prepare(checkpoint: Checkpoint, steps: int = STEPS, notify: Notify = silent) -> TestMaterial:
+def prepare(checkpoint: Checkpoint, steps: int = STEPS, progress: Progress = silent) -> TestMaterial:
     """Choose what packages of a checkpoint are measured on, and check the reference that measures them.
 
     Raises:
@@ -84,7 +84,7 @@ def prepare(checkpoint: Checkpoint, steps: int = STEPS, notify: Notify = silent)
     prompts = _prompts(checkpoint, tokenizer, steps)
     from .reference_check import check_reference  # imports torch
 
-    notify("comparing the reference with transformers")
+    progress("comparing the reference with transformers")
     found = check_reference(checkpoint, [passage.ids for passage in passages])
     rows = (found,) if isinstance(found, Row) else ()
     skipped += [found] if isinstance(found, str) else []
@@ -104,25 +104,25 @@ class VerificationRun:
         material: TestMaterial,
         target: Target | None,
         provider: str,
-        notify: Notify = silent,
+        progress: Progress = silent,
         *,
         strict_clients: bool = False,
     ) -> None:
         """Load the package, compare how it reads text, and have it answer the conversations; see `verify`."""
         self._material = material
-        self._notify = notify
+        self._progress = progress
         self._package = opened = open_package(package)
         self._target = target or _manifest_target(opened)
         self._graph = opened.folder / opened.contract.filename
-        notify("comparing token ids")
+        progress("comparing token ids")
         self._reading = _reading_rows(opened, material.checkpoint, material.tokenizer, strict_clients)
-        notify("loading the package")
+        progress("loading the package")
         self._session: LogitsSession | None = _open(opened, material.checkpoint, provider)
         self.provider = self._session.provider
         """The execution provider that the package runs on, by ONNX Runtime's name."""
         self.placement = self._session.placement
         """Where the graph's nodes landed; None on the CPU."""
-        self.answers = _answers(self._session, material.prompts, material.steps, notify)
+        self.answers = _answers(self._session, material.prompts, material.steps, progress)
         self._metrics: Metrics | None = None
         decodes = has_decoding(opened)
         self._undecoded = why_not(self.provider) if decodes else None
@@ -146,10 +146,12 @@ class VerificationRun:
         """Hold the package's logits over the text against the reference's, which has run `TestMaterial.sequences`."""
         comparison = Comparison()
         passages = self._material.passages
-        for number, passage in enumerate(passages, start=1):
-            self._notify(f"package: passage {number} of {len(passages)}, {len(passage.ids)} tokens")
+        counter = text_counter(self._progress, "package: text", passages)
+        for passage in passages:
             pieces, keep = package_logits(self.session, passage), SINGLY if self._decodes else 0
-            self._last.append(compare_passage(comparison, pieces, passage, reference.rows(passage.ids), keep=keep))
+            wanted = reference.rows(passage.ids)
+            self._last.append(compare_passage(comparison, counted(pieces, counter), passage, wanted, keep=keep))
+        self._progress("package: self-test")
         self._metrics = comparison.result()
         coarse = rounds_activations(self._graph)
         self._self_test = make_self_test(self.session, self._material.texts, reference.rows, coarse=coarse)
@@ -171,7 +173,7 @@ class VerificationRun:
         if self._decodes:
             passages = self._material.passages
             rows = [reference.rows(passage.ids) for passage in passages]
-            self._decoding = compare_decoding(self._package, passages, rows, self._last, notify=self._notify)
+            self._decoding = compare_decoding(self._package, passages, rows, self._last, progress=self._progress)
             self._last.clear()
 
     def conclude(self, reference: SharedReference, seconds: float) -> Verification:
@@ -212,7 +214,7 @@ def verify(
     provider: str = "cpu",
     steps: int = STEPS,
     strict_clients: bool = False,
-    notify: Notify = silent,
+    progress: Progress = silent,
 ) -> Verification:
     """Measure how close a package is to the checkpoint it was made from.
 
@@ -224,7 +226,7 @@ def verify(
         provider: where the package runs: `cpu`, `cuda`, `dml`, or `auto` for what it was made for, if that runs here.
         steps: greedy tokens of each conversation.
         strict_clients: judge other clients' tokenizers too, which this runtime does not use.
-        notify: called with lines of progress.
+        progress: called with what is being done.
 
     Raises:
         PackageError: the package is damaged, its graph fails, or it is another model's.
@@ -233,24 +235,24 @@ def verify(
 
     """
     started = time.perf_counter()
-    material = prepare(checkpoint, steps, notify)
-    run = VerificationRun(package, material, target, provider, notify, strict_clients=strict_clients)
+    material = prepare(checkpoint, steps, progress)
+    run = VerificationRun(package, material, target, provider, progress, strict_clients=strict_clients)
     reference = SharedReference(checkpoint)
-    reference.run([*material.sequences, *run.sequences], notify=notify)
+    reference.run([*material.sequences, *run.sequences], progress=progress)
     run.compare(reference)
     run.close()  # before the second graph, which has the same weights
     run.compare_decoding(reference)
     return run.conclude(reference, time.perf_counter() - started)
 
 
-def checked(package: Path, checkpoint: Checkpoint, target: Target, *, notify: Notify = silent) -> None:
+def checked(package: Path, checkpoint: Checkpoint, target: Target, *, progress: Progress = silent) -> None:
     """Verify a package on the provider it was made for, or else the CPU, and record the figures in its manifest.
 
     Raises:
         VerificationError: a row is out of its threshold; the message has every such row.
 
     """
-    verification = verify(package, checkpoint, target=target, provider="auto", notify=notify)
+    verification = verify(package, checkpoint, target=target, provider="auto", progress=progress)
     record(package, verification)
     verification.check(f"{checkpoint.model}/{target.name}")
 
@@ -329,12 +331,9 @@ def _prompts(checkpoint: Checkpoint, tokenizer: Any, steps: int) -> list[np.ndar
     return prompts
 
 
-def _answers(session: LogitsSession, prompts: Sequence[np.ndarray], steps: int, notify: Notify) -> list[Answer]:
-    answers: list[Answer] = []
-    for number, prompt in enumerate(prompts, start=1):
-        notify(f"package: greedy answer {number} of {len(prompts)}")
-        answers.append(Answer(prompt, session.greedy(prompt, steps)))
-    return answers
+def _answers(session: LogitsSession, prompts: Sequence[np.ndarray], steps: int, progress: Progress) -> list[Answer]:
+    counter = Counter(progress, "package: greedy answers", steps * len(prompts), "tokens")
+    return [Answer(prompt, session.greedy(prompt, steps, notify=lambda _: counter.add(1))) for prompt in prompts]
 
 
 def _metric_rows(metrics: Metrics, thresholds: Thresholds) -> list[Row]:

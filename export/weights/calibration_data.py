@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from ...configs import ModelConfig, Quantization, SourceError, Target, UsageError
 from ...configs.locks import lock_owner, try_lock
+from ...configs.progress import Progress, silent
 from ...configs.store import cache_folder
 from ...quantize.calibrate import QuantizedLayer, calibrate
 from ...quantize.samples import draw_samples
@@ -98,7 +99,7 @@ def calibrated_layers(
     checkpoint: Checkpoint,
     target: Target,
     calibration: Calibration,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Iterator[tuple[int, QuantizedLayer]]:
     """Quantize the decoder layers of a checkpoint as `target` says, in order.
 
@@ -116,7 +117,7 @@ def calibrated_layers(
             calibration.samples,
             quantizer,
             work=work,
-            progress=lambda done, total: progress("calibrating", done, total) if progress else None,
+            progress=lambda done, total: progress("calibrating", done, total, "layers"),
         )
         shutil.rmtree(work, ignore_errors=True)
 

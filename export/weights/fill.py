@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from typing import Any
 
 from ...configs import ModelConfig, OutputError, Target, TensorSummary
 from ...configs.lifeline import end_with
+from ...configs.progress import Progress
 from ...quantize.packed import QuantizedWeight, pack_codes
 from ...quantize.rtn import quantize_rtn
 from ..sources.checkpoint import Checkpoint
@@ -34,9 +35,6 @@ _WORTH_PROCESSES = 1 << 28
 _MOST_PROCESSES = 4
 """With so many, filling takes no longer than tracing the graph; each more costs memory."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage's name, how much is done and how much there is (bytes; layers while calibrating)."""
-
 
 class Tally:
     """Counts the bytes of a data file that were written, by initializer, and reports them."""
@@ -53,7 +51,7 @@ class Tally:
             for name, count in written.items():
                 self._missing[name] -= count
                 self._done += count
-            self._progress("writing", self._done, self._total)
+            self._progress("writing", self._done, self._total, "bytes")
 
     def check(self) -> None:
         """Raise OutputError unless all bytes were written, once as far as counting tells."""

@@ -1,9 +1,9 @@
 """A target whose decoder matrices get bits by what each costs in quality, within a number of bytes."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from ...configs import Target, WeightScheme, requantized
+from ...configs.progress import Progress, silent
 from ...quantize.budget import measure_costs, parse_budget, within_budget
 from ..sources.checkpoint import Checkpoint
 from .blocks import fit_blocks
@@ -19,7 +19,7 @@ def fit_budget(
     target: Target,
     budget: str,
     calibration: Calibration,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Target:
     """Return the target with a scheme of its own for each decoder matrix, so that the package keeps to the budget.
 
@@ -32,7 +32,7 @@ def fit_budget(
         target: Quantized; its scheme is the start, and its overrides (head, embedding) stay.
         budget: `6.0bpw` (bits per weight, over all weights) or `105MB` (the whole data file).
         calibration: Some of its sequences are what costs are measured on.
-        progress: Called with "measuring", the layers done, and the layers in all.
+        progress: Called with "measuring" and its layers.
 
     Raises:
         UsageError: the budget is malformed or too small.
@@ -52,7 +52,7 @@ def fit_budget(
         calibration.samples[:: max(1, len(calibration.samples) // _SAMPLES)][:_SAMPLES],
         schemes,
         target.io_dtype,
-        lambda done, total: progress("measuring", done, total) if progress else None,
+        lambda done, total: progress("measuring", done, total, "layers"),
     )
     # What lies in the file beside weights (rotary tables, padding up to pages) is known once schemes are chosen.
     limit = asked.num_bytes

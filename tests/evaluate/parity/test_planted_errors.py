@@ -32,7 +32,7 @@ def run(checkpoint: Path, package: Path, tmp_path: Path, plant: Plant | None) ->
         files = {name: FileEntry((copy / name).stat().st_size, file_sha256(copy / name)) for name in manifest.files}
         (copy / MANIFEST_NAME).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
     plan = plan_matrix([target], ["cpu"], output=tmp_path, steps=8, speed=False)
-    matrix = run_matrix(open_checkpoint(checkpoint), plan, notify=lambda _: None)
+    matrix = run_matrix(open_checkpoint(checkpoint), plan)
     assert not matrix.packages[0].exported, "the planted package has to be the one that is judged"
     return matrix
 

@@ -73,16 +73,16 @@ class Counting(Checkpoint):
 
 def test_weights_are_read_once_for_all_sequences(tiny: Make) -> None:
     checkpoint = Counting(open_checkpoint(tiny("plain")))
-    lines: list[str] = []
+    told: list[tuple[str, int, int, str]] = []
     reference = Reference(checkpoint)
-    hidden = reference.hidden_states([tokens(5), tokens(9), tokens(5)], notify=lines.append)
+    hidden = reference.hidden_states([tokens(5), tokens(9), tokens(5)], progress=lambda *report: told.append(report))
     assert "lm_head.weight" not in checkpoint.reads
     for states in hidden:
         reference.logits(states, 0, 3)
         reference.logits(states, 3, 5)
     assert set(checkpoint.reads.values()) == {1}
     assert set(checkpoint.reads) == set(checkpoint.config.tensor_shapes())
-    assert lines == ["reference: layer 1 of 2", "reference: layer 2 of 2"]
+    assert told == [("reference", 0, 2, "layers"), ("reference", 1, 2, "layers")]
 
 
 def test_only_the_embedding_rows_that_are_needed_are_read(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:

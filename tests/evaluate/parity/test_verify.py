@@ -71,13 +71,16 @@ def test_other_targets_are_judged_by_their_own_thresholds(target: str, tiny: Mak
 
 @pytest.mark.usefixtures("little_text")
 def test_what_was_tried_is_told(tiny: Make, tiny_package: Make) -> None:
-    lines: list[str] = []
+    told: list[tuple[str, int, int, str]] = []
     checkpoint = open_checkpoint(tiny("window"))
-    found = verify(tiny_package("window"), checkpoint, steps=STEPS, notify=lines.append)
+    found = verify(tiny_package("window"), checkpoint, steps=STEPS, progress=lambda *report: told.append(report))
     assert found.passages[0] == "287 tokens: beyond the sliding window of 31"
     assert found.reference == checkpoint.source
     assert {"torch", "transformers", "onnxruntime"} <= set(found.versions)
-    assert "reference: layer 2 of 2" in lines
+    assert ("reference", 1, 2, "layers") in told
+    assert ("package: greedy answers", 5 * STEPS, 5 * STEPS, "tokens") in told
+    tokens = next(total for what, _, total, _ in told if what == "package: text")
+    assert ("package: text", tokens, tokens, "tokens") in told  # no more and no less than there are
     assert f"{5 * STEPS} of {5 * STEPS} tokens" in found.rows[-1].detail
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from phi3_onnx.configs import Manifest, WeightScheme, read_manifest, with_quantization
+from phi3_onnx.configs.progress import silent
 from phi3_onnx.configs.target import Method
 from phi3_onnx.evaluate.parity.stored import StoredWeights
 from phi3_onnx.evaluate.parity.weights import compare_weights
@@ -40,7 +41,7 @@ def compare(parts: Parts, tensors: Mapping[str, np.ndarray], method: Method) -> 
     stored, manifest, checkpoint = parts
     manifest = replace(manifest, target=with_quantization(manifest.target, method=method))
     changed = cast(Any, Changed(stored, tensors))
-    return compare_weights(changed, manifest, checkpoint, notify=lambda _: None).differences
+    return compare_weights(changed, manifest, checkpoint, progress=silent).differences
 
 
 def scaled(parts: Parts, name: str, *, rows: bool) -> np.ndarray:
@@ -89,6 +90,6 @@ def test_a_norm_of_another_size_is_found(tiny: Factory, tiny_package: Factory) -
     stored = StoredWeights(package, manifest)
     norm = {"model.norm.weight": stored.read("model.norm.weight", slice(None)) * np.float32(1.01)}
     changed = cast(Any, Changed(stored, norm))
-    found = compare_weights(changed, manifest, open_checkpoint(tiny("plain")), notify=lambda _: None)
+    found = compare_weights(changed, manifest, open_checkpoint(tiny("plain")), progress=silent)
     assert len(found.differences) == 1
     assert found.differences[0].startswith("model.norm.weight: 1 of 1 blocks differ")
