@@ -1,24 +1,29 @@
 """`phi3-onnx bench`."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
 from ..configs.sizes import size
 from .answering import check_speculation
+from .progress import progress_line
 from .provider_library import provider_library
 from .screen import notice, warn_of_clashing_wheels
 from .table import print_lines, table_lines
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from ..evaluate.tables import Table
     from ..runtime.engines.load import EngineChoice
 
 _Form = Literal["table", "md", "csv", "json"]
+_Found = TypeVar("_Found")
+_POLL_SECONDS = 0.2
 
 
 class _Counts(click.ParamType):
@@ -100,9 +105,6 @@ def command(
     --plot and -o measure every combination in turn, and print medians with their spread. With --against all models stay
     loaded and have their turns round by round; ratios are those of the first package to each other, with their spread.
     """
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
     from ..configs import UsageError, find_package
     from ..evaluate.bench import bench
 
@@ -135,10 +137,7 @@ def command(
 
         options |= {"prompts": prompt, "decodes": decode, "depths": depth or (0,), "texts": clients or ()}
         options |= {"speculate": speculate, "draft": find_package(draft) if draft else None}
-        sweeps = []
-        for folder in folders:
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                sweeps.append(process.submit(sweep, folder, **options).result())
+        sweeps = [_apart(sweep, folder, options) for folder in folders]
         if plot is not None:
             from .plot import plot_speeds
 
@@ -148,8 +147,7 @@ def command(
         return
     options |= {"prompt_tokens": min(prompt), "decoded_tokens": min(decode)}
     for folder in folders:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            done = process.submit(bench, folder, **options).result()
+        done = _apart(bench, folder, options)
         speed = done.speed
         if as_json:
             table = asdict(done)
@@ -169,7 +167,38 @@ def _compare(names: Sequence[str], how: Mapping[str, Any], prompt: int, decode: 
     from ..evaluate.contest.contest import contest, contest_table
 
     entries = [Entry.named(name, **how) for name in names]
-    _print(contest_table(contest(entries, prompt_tokens=prompt, decoded_tokens=decode, rounds=rounds)), form)
+    with progress_line(still=True) as progress:
+        results = contest(entries, prompt_tokens=prompt, decoded_tokens=decode, rounds=rounds, progress=progress)
+    _print(contest_table(results), form)
+
+
+def _apart(work: Callable[..., _Found], folder: Path, options: Mapping[str, Any]) -> _Found:
+    """Measure a package in a process of its own, and show what it reports."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    spawning = get_context("spawn")
+    here, there = spawning.Pipe(duplex=False)
+    with progress_line(still=True) as progress:
+        pool = ProcessPoolExecutor(1, mp_context=spawning, initializer=_report_to, initargs=(there,))
+        with pool, here, there:
+            found = pool.submit(_measure, work, folder, options)
+            while not found.done():
+                if here.poll(_POLL_SECONDS):
+                    progress(*here.recv())
+            return found.result()
+
+
+# What follows runs in the process that measures, which keeps its end of the pipe here.
+_reports: list["Connection"] = []
+
+
+def _report_to(there: "Connection") -> None:
+    _reports.append(there)
+
+
+def _measure(work: Callable[..., _Found], folder: Path, options: Mapping[str, Any]) -> _Found:
+    return work(folder, **options, progress=lambda *report: _reports[0].send(report))
 
 
 def _print(table: "Table", form: _Form) -> None:

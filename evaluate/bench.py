@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..configs import UsageError
+from ..configs.progress import Counter, Progress, silent
 from ..runtime import Model, load
 from ..runtime.engines.load import EngineChoice
 from ..runtime.providers.hardware import default_threads
@@ -58,6 +59,7 @@ def bench(
     prompt_tokens: int = 512,
     decoded_tokens: int = 48,
     repeat: int = 3,
+    progress: Progress = silent,
 ) -> Bench:
     """Load a package and measure it.
 
@@ -69,6 +71,7 @@ def bench(
         prompt_tokens: as for `measure_speed`, like the next two.
         decoded_tokens: tokens run one by one after the prompt.
         repeat: how often; the medians count.
+        progress: called between what is timed.
 
     Raises:
         PackageError: there is no such package, or it is damaged.
@@ -76,10 +79,11 @@ def bench(
         UsageError: the tokens do not fit into the model's context.
 
     """
+    progress("loading the package")
     start = time.perf_counter()
     with load(package, provider=provider, engine=engine, threads=threads, speculate="off") as model:
         loaded = time.perf_counter() - start
-        speed = measure_speed(model, prompt_tokens, decoded_tokens, repeat)
+        speed = measure_speed(model, prompt_tokens, decoded_tokens, repeat, progress)
         peak, weights, share = peak_memory(), weights_read(model.package), None
         if model.provider == "cpu" and weights:
             cache = model.kv_bytes_per_token * (prompt_tokens + decoded_tokens / 2)
@@ -89,7 +93,9 @@ def bench(
         return Bench(model.package.name, speed, round(loaded, 3), peak, first, share)
 
 
-def measure_speed(model: Model, prompt_tokens: int, decoded_tokens: int, repeat: int) -> Speed:
+def measure_speed(
+    model: Model, prompt_tokens: int, decoded_tokens: int, repeat: int, progress: Progress = silent
+) -> Speed:
     """Measure a loaded package on random tokens, whose values do not matter for speed.
 
     Args:
@@ -97,6 +103,7 @@ def measure_speed(model: Model, prompt_tokens: int, decoded_tokens: int, repeat:
         prompt_tokens: length of the prompt that is prefilled.
         decoded_tokens: tokens run one by one after it.
         repeat: how often; the medians count.
+        progress: called between what is timed.
 
     Raises:
         EngineError: the engine failed.
@@ -107,8 +114,12 @@ def measure_speed(model: Model, prompt_tokens: int, decoded_tokens: int, repeat:
         raise UsageError(
             f"{prompt_tokens} + {decoded_tokens} tokens do not fit into the context of {model.context_length}"
         )
+    counter = Counter(progress, "measuring", repeat, "runs")
     _run(model, min(prompt_tokens, _WARM_UP), 1)
-    runs = [_run(model, prompt_tokens, decoded_tokens) for _ in range(repeat)]
+    runs: list[tuple[float, float]] = []
+    for _ in range(repeat):
+        runs.append(_run(model, prompt_tokens, decoded_tokens))
+        counter.add(1)
     return Speed(
         provider=model.provider,
         engine=model.engine.name,

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ..configs import UsageError
+from ..configs.progress import Counter, Progress, silent
 from ..runtime import Model, Response, load
 from ..runtime.batch import BatchPrompt, answer_all
 from ..runtime.decoding.response import last_response
@@ -92,6 +93,7 @@ def sweep(
     speculate: str = "off",
     draft: Path | None = None,
     repeat: int = 3,
+    progress: Progress = silent,
 ) -> Sweep:
     """Load a package and measure it; all kinds in turn, `repeat` times, after a run that warms up.
 
@@ -107,6 +109,7 @@ def sweep(
         speculate: as for `load`, for an answer with drafts beside the same without any; `off` leaves both out.
         draft: as for `load`.
         repeat: how often.
+        progress: called between what is timed.
 
     Raises:
         PackageError: there is no such package, or it is damaged.
@@ -115,6 +118,7 @@ def sweep(
             or be run ahead.
 
     """
+    progress("loading the package")
     started = time.perf_counter()
     with load(package, provider=provider, engine=engine, threads=threads, speculate=speculate, draft=draft) as model:
         loaded = time.perf_counter() - started
@@ -131,12 +135,13 @@ def sweep(
             if model.together(1) is None:
                 raise UsageError(f"{model.package.name} runs nothing ahead in {model.engine.name}")
             jobs += [_Job(kind, max(decodes), len(model.encode(_TASK))) for kind in ("answer", "ahead")]
+        counter = Counter(progress, "measuring", repeat * len(jobs), "runs")
         cold = _run(model, _Job("prefill", min(prompts)))
         _run(model, _Job("decode", 4, _WARM_UP))
         rounds, meter = _Rounds(model, jobs, ahead), EnergyMeter(model.provider)
         peak, bandwidth = 0, None
         for _ in range(repeat):
-            rounds.run(meter)
+            rounds.run(meter, counter)
             peak = peak or peak_memory()
             if model.provider == "cpu":
                 bandwidth = max(bandwidth or 0.0, read_bandwidth(threads or default_threads()))
@@ -175,11 +180,12 @@ class _Rounds:
         self._seconds = {job: list[float]() for job in jobs}
         self._joules = {job: list[float]() for job in jobs}
 
-    def run(self, meter: EnergyMeter) -> None:
+    def run(self, meter: EnergyMeter, counter: Counter) -> None:
         """Run each job once."""
         for job, seconds in self._seconds.items():
             run = self._run_answer if job.kind in ("answer", "ahead") else partial(_run, self._model)
             seconds.append(run(job, lambda work, job=job: self._metered(meter, job, work)))
+            counter.add(1)
 
     def figures(self, bandwidth: float | None, weights: int | None) -> list[Figure]:
         """Return what all rounds gave."""

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ...configs import UsageError
+from ...configs.progress import Counter, Progress, silent
 from ..machine import peak_memory
 from ..tables import Table
 from .contenders import Contender, Entry, open_contender
@@ -68,7 +69,9 @@ class Result:
     peak_memory_bytes: int
 
 
-def contest(entries: Sequence[Entry], *, prompt_tokens: int, decoded_tokens: int, rounds: int) -> list[Result]:
+def contest(
+    entries: Sequence[Entry], *, prompt_tokens: int, decoded_tokens: int, rounds: int, progress: Progress = silent
+) -> list[Result]:
     """Time contenders in turn.
 
     Args:
@@ -76,6 +79,7 @@ def contest(entries: Sequence[Entry], *, prompt_tokens: int, decoded_tokens: int
         prompt_tokens: length of the prompt.
         decoded_tokens: tokens run one by one after it.
         rounds: how often each has its turn; each round begins with another.
+        progress: called between what is timed.
 
     Raises:
         Phi3OnnxError: one cannot be loaded or run.
@@ -85,16 +89,18 @@ def contest(entries: Sequence[Entry], *, prompt_tokens: int, decoded_tokens: int
         raise UsageError("a comparison needs two models or more")
     with ExitStack() as stack:
         players = [stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"))) for _ in entries]
-        loaded = [
-            player.submit(_load, entry, prompt_tokens, decoded_tokens).result()
-            for player, entry in zip(players, entries, strict=True)
-        ]
+        loaded: list[Loaded] = []
+        for player, entry in zip(players, entries, strict=True):
+            progress(f"loading {entry.path}")
+            loaded.append(player.submit(_load, entry, prompt_tokens, decoded_tokens).result())
+        counter = Counter(progress, "measuring", rounds * len(players), "turns")
         turns: list[list[Turn]] = [[] for _ in entries]
         for number in range(rounds):
             for place in range(len(players)):
                 index = (number + place) % len(players)
                 turn: Future[Turn] = players[index].submit(_play, prompt_tokens, decoded_tokens)
                 turns[index].append(turn.result())
+                counter.add(1)
                 time.sleep(_PAUSE_SECONDS)
         memory = [player.submit(peak_memory).result() for player in players]
     return results_of(loaded, turns, memory, prompt_tokens=prompt_tokens, decoded_tokens=decoded_tokens)
