@@ -117,7 +117,7 @@ def _print(report: "Report", tested: _Tested | None) -> None:
     ]
     lines += _section("\nMachine", machine)
     folders = [
-        ("store", f"{report.store.path}: {len(report.stored_packages)} packages, {size(report.store.bytes)}"),
+        ("store", f"{report.store.path}: {_packages(report.stored_packages)}, {size(report.store.bytes)}"),
         ("cache", f"{report.cache.path}: {size(report.cache.bytes)}, can be deleted"),
         ("free disk", size(report.store.free_bytes)),
     ]
@@ -127,6 +127,10 @@ def _print(report: "Report", tested: _Tested | None) -> None:
     lines.append("")
     lines += [f"{problem.severity}: {problem.what}\n  -> {problem.remedy}" for problem in report.problems]
     print_lines(lines if report.problems else [*lines, "Nothing is wrong."])
+
+
+def _packages(names: Sequence[str]) -> str:
+    return "1 package" if len(names) == 1 else f"{len(names)} packages"
 
 
 def _tested_lines(tested: _Tested) -> list[str]:

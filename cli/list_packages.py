@@ -39,12 +39,12 @@ def command(as_json: bool) -> None:
         notice(f"no packages in {home() / 'packages'}; make one: phi3-onnx export")
         return
     words = {
-        True: Colored("verified", "green"),
-        False: Colored("FAILED verification", "bold red"),
-        None: Colored("not verified", "yellow"),
+        True: Colored("passed", "green"),
+        False: Colored("FAILED", "bold red"),
+        None: Colored("not run", "yellow"),
     }
     days = [row["created"][:10] if row["created"] else "not made here" for row in rows]
     cells = [
         (row["name"], size(row["bytes"]), day, words[row["verified"]]) for row, day in zip(rows, days, strict=True)
     ]
-    print_lines(table_lines(cells, right=(1,)))
+    print_lines(table_lines(cells, ("package", "size", "made", "verification"), right=(1,)))

@@ -1,4 +1,8 @@
-"""The pictures of `--plot`: errors of the matrices (`show`), distances on a text (`evaluate`), speeds (`bench`)."""
+"""The pictures of `--plot`: errors of the matrices (`show`), distances on a text (`evaluate`), speeds (`bench`).
+
+The file's ending (.svg, .png) says in which format a picture is drawn. Each function raises what `check_plot` raises,
+and OutputError where the file cannot be written.
+"""
 
 import re
 from collections.abc import Sequence
@@ -34,12 +38,10 @@ _KINDS = {
 
 
 def plot_errors(manifest: Manifest, path: Path) -> None:
-    """Draw the errors of a package's matrices over its layers; the ending (.svg, .png) says in which format.
+    """Draw the errors of a package's matrices over its layers.
 
     Raises:
-        UsageError: nothing in the package is quantized, or the format is not one that can be drawn.
-        MissingExtraError: matplotlib is not installed.
-        OutputError: the file cannot be written.
+        UsageError: nothing in the package is quantized.
 
     """
     values = _values(manifest)
@@ -62,14 +64,7 @@ def plot_errors(manifest: Manifest, path: Path) -> None:
 
 
 def plot_evaluation(found: "Evaluation", path: Path) -> None:
-    """Draw how far the package is from its reference, over positions, and how well each predicts the text, over it.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        UsageError: the format is not one that can be drawn.
-        OutputError: the file cannot be written.
-
-    """
+    """Draw how far the package is from its reference, over positions, and how well each predicts the text, over it."""
     check_plot(path)
     over = found.positions
     reference = f", against {found.reference}" if found.reference else ""
@@ -102,14 +97,7 @@ def plot_evaluation(found: "Evaluation", path: Path) -> None:
 
 
 def plot_speeds(sweeps: "Sequence[Sweep]", path: Path) -> None:
-    """Draw the speeds of packages, a panel for each kind of work: medians, and lines from slowest to fastest run.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        UsageError: the format is not one that can be drawn.
-        OutputError: the file cannot be written.
-
-    """
+    """Draw the speeds of packages, a panel for each kind of work: medians, and lines from slowest to fastest run."""
     check_plot(path)
     kinds = list(dict.fromkeys(figure.kind for sweep in sweeps for figure in sweep.figures))
     figure, column = _panels("Speed: median and spread of the runs; higher is better", len(kinds))

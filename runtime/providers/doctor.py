@@ -21,7 +21,7 @@ from .choice import remedy
 from .devices import Device, list_devices
 from .hardware import available_memory, default_threads, physical_cores
 from .imports import TELEMETRY_VARIABLE, import_genai, import_onnxruntime
-from .names import KNOWN
+from .names import KNOWN, ORT_NAMES
 from .trial import ProviderTrial, try_provider
 from .wheels import Wheel, change_to, describe_clash, install_any, installed_wheels
 
@@ -253,8 +253,9 @@ def _candidates() -> list[str]:
         available = import_onnxruntime().get_available_providers()
     except Phi3OnnxError:
         return list(KNOWN)
-    ours = {"CPUExecutionProvider", "CUDAExecutionProvider", "DmlExecutionProvider"}
-    return [*KNOWN, *(name.removesuffix("ExecutionProvider") for name in available if name not in ours)]
+    # Every wheel has the provider for Azure, which asks a service and computes nothing here.
+    left_out = {*ORT_NAMES.values(), "AzureExecutionProvider"}
+    return [*KNOWN, *(name.removesuffix("ExecutionProvider") for name in available if name not in left_out)]
 
 
 def _folder(path: Path) -> Folder:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from phi3_onnx.cli import root
+from phi3_onnx.runtime.providers import doctor
 
 # What phi3-onnx depends on, and what those need.
 _NEEDED = (
@@ -213,3 +214,13 @@ def test_completes_words(words: str, expected: str) -> None:
         [sys.executable, "-c", script], env={**os.environ, **variables}, capture_output=True, text=True, check=False
     )
     assert result.stdout.splitlines() == [expected]
+
+
+def test_a_provider_that_computes_nothing_here_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phi3_onnx.runtime.providers.doctor.import_onnxruntime", lambda: OnlyNames())
+    assert doctor._candidates() == ["cpu", "cuda", "dml", "WebGPU"]
+
+
+class OnlyNames:
+    def get_available_providers(self) -> list[str]:
+        return ["WebGPUExecutionProvider", "AzureExecutionProvider", "CPUExecutionProvider"]

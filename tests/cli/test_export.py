@@ -47,7 +47,7 @@ def test_into_the_store_and_out_again(run: Run, checkpoint: Path, isolated: Path
     folder = isolated / "packages" / "checkpoint" / "cpu-fp32"
     assert made.out.strip() == str(folder)
     assert "phi3-onnx chat checkpoint/cpu-fp32" in made.err
-    assert run("list").out.startswith("checkpoint/cpu-fp32 ")
+    assert run("list").out.splitlines()[1].startswith("checkpoint/cpu-fp32 ")
     shown = run("show", "checkpoint/cpu-fp32")
     assert "32.00 bits per weight" in shown.out
     assert "not yet" in shown.out

@@ -113,7 +113,7 @@ def test_pull_one_of_microsofts(hub: Hub, run: Run, tiny_package: Factory, isola
     name = done.stderr.strip().rpartition("chat ")[2]
     assert name == "Phi-3-mini-4k-instruct-onnx/cpu-int4-rtn"
     assert "2 layers" in run("show", name).stdout
-    assert run("list").stdout.startswith(f"{name} ")
+    assert run("list").stdout.splitlines()[1].startswith(f"{name} ")
     run("rm", name, "--yes")
     assert not folder.exists()
 
