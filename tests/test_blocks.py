@@ -45,6 +45,7 @@ STANDS_FOR: Mapping[str, str] = {
     r"~/\.cache/phi3-onnx/SmolLM2-135M-Instruct\.Q4_1\.gguf": "./SmolLM2-135M-Instruct",
     r"elsewhere\.jsonl": "my-package/phi3_onnx.intoto.jsonl",
     r"--port \d+ ?": "",  # a free one
+    r"--against phi3\.Q4_0\.gguf --against phi3-openvino ": "",  # in llama.cpp and OpenVINO, which are not installed
 }
 """What is typed in place of a name of the documents."""
 CHECKPOINTS = ("my-fine-tune", "merged", "Phi-3-mini-4k-instruct", "SmolLM2-135M-Instruct")
