@@ -4,8 +4,6 @@
 """
 
 import json
-import os
-import re
 import subprocess
 import sys
 import urllib.request
@@ -13,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from serving import serving
 
 pytestmark = [pytest.mark.smoke, pytest.mark.real]
 
@@ -52,22 +51,8 @@ def test_generate_answers(package: Path) -> None:
 
 @pytest.fixture
 def server(package: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "phi3_onnx.cli", "serve", str(package), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
-        assert process.stderr is not None
-        seen = []
-        try:
-            for line in process.stderr:
-                seen.append(line)
-                if found := re.search(r"ready at (http://\S+)", line):
-                    yield found.group(1)
-                    break
-            else:
-                pytest.fail("".join(seen))
-        finally:
-            process.terminate()
-            process.stderr.read()  # a full pipe would keep it from ending
-            process.wait(60)
+    with serving(package) as address:
+        yield address
 
 
 def test_serve_answers_one_request(server: str) -> None:

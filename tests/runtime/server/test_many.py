@@ -1,11 +1,8 @@
 """Many models behind one server: loaded when asked for, unloaded for room, each answering for itself."""
 
 import asyncio
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +13,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import serving
 import uvicorn
 from fake_engine import FakeLoader
 from phi3_onnx.configs.store import home
@@ -259,17 +257,8 @@ def test_the_store_is_what_is_offered(store: Path) -> None:
 
 def test_the_command_line_serves_the_store_within_a_bound_of_memory(store: Path) -> None:
     bound = needed_bytes(store / "packages" / "tiny" / "one") * 1.5 / 1e9
-    command = [sys.executable, "-m", "phi3_onnx.cli", "serve", "--port", "0", "--model-memory", f"{bound:.9f}"]
-    process = subprocess.Popen([*command, "--preload", "tiny/one"], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    lines: list[str] = []
-    for line in process.stderr:
-        lines.append(line)
-        if found := re.search(r"ready at (http://\S+)", line):
-            break
-    else:
-        raise AssertionError("".join(lines))
-    client = openai.OpenAI(base_url=f"{found[1]}/v1", api_key="k", max_retries=0, timeout=120)
+    process, url, lines = serving.start("--model-memory", f"{bound:.9f}", "--preload", "tiny/one")
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0, timeout=120)
     for name in ("tiny/one", "tiny/two", "tiny/one"):
         done = client.completions.create(model=name, prompt="Once", max_tokens=4)
         assert done.model == name and done.usage and done.usage.completion_tokens == 4

@@ -18,6 +18,7 @@ import pytest
 from phi3_onnx.runtime import load
 from phi3_onnx.runtime.server.settings import Settings
 from phi3_onnx.runtime.server.worker import PackageLoader
+from serving import start
 
 from .conftest import RunningServer
 
@@ -158,21 +159,8 @@ def test_a_schema_keeps_its_cache_for_the_next_turn_and_holds_there(client: open
     assert ask(client, **hot).choices[0].message.content == ask(client, **hot).choices[0].message.content
 
 
-def start(package: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """Start the command line's server on a free port; return the process and the address it prints."""
-    command = [sys.executable, "-m", "phi3_onnx.cli", "serve", str(package), "--port", "0", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if found := re.search(r"ready at (http://\S+)", line):
-            return process, found[1]
-    raise AssertionError("".join(lines))
-
-
 def test_sigterm_lets_an_answer_end(package: Path) -> None:
-    process, url = start(package, "--api-key", "k")
+    process, url, _ = start(package, "--api-key", "k")
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0)
     name = client.models.list().data[0].id
     stream: Any = client.chat.completions.create(model=name, messages=MESSAGES, max_tokens=400, stream=True, seed=1)
@@ -185,7 +173,7 @@ def test_sigterm_lets_an_answer_end(package: Path) -> None:
 
 @pytest.mark.parametrize(("arguments", "signals"), [(("--shutdown-seconds", "0"), 1), ((), 2)])
 def test_sigterm_ends_an_answer_that_takes_too_long(package: Path, arguments: tuple[str, ...], signals: int) -> None:
-    process, url = start(package, *arguments)
+    process, url, _ = start(package, *arguments)
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0)
     name = client.models.list().data[0].id
     # A list this long takes all tokens that there are, whatever the model makes of it.
@@ -233,7 +221,7 @@ def test_a_provider_that_can_not_run_is_said_in_a_line(package: Path) -> None:
 
 
 def test_open_doors_are_said(package: Path) -> None:
-    process, _ = start(package, "--host", "127.0.0.1")
+    process, *_ = start(package, "--host", "127.0.0.1")
     process.terminate()
     assert process.wait(60) == 0
     result = run("no-such-package", "--host", "0.0.0.0")
