@@ -1,17 +1,24 @@
 """The command line: one module per verb, imported when the verb runs."""
 
-import importlib
-import logging
-import os
 import sys
-from pathlib import Path
-from types import MappingProxyType
 
-import click
+try:
+    import importlib
+    import logging
+    import os
+    from pathlib import Path
+    from types import MappingProxyType
 
-from ..configs import Phi3OnnxError
-from ..configs.errors import first_line, is_out_of_memory
-from .versions import print_versions
+    import click
+
+    from ..configs import Phi3OnnxError
+    from ..configs.errors import first_line, is_out_of_memory
+    from .versions import print_versions
+except (MemoryError, ImportError, OSError) as error:
+    # Before `main`, and perhaps without `is_out_of_memory`: what it knows of, in short.
+    if isinstance(error, MemoryError) or "failed to map segment" in str(error) or "annot allocate memory" in str(error):
+        sys.exit("phi3-onnx: there is not enough memory to start")
+    raise
 
 # Verb -> module of this folder that has its `command`. The order is that of the help page.
 VERBS = MappingProxyType(

@@ -46,6 +46,47 @@ def test_a_limit_of_memory_gives_one_line(
     assert done.stderr.splitlines()[-1].startswith("phi3-onnx: "), done.stderr
 
 
+_FAILING = """
+import sys
+_, name, error = sys.argv
+sys.argv = ["phi3-onnx", "targets"]
+
+class Failing:
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname == name:
+            raise eval(error)
+
+sys.meta_path.insert(0, Failing())
+sys.modules.pop(name, None)
+from phi3_onnx.cli import main
+main()
+"""
+_UNMAPPED = "ImportError('libffi.so.8: failed to map segment from shared object')"
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("click", "MemoryError()"),
+        ("phi3_onnx.configs", "MemoryError()"),
+        ("phi3_onnx.configs.errors", "OSError(12, 'Cannot allocate memory')"),
+        ("psutil", _UNMAPPED),
+        ("phi3_onnx.cli.versions", _UNMAPPED),
+    ],
+)
+def test_too_little_memory_to_start_is_one_line(name: str, error: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _FAILING, name, error], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "phi3-onnx: there is not enough memory to start\n"
+
+
+def test_another_error_at_the_start_is_not_hidden() -> None:
+    command = [sys.executable, "-c", _FAILING, "psutil", "ImportError('no such library')"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ImportError: no such library"
+
+
 def test_what_says_that_memory_ran_out() -> None:
     failure = RuntimeError("the layer cannot be made")
     failure.__cause__ = MemoryError()

@@ -11,7 +11,8 @@ file may be left. The disturbances: SIGKILL at a random time, SIGKILL before or 
 preloaded library counts them), a disk that is full after so many bytes, reads that fail, and a limit of memory
 (`ulimit -v`). Where this process may mount, disks of a random size are real ones (tmpfs).
 
-Exit code 1 where anything failed. The trial's number and the seed repeat it.
+Exit code 1 where anything failed. The trial's number and the seed repeat it. Ctrl-C ends a run with the table of what
+was done.
 """
 
 import argparse
@@ -83,7 +84,12 @@ def _with_library(folder: Path) -> int:
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PHI3_ONNX_THREADS"), "1"),
     }
     command = [sys.executable, "-m", "tests.faults.suite", *sys.argv[1:]]
-    return subprocess.run(command, env={**os.environ, **variables}, check=False).returncode
+    with subprocess.Popen(command, env={**os.environ, **variables}) as suite:
+        while True:
+            try:
+                return suite.wait()
+            except KeyboardInterrupt:  # the suite has it, too, and says what it has done
+                continue
 
 
 def _run(bench: "Bench", kills: int, seed: int, minutes: float | None) -> int:
@@ -91,6 +97,15 @@ def _run(bench: "Bench", kills: int, seed: int, minutes: float | None) -> int:
     from .trials import Tally
 
     tallies = {name: Tally() for name in bench.jobs}
+    try:
+        _until_done(bench, tallies, kills, seed, minutes)
+    except KeyboardInterrupt:
+        print("interrupted; what ran until then:", file=sys.stderr)
+    _print(tallies)
+    return 1 if any(tally.failures for tally in tallies.values()) else 0
+
+
+def _until_done(bench: "Bench", tallies: Mapping[str, "Tally"], kills: int, seed: int, minutes: float | None) -> None:
     until = None if minutes is None else time.monotonic() + 60 * minutes
     number = 0
     while until is None or time.monotonic() < until:
@@ -105,15 +120,14 @@ def _run(bench: "Bench", kills: int, seed: int, minutes: float | None) -> int:
                 print(f"FAILED {name}, trial {number}: {failure}\n", flush=True)
             if until is not None and time.monotonic() >= until:
                 break
-    _print(tallies)
-    return 1 if any(tally.failures for tally in tallies.values()) else 0
+        done = sum(tally.ended["killed"] for tally in tallies.values())
+        print(f"{number} trials, {done} kills of {kills * len(tallies)}", file=sys.stderr, flush=True)
 
 
 def _kinds(tally: "Tally", kills: int) -> tuple[str, ...]:
     """Return the kinds of disturbance that a verb has not had often enough."""
-    killed = sum(tally.disturbed[kind] for kind in _KILLS)
     others = sum(tally.disturbed[kind] for kind in _OTHERS)
-    return (_KILLS if killed < kills else ()) + (_OTHERS if others < kills * _OTHERS_PER_KILL else ())
+    return (_KILLS if tally.ended["killed"] < kills else ()) + (_OTHERS if others < kills * _OTHERS_PER_KILL else ())
 
 
 def _print(tallies: Mapping[str, "Tally"]) -> None:

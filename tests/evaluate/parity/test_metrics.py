@@ -1,13 +1,14 @@
 """The streaming metrics against plain float64 definitions of the same quantities."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from phi3_onnx.evaluate.parity import metrics
-from phi3_onnx.evaluate.parity.metrics import Comparison, Metrics
+from phi3_onnx.evaluate.parity.metrics import Comparison, Likelihood, Metrics
 
 POSITIONS, VOCABULARY = 157, 61
 
@@ -124,6 +125,34 @@ def test_a_single_token_has_a_perplexity_without_error_bar() -> None:
     found = compare(logits(1)[:1], logits(2)[:1], tokens(3)[:1])
     assert math.isfinite(found.reference.value)
     assert math.isnan(found.reference.standard_error)
+
+
+@pytest.mark.parametrize("elements", [1, VOCABULARY * 3, VOCABULARY * 3 + 1, 1 << 20])
+@pytest.mark.parametrize("following", [POSITIONS, POSITIONS - 5])
+def test_a_text_by_itself_has_the_same_perplexity(
+    elements: int, following: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "_ELEMENTS_AT_ONCE", elements)
+    found = Likelihood()
+    found.add(logits(1)[:100], tokens(3)[:100])
+    found.add(logits(1)[100:], tokens(3)[100:following])
+    expected = [
+        -math.log(row[token]) for row, token in zip(distributions(logits(1))[:following], tokens(3), strict=False)
+    ]
+    np.testing.assert_allclose(found.each(), expected, rtol=1e-12)
+    assert found.result().tokens == following
+    assert found.result().mean_nll == pytest.approx(math.fsum(expected) / following, rel=1e-12)
+
+
+def test_no_text_has_no_perplexity() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = Likelihood()
+        assert found.each().shape == (0,)
+        nothing = found.result()
+        assert (nothing.tokens, math.isnan(nothing.mean_nll), math.isnan(nothing.value)) == (0, True, True)
+        found.add(logits(1), tokens(3)[:1])
+        assert (found.result().tokens, math.isnan(found.result().nll_standard_error)) == (1, True)
 
 
 def test_shapes_that_do_not_belong_together_are_refused() -> None:

@@ -8,6 +8,7 @@ from phi3_onnx.configs import UsageError
 from phi3_onnx.runtime.decoding.sampling import (
     Sampler,
     Sampling,
+    _typical,
     discourage,
     distribution,
     log_softmax,
@@ -182,6 +183,13 @@ def test_top_p_ends_where_it_is_reached_exactly():
     tokens, probabilities = distribution(np.zeros(4, np.float32), Sampling(1.0, top_p=0.5))
     np.testing.assert_array_equal(tokens, [0, 1])
     np.testing.assert_array_equal(probabilities, [0.5, 0.5])
+
+
+def test_typical_p_ends_where_it_is_reached_exactly():
+    # Entropy 1.75 bits; distances from it 0.75, 0.25, 1.25 and 1.25: the second token comes first, with a quarter.
+    probabilities = np.array([0.5, 0.25, 0.125, 0.125])
+    found = [_typical(probabilities, mass).tolist() for mass in (0.2, 0.25, 0.26, 0.75, 0.76)]
+    assert found == [[1], [1], [0, 1], [0, 1], [0, 1, 2, 3]]
 
 
 def test_log_probabilities_of_large_logits_are_finite():
