@@ -62,7 +62,7 @@ GROUPS: Mapping[str, Group] = {
         "quantize/decoder_layer.py": _quantize("phi3", "calibrate"),
         "quantize/rotary.py": _quantize("phi3", "calibrate"),
     },
-    "passes": {"export/graph/passes/*.py": ("tests/export/graph/test_build.py", "tests/export/lint")},
+    "passes": {"export/graph/passes/*.py": ("tests/export/graph/test_passes.py",)},
     "sampling": {"runtime/decoding/sampling.py": ("tests/runtime/decoding/test_sampling.py",)},
     "metrics": {"evaluate/parity/metrics.py": ("tests/evaluate/parity/test_metrics.py",)},
 }

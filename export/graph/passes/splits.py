@@ -17,8 +17,8 @@ def replace_sequence_splits(model: ir.Model) -> int:
         width = data.shape[axis]
         parts = {}
         for at, _ in split.outputs[0].uses():
-            index = constant_value(at.inputs[1])
-            if at.op_type != "SequenceAt" or index is None:
+            index = constant_value(at.inputs[1]) if at.op_type == "SequenceAt" else None
+            if index is None:
                 break
             parts[int(index)] = at
         else:
