@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from ...configs import ModelConfig
+from ...configs import ModelConfig, OutputError
+from ...configs.errors import first_line, is_out_of_memory
 from .passes import Rewrite, run_passes
 from .passes.edit import CONTRIB, nodes_of
 from .passes.kv_cache import cache_scales, quantize_cache
@@ -26,6 +27,9 @@ def write_decode_graph(folder: Path, config: ModelConfig, samples: np.ndarray) -
         folder: the package.
         config: the model.
         samples: token ids that show how large keys and values get, int64 [samples, tokens].
+
+    Raises:
+        OutputError: what was written cannot be read back.
 
     """
     model = ir.load(folder / "model.onnx")
@@ -57,7 +61,12 @@ def _largest(path: Path, config: ModelConfig, samples: np.ndarray) -> Sequence[t
     # Weights then stay in the mapped file, one matrix of floats at a time beside them: an export needs little memory.
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors have no common base but this
+        if is_out_of_memory(error):
+            raise
+        raise OutputError(f"{path} cannot be read back: {first_line(error)}") from error
     names = [output.name for output in session.get_outputs()]
     empty = np.zeros((1, config.num_kv_heads, 0, config.head_dim), np.float32)
     largest = [np.zeros((config.num_kv_heads, config.head_dim), np.float32) for _ in names]

@@ -1,10 +1,16 @@
 """What is locked is what is tested; bills of materials follow their format. Nothing is asked of a registry."""
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from . import bill
+from .everywhere import unconditional
 
 FOLDER = Path(__file__).parents[2]
 
@@ -34,6 +40,30 @@ def test_the_lock_has_what_the_project_asks_for() -> None:
     ]
     names = {re.match(r"[\w.-]+", line).group().lower() for line in asked}  # pyright: ignore[reportOptionalMemberAccess]
     assert names <= locked.keys(), "run: tests/supply/lock"
+
+
+def test_the_workflow_asks_about_every_locked_package(tmp_path: Path) -> None:
+    """By its own command line; a dry run reads the files and asks nobody."""
+    lock = (FOLDER / "locked.txt").read_text(encoding="utf-8")
+    files = unconditional(lock)
+    found = [line for text in files for line in re.findall(r"^[\w.-]+==[\w.+!-]+(?= \\$)", text, re.MULTILINE)]
+    assert sorted(found) == sorted(re.findall(r"^[\w.-]+==[\w.+!-]+", lock, re.MULTILINE))
+    assert sorted(re.findall(r"--hash=\S+", "".join(files))) == sorted(re.findall(r"--hash=\S+", lock))
+    workflow = (FOLDER / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert "python -m tests.supply.everywhere audited" in workflow
+    (line,) = re.findall(r"^\s*pip-audit (.*)$", workflow, re.MULTILINE)
+    *arguments, file = shlex.split(line)
+    assert {"--strict", "--require-hashes"} <= set(arguments)
+    assert file == "$file"
+    pytest.importorskip("pip_audit", reason="pip-audit is part of the extra `test`")
+    asked = 0
+    for text in files:
+        (tmp_path / "audited.txt").write_text(text, encoding="utf-8")
+        command = [sys.executable, "-m", "pip_audit", *arguments, str(tmp_path / "audited.txt"), "--dry-run"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        asked += int(re.search(r"would have audited (\d+) packages", done.stderr).group(1))  # pyright: ignore[reportOptionalMemberAccess]
+    assert asked == len(found)
 
 
 INSTALLED: list[dict[str, Any]] = [

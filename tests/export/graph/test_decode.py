@@ -1,5 +1,6 @@
 """The second graph of a package: what it computes, and that the first is left as it was."""
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from phi3_onnx.configs import read_manifest
+from phi3_onnx.configs import OutputError, read_manifest
+from phi3_onnx.export import open_checkpoint
+from phi3_onnx.export.graph import decode
 from phi3_onnx.export.graph.passes.kv_cache import cache_scales
 from phi3_onnx.runtime.engines.arena import Arena
 from phi3_onnx.runtime.engines.layout import RowRun
@@ -57,6 +60,18 @@ def test_logits_are_those_of_the_first_graph_but_for_the_cache_in_int8(package: 
         # These models' logits spread by 3 and their attention is random: an int8 cache makes it 0.02 to 0.07, and what
         # is wrong (a position, the window, LongRoPE's factors) far more, as the next test has it.
         assert divergence(expected, np.concatenate(found)) < 0.15
+
+
+def test_a_graph_that_cannot_be_read_back_is_one_line(
+    tiny: Make, tiny_package: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "package"
+    shutil.copytree(tiny_package("gqa", TARGET), copy)
+    (copy / DECODE_NAME).unlink()
+    monkeypatch.setattr(decode, "_write_caches_only", lambda _model, path: path.write_bytes(b"\xff damaged"))
+    with pytest.raises(OutputError, match=r"caches-only\.onnx cannot be read back: .*INVALID_PROTOBUF"):
+        decode.write_decode_graph(copy, open_checkpoint(tiny("gqa")).config, np.zeros((1, 4), np.int64))
+    assert not {"caches-only.onnx", DECODE_NAME} & {path.name for path in copy.iterdir()}
 
 
 def test_longropes_other_factors_would_show(tiny_package: Make) -> None:
