@@ -73,7 +73,7 @@ def _read_size(ctx: click.Context, param: click.Parameter, given: str | None) ->
     default="4GB",
     show_default=True,
     metavar="SIZE",
-    help="What that folder may hold at most.",
+    help="What that folder may hold at most, for all models together.",
 )
 @click.option(
     "--share-files",
@@ -149,7 +149,7 @@ def command(
     from .requirements import require_server
 
     require_server()
-    from ..configs import UsageError
+    from ..configs import find_package
     from ..runtime.providers.devices import free_memory
     from ..runtime.server.logs import log_in_json
     from ..runtime.server.messages import Ready
@@ -185,19 +185,15 @@ def command(
         log_in_json(debug=bool(click.get_current_context().find_root().params.get("debug")))
         say = logging.getLogger("phi3_onnx.serve").info
 
-    def load(folder: Path, cache: Path | None = None) -> PackageLoader:
+    def load(folder: Path) -> PackageLoader:
         return PackageLoader(
             str(folder),
             **asdict(loading),
             cache_memory=cache_memory,
-            cache_folder=(cache.absolute(), cache_dir_size) if cache else None,
+            cache_folder=(cache_dir.absolute(), cache_dir_size) if cache_dir else None,
             notify=None if quiet() else say,
             log_format=log_format,
         )
-
-    def load_beside(folder: Path) -> PackageLoader:
-        # A folder for each model: each process keeps its own within the size.
-        return load(folder, cache_dir and cache_dir / folder.parent.name / folder.name)
 
     warn_of_clashing_wheels(loading.provider)
     if not settings.local and api_key is None:
@@ -210,8 +206,9 @@ def command(
         say(f"ready at {url} (OpenAI's protocol at {url}/v1); Ctrl-C ends it")
 
     if folder is None:
+        draft = None if loading.draft is None else find_package(loading.draft)
         serve_many(
-            lambda: offered(loading.provider, load_beside),
+            lambda: offered(loading.provider, load, draft),
             settings,
             lambda url: say(f"ready at {url} (OpenAI's protocol at {url}/v1), for every package of the store"),
             preload=preload,
@@ -219,7 +216,7 @@ def command(
             notify=say,
         )
         return
-    serve(load(folder, cache_dir), settings, on_ready)
+    serve(load(folder), settings, on_ready)
 
 
 def _where(provider: str) -> str:

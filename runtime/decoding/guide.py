@@ -1,6 +1,5 @@
 """Guidance as a mask on logits, by `llguidance`: the same on every engine that gives logits."""
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -10,18 +9,7 @@ import numpy as np
 from ...configs import UsageError
 from ..text.tokenizer import Tokenizer
 from .engine import Guidance
-
-_TIGHT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-
-
-def tight_schema(text: str) -> str:
-    """Return a JSON schema that leaves no white space free, unless it says otherwise.
-
-    Where it was free, the small real model wrote blank lines for ever.
-    """
-    schema = json.loads(text)
-    schema.setdefault("x-guidance", _TIGHT)
-    return json.dumps(schema)
+from .schemas import tight_schema
 
 
 class Guides:

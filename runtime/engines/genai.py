@@ -13,7 +13,7 @@ from ...configs import EngineError, PackageError, ProviderError, UsageError
 from ...configs.errors import first_line
 from ...configs.options import SAMPLING
 from ..decoding.engine import GuidedDraws, Prove
-from ..decoding.guide import tight_schema
+from ..decoding.schemas import tight_schema
 from ..package import Package
 from ..providers import plugins
 from ..providers.choice import ProviderChoice, choose, refusals, resolve_ort_providers

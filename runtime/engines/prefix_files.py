@@ -7,13 +7,16 @@ package, one version of ONNX Runtime and one kind of processor: under others the
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
 from ...configs.files import replacing
+from ...configs.locks import try_lock
 from ...configs.sizes import size
 from .arena import CacheShape
 
@@ -22,11 +25,16 @@ BLOCK = 64
 _FORMAT = b"phi3-onnx prefix 1\n"
 _SUFFIX = ".kv"
 _DIGEST = 32
+_LOCK = "lock"
+_LOCK_SECONDS = 1
 _LOG = logging.getLogger(__name__)
 
 
 class PrefixFiles:
-    """Blocks of texts in one folder, within a bound of bytes; the longest unused go first."""
+    """Blocks of texts in one folder, within a bound of bytes; the longest unused go first.
+
+    Several processes may have one folder, each with a package of its own: the bound is for all of them together.
+    """
 
     def __init__(self, folder: Path, identity: Sequence[str], shape: CacheShape, limit: int) -> None:
         """Look at what is there.
@@ -42,31 +50,39 @@ class PrefixFiles:
         self.limit = limit
         self._root, self._folder, self._shape = folder, folder / key, shape
         self._names: dict[str, Path] = {}  # of this package, the longest unused first
-        self._others: list[tuple[Path, int]] = []  # of other packages, the longest unused first
+        self._others: dict[Path, tuple[float, int]] = {}  # of other packages: when each was of use, and its bytes
+        self._seen: dict[Path, int] = {}  # when each folder's files changed last, as far as this process knows
         self._gone: set[str] = set()
         self._block_bytes = len(_FORMAT) + _DIGEST + 4 * BLOCK + BLOCK * shape.bytes_per_token
-        self.num_bytes = 0
-        """Bytes of all blocks in the folder, as far as this process knows."""
         self.broken = False
         """Whether nothing can be written."""
-        self._look()
-
-    def _look(self) -> None:
-        found = list[tuple[float, Path, int]]()
         try:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds what people wrote
             self._folder.mkdir(mode=0o700, exist_ok=True)
-            for path in self._root.glob(f"*/*{_SUFFIX}"):
-                state = path.stat()
-                found.append((state.st_mtime, path, state.st_size))
+            self._look()
         except OSError as error:
             self._give_up(error)
-        for _, path, length in sorted(found):
-            self.num_bytes += length
-            if path.parent == self._folder:
-                self._names[path.stem] = path
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all blocks in the folder, as far as this process knows."""
+        return len(self._names) * self._block_bytes + sum(length for _, length in self._others.values())
+
+    def _look(self) -> None:
+        """Look for what other processes wrote and removed, in those folders that changed."""
+        for folder in {path for path in self._root.iterdir() if path.is_dir()} | self._seen.keys():
+            changed = _changed(folder)
+            if self._seen.get(folder) == changed:
+                continue
+            found = sorted((state.st_mtime, path, state.st_size) for path, state in _blocks(folder))
+            if folder == self._folder:
+                names = {path.stem: path for _, path, _ in found}
+                self._gone |= self._names.keys() - names.keys()
+                self._names = {name: names.pop(name) for name in self._names if name in names} | names
             else:
-                self._others.append((path, length))
+                self._others = {path: entry for path, entry in self._others.items() if path.parent != folder}
+                self._others |= {path: (used, length) for used, path, length in found}
+            self._seen[folder] = changed
 
     def stored(self, tokens: Sequence[int], beyond: bool) -> int:
         """Return how many leading tokens of a text there are blocks of."""
@@ -125,33 +141,43 @@ class PrefixFiles:
 
         """
         *_, (name, _) = _names(tokens[:stop], beyond)
-        if not self._make_room():
-            self.broken = True
-            return
         content = np.asarray(tokens[stop - BLOCK : stop], np.int32).tobytes()
         content += b"".join(np.ascontiguousarray(array, self._shape.dtype).tobytes() for array in arrays)
         path = self._folder / f"{name}{_SUFFIX}"
         try:
-            with replacing(path) as beside:
-                beside.write_bytes(_FORMAT + sha256(content).digest() + content)
+            lock = try_lock(self._root / _LOCK, _LOCK_SECONDS)
+            if lock is None:  # it is not worth waiting for
+                self._gone.add(name)
+                return
+            with lock:
+                self._look()
+                if not self._make_room():
+                    self.broken = True
+                    return
+                with replacing(path) as beside:
+                    beside.write_bytes(_FORMAT + sha256(content).digest() + content)
+                self._names[name] = path
+                self._seen[self._folder] = _changed(self._folder)
         except OSError as error:
             self._give_up(error)
-            return
-        self._names[name] = path
-        self.num_bytes += self._block_bytes
 
     def _make_room(self) -> bool:
+        """Remove what was of no use for longest, of any package, until a block has room; return whether it has."""
         while self.num_bytes + self._block_bytes > self.limit:
-            if self._others:
-                path, length = self._others.pop(0)
-            elif self._names:
-                name = next(iter(self._names))
-                path, length = self._names.pop(name), self._block_bytes
+            other = min(self._others, key=self._others.__getitem__, default=None)
+            name = next(iter(self._names), None)
+            if other and (name is None or self._others[other][0] <= _used(self._names[name])):
+                used, length = self._others[other]
+                if _used(other) > used:  # its own process used it meanwhile
+                    self._others[other] = _used(other), length
+                    continue
+                del self._others[other]
+                other.unlink(missing_ok=True)
+            elif name is not None:
+                self._names.pop(name).unlink(missing_ok=True)
                 self._gone.add(name)
             else:
                 return False
-            path.unlink(missing_ok=True)
-            self.num_bytes -= length
         return True
 
     def _read(self, name: str, tokens: Sequence[int]) -> list[np.ndarray] | None:
@@ -159,6 +185,9 @@ class PrefixFiles:
         path, shape = self._names[name], self._shape
         try:
             content = path.read_bytes()
+        except FileNotFoundError:  # another process wanted its room
+            del self._names[name]
+            return None
         except OSError as error:
             return self._drop(name, str(error))
         head = len(_FORMAT) + _DIGEST
@@ -175,7 +204,6 @@ class PrefixFiles:
         path = self._names.pop(name)
         _LOG.warning("the cache file %s is ignored and removed: %s", path, why)
         path.unlink(missing_ok=True)
-        self.num_bytes -= self._block_bytes
 
     def _use(self, names: Sequence[str]) -> None:
         """Note that blocks were of use; the beginning of a text goes last, since the rest is of no use without it."""
@@ -193,6 +221,28 @@ class PrefixFiles:
 
     def __str__(self) -> str:
         return f"{self._root}: {size(self.num_bytes)} of {size(self.limit)}"
+
+
+def _changed(folder: Path) -> int:
+    """Return when files came into a folder or left it, in nanoseconds since 1970; 0 where it is gone."""
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _used(path: Path) -> float:
+    """Return when a block was of use last, in seconds since 1970; 0 where it is gone."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0
+
+
+def _blocks(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in folder.glob(f"*{_SUFFIX}"):
+        with suppress(FileNotFoundError):
+            yield path, path.stat()
 
 
 def _names(tokens: Sequence[int], beyond: bool) -> Iterator[tuple[str, int]]:

@@ -1,6 +1,7 @@
 """The packages of the store as models that a server offers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,17 @@ _TEXT = 4096
 """Tokens of KV cache that it must have room for, unless its context is shorter: contexts can be of 100 GB."""
 
 
-def offered(provider: str, loader: Callable[[Path], Callable[[], Any]]) -> list[Offer]:
+def offered(provider: str, loader: Callable[[Path], Callable[[], Any]], draft: Path | None = None) -> list[Offer]:
     """Return the packages of the store, newest first, and those that aliases name elsewhere.
 
     Args:
         provider: `auto`, or the one that packages must be made for.
         loader: returns what loads the package in a folder.
+        draft: the package that each of them loads besides, to run answers ahead.
 
     """
     wanted, aliases = canonical(provider), _aliases()
+    more = needed_bytes(draft) if draft else 0
     found: list[Offer] = []
     for package in list_packages():
         if wanted in ("auto", package.manifest.provider):
@@ -36,7 +39,7 @@ def offered(provider: str, loader: Callable[[Path], Callable[[], Any]]) -> list[
     folders = {**foreign_packages(), **{names[0]: folder for folder, names in aliases.items() if not _stored(folder)}}
     for name, folder in folders.items():
         found.append(_offer(name, folder, loader, aliases, folder.stat().st_mtime, ""))
-    return found
+    return [replace(offer, needs=offer.needs + more) for offer in found]
 
 
 def weight_bytes(folder: Path) -> int:

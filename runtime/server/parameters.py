@@ -271,8 +271,9 @@ PLACES: Places = MappingProxyType(
                 "llguidance is what compiles guidance, and leaves no white space free.",
                 "disable_fallback disable_any_whitespace",
             ),
-            refused(
-                "objects hold what their schema says; use additionalProperties", "disable_additional_properties", False
+            hints(
+                "An object holds the keys that its schema lists, and others where `additionalProperties` says so.",
+                "disable_additional_properties",
             ),
             refused("white space is free where a schema's x-guidance says so", "whitespace_pattern"),
             refused("not implemented", "structural_tag"),

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..decoding.engine import Guidance
+from ..decoding.schemas import closed
 from ..text.template import Dialect
 from .dialects import as_tables, in_convention, in_phi4, in_template
 from .errors import ApiError
@@ -96,7 +97,7 @@ def _calls_schema(tools: Sequence[Tool], most: int) -> dict[str, Any]:
         _object(
             {
                 "name": {"const": tool.function.name},
-                "arguments": {"type": "object", "additionalProperties": False, **tool.function.parameters},
+                "arguments": {"type": "object", "additionalProperties": False, **closed(tool.function.parameters)},
             }
         )
         for tool in tools

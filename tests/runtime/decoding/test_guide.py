@@ -4,12 +4,14 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from phi3_onnx.configs import UsageError
 from phi3_onnx.runtime.decoding.engine import Guidance
-from phi3_onnx.runtime.decoding.guide import Guides, tight_schema
+from phi3_onnx.runtime.decoding.guide import Guides
+from phi3_onnx.runtime.decoding.schemas import closed, tight_schema
 from phi3_onnx.runtime.package import open_package
 from phi3_onnx.runtime.text.tokenizer import Tokenizer
 
@@ -65,3 +67,57 @@ def test_what_makes_no_sense_is_refused(parts: tuple[Guides, Tokenizer, frozense
 def test_schemas_leave_no_white_space_free_unless_they_ask_for_it() -> None:
     assert json.loads(tight_schema("{}"))["x-guidance"]["whitespace_flexible"] is False
     assert json.loads(tight_schema('{"x-guidance": {}}'))["x-guidance"] == {}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_object_holds_the_keys_that_its_schema_lists(
+    parts: tuple[Guides, Tokenizer, frozenset[int]], seed: int
+) -> None:
+    inner = {"type": "object", "properties": {"c": {"type": "boolean"}}, "required": ["c"]}
+    schema = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/inner"}, "b": {"enum": [1, 2]}},
+        "required": ["a"],
+    }
+    text = draw(parts, Guidance("json_schema", json.dumps({**schema, "$defs": {"inner": inner}})), seed)
+    found = json.loads(text)
+    assert found.keys() <= {"a", "b"}
+    assert found["a"].keys() == {"c"}
+
+
+def _object(**more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"a": {"type": "integer"}}, **more}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},  # any keys, as it lists none
+        _object(additionalProperties=True),
+        _object(additionalProperties={"type": "string"}),
+        _object(patternProperties={"^x": {}}),
+        _object(required=["a", "b"]),  # nothing could fit it
+        _object(minProperties=2),
+        {"allOf": [_object(), _object(required=["a"])]},
+        {"$ref": "#/$defs/b", "properties": {"c": {}}, "$defs": {"b": _object()}},
+        {"properties": {"c": {}}, "anyOf": [_object(), {}]},
+        {"enum": [_object()]},  # a constant, no schema
+        {"type": "integer"},
+    ],
+)
+def test_what_says_more_of_its_keys_stays_as_it_is(schema: dict[str, Any]) -> None:
+    assert closed(schema) == schema
+
+
+def test_objects_are_closed_wherever_they_stand() -> None:
+    shut = _object(additionalProperties=False)
+    for place in (
+        lambda schema: {"type": "array", "items": schema},
+        lambda schema: {"prefixItems": [schema]},
+        lambda schema: {"anyOf": [schema, {"type": "null"}]},
+        lambda schema: {"allOf": [schema]},
+        lambda schema: {"$ref": "#/$defs/b", "$defs": {"b": schema}},
+        lambda schema: {"additionalProperties": schema},
+    ):
+        assert closed(place(_object())) == place(shut)
+    assert closed(_object(properties={"a": _object()})) == _object(properties={"a": shut}, additionalProperties=False)

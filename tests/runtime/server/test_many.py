@@ -244,6 +244,8 @@ def test_the_store_is_what_is_offered(store: Path) -> None:
     package = open_package(elsewhere)
     cache = package.kv_bytes_per_token * min(4096, package.context_length)
     assert offers["mine"].needs == round(weight_bytes(elsewhere) * 1.1) + cache and cache > 0
+    beside = {offer.name: offer.needs for offer in offered("auto", lambda folder: lambda: folder, elsewhere)}
+    assert beside == {name: offer.needs + needed_bytes(elsewhere) for name, offer in offers.items()}
     run(command, ["mine", "--remove"])
     assert run(command, []).stdout.splitlines() == ["best  tiny/two"]
     for arguments, problem in (
