@@ -13,7 +13,6 @@ from .screen import notice, warn_of_clashing_wheels
 if TYPE_CHECKING:
     from ..evaluate.evaluate import Evaluation
     from ..evaluate.parity.metrics import Perplexity
-    from ..export import Checkpoint
 
 
 @click.command()
@@ -104,17 +103,19 @@ def command(
         if found_tasks.card:
             click.echo(f"Per cent, beside the model's card, whose prompts are not public:\n\n{found_tasks.card}")
         return
-    from .requirements import require_export
-
-    require_export()
     from ..evaluate.evaluate import CONTEXT, evaluate
     from ..evaluate.parity.corpus import text as own_text
+    from .requirements import require_export
+    from .verify import open_reference, package_named
 
     try:
         content = own_text() if text is None else text.read()
     except UnicodeDecodeError as error:
         raise UsageError(f"{text and text.name} is not UTF-8 text: {error}") from error
-    against = None if no_reference else _open_reference(folder, reference, revision)
+    against = package_named(reference)
+    if against is None and not no_reference:
+        require_export()
+        against = open_reference(folder, reference, revision)
     with progress_line("evaluating") as progress:
         found = evaluate(
             folder,
@@ -134,20 +135,6 @@ def command(
         click.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     else:
         _print(found)
-
-
-def _open_reference(folder: Path, named: str | None, revision: str | None) -> "Checkpoint | Path":
-    from ..configs import PackageError, find_package
-    from .verify import open_reference
-
-    if named is not None:
-        try:
-            found = find_package(named)
-        except PackageError:  # a hub id or a file, then
-            found = None
-        if found and (found / "genai_config.json").is_file():
-            return found
-    return open_reference(folder, named, revision)
 
 
 def _print(found: "Evaluation") -> None:

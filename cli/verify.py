@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("package")
-@click.option("--reference", metavar="SOURCE", help="The checkpoint.  [default: what the package was made from]")
+@click.option(
+    "--reference",
+    metavar="SOURCE|PACKAGE",
+    help="The checkpoint; or a package, on the CPU: itself, or cpu-fp32.  [default: what the package was made from]",
+)
 @click.option("--revision", help="Commit, tag or branch of a hub checkpoint.")
 @click.option("--adapter", metavar="DIR", help="PEFT adapter to merge into the checkpoint.  [default: the package's]")
 @click.option("--provider", default="auto", show_default=True, help="Where the package runs: auto, cpu, cuda, dml.")
@@ -59,14 +63,14 @@ def command(
     PyTorch, which runs layer by layer. A package that passes gets a self-test, which is replayed wherever it is loaded
     first. Exit code 1 if a figure is out of the target's threshold. On 2 CPU cores a
     model of 3.8 B parameters takes some minutes.
-    """
-    from .requirements import require_export
 
+    Where neither checkpoint nor PyTorch is at hand, `verify PACKAGE --provider dml --reference PACKAGE` compares what
+    the provider computes with what the CPU computes from the same package. Nothing is recorded then.
+    """
     if attestation is not None or key is not None:
         check_signature(package, key, attestation)
         return
-    require_export()
-    from ..configs import find_package, find_target, read_manifest
+    from ..configs import UsageError, find_package, find_target, read_manifest
     from ..configs.manifest import check_files
 
     judge = find_target(target) if target else None
@@ -74,6 +78,15 @@ def command(
     if hashes:
         with progress_line("comparing sha256 sums"):
             check_files(folder, read_manifest(folder), hashes=True)
+    if named := package_named(reference):
+        if revision or adapter or strict_clients:
+            raise UsageError(
+                f"--revision, --adapter and --strict-clients go with a checkpoint, and {reference} is a package; leave "
+                "them out"
+            )
+        compare_with_package(folder, named, judge, as_json=as_json, provider=provider, steps=steps)
+        return
+    _require_export(package, provider)
     checkpoint = open_reference(folder, reference, revision, adapter)
     verify_and_print(
         folder,
@@ -115,6 +128,51 @@ def check_signature(package: str, key: Path | None, file: Path | None) -> None:
     click.echo(f"created    {stated['created']} by {', '.join(f'{k} {v}' for k, v in stated['tools'].items())}")
     for line in verification_lines(stated["verification"]):
         click.echo(line)
+
+
+def package_named(reference: str | None) -> Path | None:
+    """Return the folder if a reference is a package; None if it is a checkpoint, or none was named."""
+    from ..configs import PackageError, find_package
+
+    if reference is None:
+        return None
+    try:
+        found = find_package(reference)
+    except PackageError:  # a hub id or a file, then
+        return None
+    return found if (found / "genai_config.json").is_file() else None
+
+
+def _require_export(package: str, provider: str) -> None:
+    from .requirements import MissingExtraError, require_export
+
+    try:
+        require_export()
+    except MissingExtraError as error:
+        if provider == "cpu":
+            raise
+        without = f"phi3-onnx verify {package} --provider {provider} --reference {package}"
+        remedy = f"{error.remedy}, or compare the provider with the CPU, which needs none of it: {without}"
+        raise MissingExtraError(error.message, remedy=remedy) from error
+
+
+def compare_with_package(
+    folder: Path, reference: Path, target: "Target | None", *, as_json: bool, provider: str, steps: int
+) -> None:
+    """Hold a package against a package on the CPU, and print the figures.
+
+    Raises:
+        VerificationError: a row is out of its threshold; everything is printed before.
+
+    """
+    from ..evaluate.parity.package_reference import verify_by_package
+    from ..runtime.package import open_package
+
+    warn_of_clashing_wheels(provider)
+    with progress_line("verifying") as progress:
+        found = verify_by_package(folder, reference, target=target, provider=provider, steps=steps, progress=progress)
+    _show(found, as_json, against=found.reference)
+    found.check(f"{open_package(folder).name} on {found.provider}")
 
 
 def open_reference(folder: Path, named: str | None, revision: str | None, adapter: str | None = None) -> "Checkpoint":
@@ -193,10 +251,7 @@ def verify_and_print(
             notice(
                 "warning: what was signed of this package is its earlier verification; sign it again: phi3-onnx sign"
             )
-    if as_json:
-        click.echo(json.dumps(verification.to_dict(), indent=1, ensure_ascii=False))
-    else:
-        _print(verification)
+    _show(verification, as_json, against=f"{verification.reference} in float32")
     for line in verification.warnings:
         notice(f"warning: {line}")
     opened = open_package(folder)
@@ -217,7 +272,10 @@ def _record(folder: Path, verification: "Verification") -> None:
         notice(f"warning: no self-test was kept: {error.message}")
 
 
-def _print(verification: "Verification") -> None:
+def _show(verification: "Verification", as_json: bool, *, against: str) -> None:
+    if as_json:
+        click.echo(json.dumps(verification.to_dict(), indent=1, ensure_ascii=False))
+        return
     rows: list[tuple[Cell, ...]] = []
     for row in verification.rows:
         limit = "" if row.threshold is None else f"{row.bound} {row.threshold:g}"
@@ -227,15 +285,13 @@ def _print(verification: "Verification") -> None:
     lines = table_lines(rows, ("measured", "value", "must be", "", "over"), right=(1,))
     lines += [f"  {line}" for line in verification.passages]
     lines += [f"  {line}" for line in verification.skipped]
-    lines.append(
-        f"on {verification.provider}, against {verification.reference} in float32, {verification.seconds:.0f} s"
-    )
+    lines.append(f"on {verification.provider}, against {against}, {verification.seconds:.0f} s")
     if verification.nodes:
         from ..runtime.providers.placement import Placement
 
         placement = Placement(verification.provider, verification.nodes)
         if placement.elsewhere:
             lines.append(str(placement))
-    if verification.target is None:
+    if all(row.threshold is None for row in verification.rows if row.name == "mean_kl"):
         lines.append("the logits were judged by nothing: the package names no target (see --target)")
     print_lines(lines)

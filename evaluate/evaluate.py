@@ -10,13 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from ..configs import PackageError, UsageError
+from ..configs import UsageError
 from ..configs.progress import Progress, silent
 from ..export.sources.checkpoint import Checkpoint
 from ..runtime.engines.session import LogitsSession, open_session
 from ..runtime.package import Package, open_package
 from ..runtime.text.tokenizer import Tokenizer
-from .parity.compare import PackageRows, Rows, compare_passage, counted, package_logits, text_counter
+from .parity.compare import (
+    PackageRows,
+    Rows,
+    compare_passage,
+    counted,
+    package_logits,
+    same_vocabulary,
+    text_counter,
+)
 from .parity.corpus import Passage
 from .parity.metrics import Comparison, Likelihood, Metrics, Perplexity
 from .parity.result import finite, metrics_dict
@@ -180,19 +188,13 @@ def _reference(
 ) -> tuple[str, Iterator[Rows]]:
     """Return the reference's name, and its logits of each passage in turn."""
     if isinstance(reference, Checkpoint):
-        _same_vocabulary(package, reference.config.vocab_size, reference.source)
+        same_vocabulary(package, reference.config.vocab_size, reference.source)
         return f"{reference.origin} (PyTorch, float32)", _checkpoint_rows(reference, passages, progress)
     other = open_package(reference)
-    _same_vocabulary(package, other.contract.vocab_size, str(reference))
+    same_vocabulary(package, other.contract.vocab_size, str(reference))
     progress("loading the reference")
     session = _open(other, provider)
     return f"{other.name} ({session.provider})", (PackageRows(session, passage) for passage in passages)
-
-
-def _same_vocabulary(package: Package, size: int, other: str) -> None:
-    found = package.contract.vocab_size
-    if found != size:
-        raise PackageError(f"{package.folder} has {found} tokens, {other} {size}: they are different models")
 
 
 def _checkpoint_rows(checkpoint: Checkpoint, passages: Sequence[Passage], progress: Progress) -> Iterator[Rows]:

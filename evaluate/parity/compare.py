@@ -7,6 +7,7 @@ import numpy as np
 from ...configs import PackageError
 from ...configs.progress import Counter, Progress
 from ...runtime.engines.session import LogitsSession
+from ...runtime.package import Package
 from .corpus import Passage
 from .metrics import Comparison
 
@@ -73,6 +74,23 @@ def counted(pieces: Iterable[tuple[int, np.ndarray]], counter: Counter) -> Itera
 def text_counter(progress: Progress, what: str, passages: Sequence[Passage]) -> Counter:
     """Return what counts the tokens of passages; see `counted`."""
     return Counter(progress, what, sum(len(passage.ids) for passage in passages), "tokens")
+
+
+def same_vocabulary(package: Package, size: int, other: str) -> None:
+    """Refuse what cannot be compared.
+
+    Args:
+        package: one side.
+        size: tokens that the other side has logits for.
+        other: how to call the other side.
+
+    Raises:
+        PackageError: the sizes differ.
+
+    """
+    found = package.contract.vocab_size
+    if found != size:
+        raise PackageError(f"{package.folder} has {found} tokens, {other} {size}: they are different models")
 
 
 class PackageRows:

@@ -1,8 +1,8 @@
 """The text that packages are measured on (`evaluate/data`), and which stretches of it a model is run over."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -54,14 +54,31 @@ class Passage:
     purpose: str
 
 
-def plan_passages(config: ModelConfig, ids: np.ndarray, prefix: np.ndarray) -> tuple[list[Passage], list[str]]:
+@dataclass(frozen=True)
+class Lengths:
+    """What of a model says how long its passages have to be, in tokens."""
+
+    context: int
+    window: int | None
+    """The sliding window of its attention; None without one."""
+    switch: int | None
+    """The most tokens for which LongRoPE takes its short factors; None without it."""
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "Lengths":
+        """Return those of a model."""
+        rope = config.longrope
+        return cls(config.max_position, config.sliding_window, rope.original_max_position if rope else None)
+
+
+def plan_passages(lengths: Lengths, ids: np.ndarray, prefix: np.ndarray) -> tuple[list[Passage], list[str]]:
     """Choose the passages that show whether a package is its model.
 
     There are `TOKENS` positions at least. One passage goes beyond the sliding window, in its first run and again
     through the cache; one goes beyond the point at which LongRoPE changes its factors.
 
     Args:
-        config: the model.
+        lengths: the model's.
         ids: the text's token ids, without any that the tokenizer adds.
         prefix: what the tokenizer puts before every text (a beginning-of-text token, or nothing).
 
@@ -69,16 +86,16 @@ def plan_passages(config: ModelConfig, ids: np.ndarray, prefix: np.ndarray) -> t
         The passages, and a line for each thing that could not be tried.
 
     """
-    switch = config.longrope.original_max_position if config.longrope else None
+    switch = lengths.switch
     stretches = _Stretches(ids, prefix)
     passages: list[Passage] = []
     skipped: list[str] = []
-    for length, first, purpose in _special_lengths(config, switch):
+    for length, first, purpose in _special_lengths(lengths):
         if length > LONGEST:
             skipped.append(f"{purpose}: not tried, beyond {LONGEST} tokens")
         else:
             passages.append(Passage(stretches.take(length), first, purpose))
-    context = min(config.max_position, switch or config.max_position)
+    context = min(lengths.context, switch or lengths.context)
     # A passage beyond the switch says nothing about the short factors, so it does not count here.
     missing = TOKENS - sum(len(passage.ids) for passage in passages if len(passage.ids) <= context)
     while missing > 0:
@@ -88,12 +105,22 @@ def plan_passages(config: ModelConfig, ids: np.ndarray, prefix: np.ndarray) -> t
     return passages, skipped
 
 
-def _special_lengths(config: ModelConfig, switch: int | None) -> Iterator[tuple[int, int, str]]:
-    if (window := config.sliding_window) is not None and window < config.max_position:
-        length = min(window + _BEYOND_WINDOW, config.max_position)
+def within_window(passages: Sequence[Passage], window: int, switch: int | None) -> list[tuple[Passage, Passage]]:
+    """Return each passage as far as a sliding window goes, for a provider that computes none, and beside it the whole.
+
+    Passages whose beginning LongRoPE would give other factors than the whole are left out.
+    """
+    kept = [passage for passage in passages if not switch or window > switch or len(passage.ids) <= switch]
+    return [(replace(passage, ids=passage.ids[:window], first=min(passage.first, window)), passage) for passage in kept]
+
+
+def _special_lengths(lengths: Lengths) -> Iterator[tuple[int, int, str]]:
+    switch = lengths.switch
+    if (window := lengths.window) is not None and window < lengths.context:
+        length = min(window + _BEYOND_WINDOW, lengths.context)
         yield length, (window + length) // 2, f"beyond the sliding window of {window}"
-    if switch is not None and switch < config.max_position:
-        yield min(switch + _BEYOND_SWITCH, config.max_position), switch + 1, f"beyond {switch} tokens (LongRoPE)"
+    if switch is not None and switch < lengths.context:
+        yield min(switch + _BEYOND_SWITCH, lengths.context), switch + 1, f"beyond {switch} tokens (LongRoPE)"
 
 
 class _Stretches:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...configs.progress import Counter, Progress
+from ...runtime.engines.session import LogitsSession
 from .compare import Rows
 
 
@@ -76,3 +78,21 @@ def judge(answers: Sequence[Answer], references: Sequence[Rows], text: Callable[
                 f"whose logit leads by {margin:.3g}"
             )
     return Agreement(agreed, total, identical, len(answers), first)
+
+
+def answer_all(session: LogitsSession, prompts: Sequence[np.ndarray], steps: int, progress: Progress) -> list[Answer]:
+    """Have a package continue prompts with its most likely tokens.
+
+    Args:
+        session: the package.
+        prompts: token ids, int64 [tokens] each.
+        steps: tokens of each answer.
+        progress: called with each token.
+
+    Raises:
+        UsageError: a prompt and its answer are more than the model's context.
+        PackageError: the graph fails.
+
+    """
+    counter = Counter(progress, "package: greedy answers", steps * len(prompts), "tokens")
+    return [Answer(prompt, session.greedy(prompt, steps, notify=lambda _: counter.add(1))) for prompt in prompts]

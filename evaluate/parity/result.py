@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ...configs import OutputError, VerificationError, read_manifest
+from ...configs import OutputError, Thresholds, VerificationError, read_manifest
 from ...configs.files import replacing
 from ...configs.manifest import MANIFEST_NAME, SELF_TEST_NAME, FileEntry, file_sha256
 from ...runtime.proof.self_test import SelfTest
 from .decode import Decoding
+from .greedy import Agreement
 from .metrics import Metrics
 
 EXACT = ("token_ids", "chat_template", "end_tokens")
@@ -45,6 +46,36 @@ class Row:
     def warning(self) -> bool:
         """Whether another client differs, which is nobody's failure here."""
         return self.name in CLIENTS and self.passed is None and self.value < 1
+
+
+def metric_rows(metrics: Metrics, thresholds: Thresholds) -> list[Row]:
+    """Return the rows of figures over text."""
+    places = f"{metrics.positions} positions"
+    perplexities = " / ".join(f"{p.value:.4g} ± {p.standard_error:.2g}" for p in (metrics.package, metrics.reference))
+    return [
+        Row("max_abs_diff", metrics.max_abs_diff, thresholds.max_abs_diff, "at most", f"logits, {places}"),
+        Row("mean_kl", metrics.mean_kl, thresholds.mean_kl, "at most", f"nats; median {metrics.median_kl:.3g}"),
+        Row("p99_kl", metrics.p99_kl, thresholds.p99_kl, "at most", "nats"),
+        Row("top1_agreement", metrics.top1_agreement, thresholds.top1_agreement, "at least", places),
+        Row("perplexity_ratio", metrics.perplexity_ratio, thresholds.perplexity_ratio, "at most", perplexities),
+    ]
+
+
+def decoding_rows(decoding: Decoding, thresholds: Thresholds) -> list[Row]:
+    """Return the rows of a package's second graph."""
+    metrics, beside = decoding.metrics, decoding.beside
+    places = f"{metrics.positions} positions of decode.onnx"
+    between = f"nats; from model.onnx to decode.onnx, {beside.positions} tokens that ran one at a time"
+    return [
+        Row("decode_mean_kl", metrics.mean_kl, thresholds.mean_kl, "at most", f"nats; {places}"),
+        Row("decode_top1_agreement", metrics.top1_agreement, thresholds.top1_agreement, "at least", places),
+        Row("int8_cache_kl", beside.mean_kl, None, "at most", between),
+    ]
+
+
+def greedy_row(agreement: Agreement, thresholds: Thresholds) -> Row:
+    """Return the row of greedy answers."""
+    return Row("greedy_agreement", agreement.share, thresholds.greedy_agreement, "at least", str(agreement))
 
 
 @dataclass(frozen=True)

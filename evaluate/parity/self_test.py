@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...configs import PackageError
 from ...runtime.engines.session import LogitsSession
 from ...runtime.proof.replay import distance
 from ...runtime.proof.self_test import Distance, SelfTest, Text, divergence, expect
+from ...runtime.providers.graph_file import read_nodes
 from .compare import Rows
 
 TOKENS = 24
@@ -37,7 +37,7 @@ def choose_texts(text: np.ndarray, prompts: Sequence[np.ndarray]) -> tuple[np.nd
 
 
 def make_self_test(
-    session: LogitsSession, texts: Sequence[np.ndarray], reference: Callable[[np.ndarray], Rows], *, coarse: bool
+    session: LogitsSession, texts: Sequence[np.ndarray], reference: Callable[[np.ndarray], Rows], drift: Distance
 ) -> SelfTest:
     """Return the self-test of a package.
 
@@ -45,7 +45,7 @@ def make_self_test(
         session: the package, on the provider where it is verified.
         texts: token ids, int64 [tokens] each.
         reference: returns what gives the reference's logits of a text.
-        coarse: whether the graph rounds activations to 8 bits.
+        drift: how far another right kernel may be from this package.
 
     Raises:
         PackageError: the graph fails.
@@ -59,7 +59,7 @@ def make_self_test(
         expected = tuple(expect(wanted[position], measured[position], position) for position in positions)
         found.append(Text(tuple(map(int, ids)), expected))
     apart = [divergence(entry.log_probabilities, np.array(entry.measured)) for text in found for entry in text.expected]
-    return SelfTest(tuple(found), distance(apart), _COARSE if coarse else _EXACT, session.provider)
+    return SelfTest(tuple(found), distance(apart), drift, session.provider)
 
 
 def _positions(length: int) -> list[int]:
@@ -67,24 +67,12 @@ def _positions(length: int) -> list[int]:
     return [*first, *range(min(_PIECE, length - 1), length)]
 
 
-def rounds_activations(graph: Path) -> bool:
-    """Whether a graph asks for products of 8-bit activations, as kernels of accuracy level 4 compute them.
+def drift_of(graph: Path) -> Distance:
+    """Return how far a right kernel may move a package from what another right one gives.
 
     Raises:
         PackageError: the graph cannot be read.
 
     """
-    import onnx
-
-    try:
-        model = onnx.load(graph, load_external_data=False)
-    except Exception as error:  # protobuf's and onnx's own
-        raise PackageError(f"{graph} cannot be read: {error}") from error
-    levels = {
-        attribute.i
-        for node in model.graph.node
-        if node.op_type == "MatMulNBits"
-        for attribute in node.attribute
-        if attribute.name == "accuracy_level"
-    }
-    return _INT8 in levels
+    products = (node for node in read_nodes(graph) if node.operator == "MatMulNBits")
+    return _COARSE if any(node.integers.get("accuracy_level") == _INT8 for node in products) else _EXACT

@@ -7,30 +7,33 @@ For Phi-3-mini that is 2,950 tokens: 7.7 core-seconds a layer (AVX-512, measured
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...configs import PackageError, Target, Thresholds
-from ...configs.progress import Counter, Progress, silent
+from ...configs.progress import Progress, silent
 from ...export.sources.checkpoint import Checkpoint
 from ...runtime.engines.session import LogitsSession, open_session
 from ...runtime.package import Package, open_package
 from ...runtime.proof.self_test import SelfTest
+from ...runtime.providers.known_faults import unseen_window
+from ...runtime.providers.names import canonical
 from ...runtime.providers.wheels import installed_wheels
 from . import corpus
 from .compare import compare_passage, counted, package_logits, text_counter
-from .corpus import Passage, plan_passages
+from .corpus import Lengths, Passage, plan_passages, within_window
 from .decode import SINGLY, Decoding, compare_decoding, has_decoding, why_not
 from .finding import Finding
-from .greedy import Agreement, Answer, judge
+from .greedy import answer_all, judge
 from .metrics import Comparison, Metrics
-from .result import Row, Verification, deserves_self_test, record
-from .self_test import choose_texts, make_self_test, rounds_activations
+from .result import Row, Verification, decoding_rows, deserves_self_test, greedy_row, metric_rows, record
+from .self_test import choose_texts, drift_of, make_self_test
 from .shared_reference import SharedReference
 from .tokens import (
     compare_chat_template,
@@ -122,7 +125,10 @@ class VerificationRun:
         """The execution provider that the package runs on, by ONNX Runtime's name."""
         self.placement = self._session.placement
         """Where the graph's nodes landed; None on the CPU."""
-        self.answers = _answers(self._session, material.prompts, material.steps, progress)
+        self._passages, self._skipped = passages_on(
+            self.provider, self._graph, material.passages, self._session.longrope
+        )
+        self.answers = answer_all(self._session, material.prompts, material.steps, progress)
         self._metrics: Metrics | None = None
         decodes = has_decoding(opened)
         self._undecoded = why_not(self.provider) if decodes else None
@@ -145,16 +151,14 @@ class VerificationRun:
     def compare(self, reference: SharedReference) -> None:
         """Hold the package's logits over the text against the reference's, which has run `TestMaterial.sequences`."""
         comparison = Comparison()
-        passages = self._material.passages
-        counter = text_counter(self._progress, "package: text", passages)
-        for passage in passages:
+        counter = text_counter(self._progress, "package: text", [passage for passage, _ in self._passages])
+        for passage, whole in self._passages:
             pieces, keep = package_logits(self.session, passage), SINGLY if self._decodes else 0
-            wanted = reference.rows(passage.ids)
+            wanted = reference.rows(whole.ids)
             self._last.append(compare_passage(comparison, counted(pieces, counter), passage, wanted, keep=keep))
         self._progress("package: self-test")
         self._metrics = comparison.result()
-        coarse = rounds_activations(self._graph)
-        self._self_test = make_self_test(self.session, self._material.texts, reference.rows, coarse=coarse)
+        self._self_test = make_self_test(self.session, self._material.texts, reference.rows, drift_of(self._graph))
 
     def close(self) -> None:
         """Give the package's memory back; what comes after needs it no more."""
@@ -187,16 +191,16 @@ class VerificationRun:
             rows=(
                 *self._reading,
                 *material.rows,
-                *_metric_rows(self._metrics, thresholds),
-                _greedy_row(agreement, thresholds),
-                *(_decoding_rows(self._decoding, thresholds) if self._decoding else ()),
+                *metric_rows(self._metrics, thresholds),
+                greedy_row(agreement, thresholds),
+                *(decoding_rows(self._decoding, thresholds) if self._decoding else ()),
             ),
             target=self._target.name if self._target else None,
             provider=self.provider,
             reference=checkpoint.origin,
             metrics=self._metrics,
-            passages=tuple(f"{len(passage.ids)} tokens: {passage.purpose}" for passage in material.passages),
-            skipped=(*material.skipped, *([self._undecoded] if self._undecoded else [])),
+            passages=tuple(f"{len(passage.ids)} tokens: {passage.purpose}" for passage, _ in self._passages),
+            skipped=(*material.skipped, *self._skipped, *([self._undecoded] if self._undecoded else [])),
             versions=versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 1),
@@ -258,9 +262,31 @@ def checked(package: Path, checkpoint: Checkpoint, target: Target, *, progress: 
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what reference and package run on."""
-    found = {name: version(name) for name in ("phi3-onnx", "torch", "transformers", "tokenizers")}
+    """Return the versions of what packages and references run on, as far as they are installed."""
+    found: dict[str, str] = {}
+    for name in ("phi3-onnx", "torch", "transformers", "tokenizers"):
+        with suppress(PackageNotFoundError):  # torch and transformers, where no checkpoint is run
+            found[name] = version(name)
     return {**found, **{wheel.name: wheel.version for wheel in installed_wheels()}}
+
+
+def passages_on(
+    provider: str, graph: Path, passages: Sequence[Passage], switch: int | None
+) -> tuple[list[tuple[Passage, Passage]], list[str]]:
+    """Return what of each passage a provider computes as the model does, beside the whole; and what is left out.
+
+    Args:
+        provider: by ONNX Runtime's name.
+        graph: the ONNX file.
+        passages: what the package would run.
+        switch: the most tokens for which LongRoPE takes its short factors; None or 0 without it.
+
+    """
+    window = unseen_window(graph, canonical(provider))
+    if window is None or window >= max(len(passage.ids) for passage in passages):
+        return [(passage, passage) for passage in passages], []
+    kept = within_window(passages, window, switch)
+    return kept, [f"beyond {window} tokens: not compared, {provider} computes no sliding window"]
 
 
 def _manifest_target(package: Package) -> Target | None:
@@ -313,7 +339,7 @@ def _passages(checkpoint: Checkpoint, tokenizer: Any) -> tuple[list[Passage], li
     bare = tokenizer(corpus.text(), add_special_tokens=False).input_ids
     full = tokenizer(corpus.text()).input_ids
     prefix = full[: len(full) - len(bare)] if full[-len(bare) :] == bare else []
-    return plan_passages(checkpoint.config, np.array(bare), np.array(prefix, dtype=np.int64))
+    return plan_passages(Lengths.of(checkpoint.config), np.array(bare), np.array(prefix, dtype=np.int64))
 
 
 def _prompts(checkpoint: Checkpoint, tokenizer: Any, steps: int) -> list[np.ndarray]:
@@ -329,35 +355,3 @@ def _prompts(checkpoint: Checkpoint, tokenizer: Any, steps: int) -> list[np.ndar
             ids = tokenizer(chat[-1]["content"]).input_ids
         prompts.append(np.array(ids[-max(1, room - steps) :], dtype=np.int64))
     return prompts
-
-
-def _answers(session: LogitsSession, prompts: Sequence[np.ndarray], steps: int, progress: Progress) -> list[Answer]:
-    counter = Counter(progress, "package: greedy answers", steps * len(prompts), "tokens")
-    return [Answer(prompt, session.greedy(prompt, steps, notify=lambda _: counter.add(1))) for prompt in prompts]
-
-
-def _metric_rows(metrics: Metrics, thresholds: Thresholds) -> list[Row]:
-    places = f"{metrics.positions} positions"
-    perplexities = " / ".join(f"{p.value:.4g} ± {p.standard_error:.2g}" for p in (metrics.package, metrics.reference))
-    return [
-        Row("max_abs_diff", metrics.max_abs_diff, thresholds.max_abs_diff, "at most", f"logits, {places}"),
-        Row("mean_kl", metrics.mean_kl, thresholds.mean_kl, "at most", f"nats; median {metrics.median_kl:.3g}"),
-        Row("p99_kl", metrics.p99_kl, thresholds.p99_kl, "at most", "nats"),
-        Row("top1_agreement", metrics.top1_agreement, thresholds.top1_agreement, "at least", places),
-        Row("perplexity_ratio", metrics.perplexity_ratio, thresholds.perplexity_ratio, "at most", perplexities),
-    ]
-
-
-def _decoding_rows(decoding: Decoding, thresholds: Thresholds) -> list[Row]:
-    metrics, beside = decoding.metrics, decoding.beside
-    places = f"{metrics.positions} positions of decode.onnx"
-    between = f"nats; from model.onnx to decode.onnx, {beside.positions} tokens that ran one at a time"
-    return [
-        Row("decode_mean_kl", metrics.mean_kl, thresholds.mean_kl, "at most", f"nats; {places}"),
-        Row("decode_top1_agreement", metrics.top1_agreement, thresholds.top1_agreement, "at least", places),
-        Row("int8_cache_kl", beside.mean_kl, None, "at most", between),
-    ]
-
-
-def _greedy_row(agreement: Agreement, thresholds: Thresholds) -> Row:
-    return Row("greedy_agreement", agreement.share, thresholds.greedy_agreement, "at least", str(agreement))

@@ -47,6 +47,17 @@ def read_nodes(path: Path) -> list[GraphNode]:
         raise PackageError(f"{path} cannot be read as an ONNX model: {error}; get the package again") from error
 
 
+def sliding_window(path: Path) -> int | None:
+    """Return the smallest sliding window of an ONNX file's attention, in tokens; None where it has none.
+
+    Raises:
+        PackageError: the file cannot be read, or is no ONNX model.
+
+    """
+    nodes = (node for node in read_nodes(path) if node.operator == "GroupQueryAttention")
+    return min((size for node in nodes if (size := node.integers.get("local_window_size", -1)) > 0), default=None)
+
+
 def _node(content: mmap.mmap, start: int, stop: int) -> GraphNode:
     texts: dict[int, list[str]] = {_INPUT: [], _OP_TYPE: [], _DOMAIN: []}
     integers: dict[str, int] = {}

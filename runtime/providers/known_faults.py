@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...configs import ProviderError
-from .graph_file import GraphNode, read_nodes
+from .graph_file import GraphNode, read_nodes, sliding_window
 from .imports import import_onnxruntime
 
 Version = tuple[int, ...]
@@ -81,8 +81,7 @@ def unseen_window(graph: Path, provider: str) -> int | None:
     """
     if provider not in _WITHOUT_WINDOWS:
         return None
-    nodes = (node for node in read_nodes(graph) if node.operator == "GroupQueryAttention")
-    return min((size for node in nodes if (size := node.integers.get("local_window_size", -1)) > 0), default=None)
+    return sliding_window(graph)
 
 
 def _numbers(version: str) -> Version:

@@ -196,3 +196,29 @@ def test_text_that_is_no_text_is_named(run: Run, package: Path, tmp_path: Path) 
     ran = run("evaluate", package, "--text", path)
     assert ran.code == 2
     assert "picture.png is not UTF-8 text" in ran.err
+
+
+def test_a_package_as_reference_needs_no_torch_and_records_nothing(
+    run: Run, package: Path, tiny_package: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phi3_onnx.cli.requirements._installed", lambda name: name not in ("torch", "transformers"))
+    quantized = tiny_package("plain", "cpu-int4-rtn")
+    before = read_manifest(quantized).verification
+    ran = run("verify", quantized, "--reference", package, "--steps", 4)
+    assert ran.code == 0, ran
+    assert "on CPUExecutionProvider, against tiny-plain/cpu-fp32 on CPUExecutionProvider, " in ran.out
+    assert read_manifest(quantized).verification == before
+    refused = run("verify", quantized, "--reference", package, "--adapter", "x")
+    assert refused.code == 2 and "go with a checkpoint" in refused.err
+    evaluated = run("evaluate", quantized, "--reference", package, "--max-tokens", 50)
+    assert evaluated.code == 0, evaluated
+
+
+def test_without_torch_the_way_that_needs_none_is_named(
+    run: Run, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phi3_onnx.cli.requirements._installed", lambda name: name != "torch")
+    ran = run("verify", package, "--provider", "dml")
+    assert ran.code == 1
+    assert f"phi3-onnx verify {package} --provider dml --reference {package}" in ran.err
+    assert "--reference" not in run("verify", package, "--provider", "cpu").err

@@ -10,7 +10,7 @@ import pytest
 from phi3_onnx.configs import ModelConfig, parse_model_config
 from phi3_onnx.configs.model import LongRope
 from phi3_onnx.evaluate.parity import corpus
-from phi3_onnx.evaluate.parity.corpus import LONGEST, TOKENS, Passage, plan_passages
+from phi3_onnx.evaluate.parity.corpus import LONGEST, TOKENS, Lengths, Passage, plan_passages, within_window
 
 Make = Callable[..., Path]
 
@@ -39,7 +39,7 @@ def with_longrope(config: ModelConfig, original: int, longest: int) -> ModelConf
 
 
 def plan(config: ModelConfig, ids: np.ndarray = IDS, prefix: np.ndarray = PREFIX) -> tuple[list[Passage], list[str]]:
-    return plan_passages(config, ids, prefix)
+    return plan_passages(Lengths.of(config), ids, prefix)
 
 
 def lengths(passages: list[Passage]) -> list[int]:
@@ -117,3 +117,16 @@ def test_nothing_is_calibrated_on_the_test_text() -> None:
     sentences = [part for line in lines for part in re.split(r"(?<=[.!?]) ", line) if len(part) > 40]
     assert len(sentences) > 150
     assert [sentence for sentence in sentences if sentence in calibration] == []
+
+
+def test_a_provider_without_windows_gets_the_beginnings() -> None:
+    long, short = Passage(np.arange(30), 20, "long"), Passage(np.arange(5), 5, "short")
+    (first, whole), (second, same) = within_window([long, short], 8, None)
+    assert list(first.ids) == list(range(8)) and first.first == 8
+    assert whole is long and same is short and list(second.ids) == list(short.ids)
+
+
+def test_a_beginning_that_longrope_would_give_other_factors_is_left_out() -> None:
+    long, short = Passage(np.arange(30), 20, "long"), Passage(np.arange(10), 5, "short")
+    assert [whole for _, whole in within_window([long, short], 8, 16)] == [short]
+    assert [whole for _, whole in within_window([long, short], 20, 16)] == [long, short]
