@@ -41,7 +41,7 @@ _TARGET_PLATFORM = (
     *("--implementation", "cp", "--abi", "cp313", "--abi", "abi3", "--abi", "none"),
 )
 _COMMAND_LINE_CASES = ("cut", "gqa")
-_LIMITS = {"command_line.py": 1800, "directml.py": 3600}
+_LIMITS = {"command_line.py": 3600, "directml.py": 7200}
 _INSTALL_LIMIT = 3600
 """Seconds."""
 

@@ -1,9 +1,10 @@
 """Runs in Windows: DirectML against the CPU provider.    python directml.py RESULTS FOLDER CASE...
 
 For each case: all nodes of the package are on DirectML with graph capture; each operator agrees with the CPU. For the
-cases `cut` and `small` in addition: greedy tokens through plain ONNX Runtime and through GenAI. `doctor` replays the
-self-test of a package that has one. DirectML's attention has no sliding window: for models with one, the context is the
-window, and only tokens within it are compared.
+cases `cut` and `small` in addition: greedy tokens through plain ONNX Runtime and through GenAI, and what `generate`
+prints. `doctor` replays the self-test of a package that has one, and `verify` holds that package against the CPU.
+DirectML's attention has no sliding window: for models with one, the context is the window, and only tokens within it
+are compared.
 """
 
 import importlib
@@ -25,8 +26,8 @@ DML = ("DmlExecutionProvider", {"device_id": "0"})
 CPU = "CPUExecutionProvider"
 PROMPT = [11, 402, 33, 204, 75, 306, 17, 118, 289, 40, 161, 92, 450]
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-LONGEST = 600
-"""Seconds that `doctor` may take."""
+LONGEST = 1800
+"""Seconds that a command may take: `verify` runs 2,300 tokens on a GPU made of the CPU."""
 STEPS = {"cut": 12, "small": 4}
 SHAPE_NODES = Counter({"Squeeze": 1, "Cast": 1})
 """The total length that GroupQueryAttention reads on the CPU; graph capture allows these."""
@@ -109,15 +110,39 @@ def context(package: Path) -> str:
     return told[0]
 
 
-def doctor(package: Path) -> str:
-    """Check that `doctor PACKAGE` proves a package on DirectML and on the CPU, each in a process of its own."""
-    command = [sys.executable, "-m", "phi3_onnx.cli", "doctor", str(package), "--json"]
+def command_line(*arguments: str | Path) -> tuple[int, Any]:
+    """Run a verb with `--json`, and return its exit code and what it prints."""
+    command = [sys.executable, "-m", "phi3_onnx.cli", *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, timeout=LONGEST, check=False)
     assert done.stdout, done.stderr.decode("utf-8", "replace").replace("\0", "").strip()[-400:]
-    rows = {(row["provider"], row["engine"]): row for row in json.loads(done.stdout)["package"]["trials"]}
+    return done.returncode, json.loads(done.stdout)
+
+
+def generate(package: Path) -> str:
+    """Check that `generate --provider dml` prints what it prints on the CPU."""
+    options = ("-p", "What is the capital of France?", "-n", "12", "--temperature", "0", "--provider")
+    (code, found), (_, wanted) = (command_line("generate", package, *options, name) for name in ("dml", "cpu"))
+    assert code == 0 and found["text"] == wanted["text"], f"exit code {code}; {found['text']!r}, CPU {wanted['text']!r}"
+    return repr(found["text"])
+
+
+def verify(package: Path) -> str:
+    """Check that `verify` holds DirectML against the CPU where neither torch nor the checkpoint is there."""
+    code, found = command_line("verify", package, "--provider", "dml", "--reference", package, "--steps", "16")
+    rows = {row["name"]: row["value"] for row in found["rows"]}
+    assert found["provider"] == DML[0], f"it ran on {found['provider']}"
+    assert code == 0 and found["passed"], f"exit code {code}: {rows}"
+    names = ("mean_kl", "p99_kl", "top1_agreement", "greedy_agreement")
+    return f"{found['metrics']['positions']} positions: " + ", ".join(f"{name} {rows[name]:.3g}" for name in names)
+
+
+def doctor(package: Path) -> str:
+    """Check that `doctor PACKAGE` proves a package on DirectML and on the CPU, each in a process of its own."""
+    code, report = command_line("doctor", package)
+    rows = {(row["provider"], row["engine"]): row for row in report["package"]["trials"]}
     failed = [f"{provider}, {engine}: {row['reason']}" for (provider, engine), row in rows.items() if not row["passed"]]
     wanted = {("cpu", "genai"), ("dml", "genai")}
-    assert wanted <= rows.keys() and not failed and done.returncode == 0, f"exit code {done.returncode}; {failed}"
+    assert wanted <= rows.keys() and not failed and code == 0, f"exit code {code}; {failed}"
     return f"dml: {rows['dml', 'genai']['reason']}"
 
 
@@ -215,8 +240,10 @@ def main() -> None:
         if case in STEPS:
             report.check("tokens, GenAI", case, lambda: genai(package, STEPS[case]))  # noqa: B023
             report.check("tokens, ONNX Runtime", case, lambda: plain(package, STEPS[case]))  # noqa: B023
+            report.check("generate", case, lambda: generate(package))  # noqa: B023
         if (package / "selftest.json").is_file():
             report.check("doctor PACKAGE", case, lambda: doctor(package))  # noqa: B023
+            report.check("verify against the CPU", case, lambda: verify(package))  # noqa: B023
         if unseen_window(package / "model.onnx", "dml"):
             report.check("context", case, lambda: context(package))  # noqa: B023
         report.check("placement", case, lambda: placement(package))  # noqa: B023  # run at once
