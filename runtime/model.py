@@ -75,7 +75,7 @@ def load(
         raise UsageError("a draft model has nothing to do with speculate off; leave one of the two out")
     opened = open_package(package)
     prove = Prover(opened, device=device, notify=notify) if self_test else None
-    known = Tuned(opened, speculation)
+    known = Tuned(opened, speculation, threads)
     loaded, choice = load_named(
         opened,
         provider,
@@ -87,6 +87,8 @@ def load(
         **({"suits": known.suits} if tuned else {}),
         notify=notify or _LOG.warning,
     )
+    if tuned:
+        known.learn(loaded)
     window = unseen_window(opened.folder / opened.contract.filename, choice.provider)
     if window and window < opened.context_length:
         (notify or _LOG.warning)(

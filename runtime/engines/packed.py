@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from ..providers.imports import import_onnxruntime
 from .arena import Arena, CacheShape
 from .cpu_options import cpu_options
 from .layout import Bound, RowRun
+from .padding import PADDINGS, Padding, Trial
 
 DECODE_NAME = "decode.onnx"
 LEAST_VERSION = "1.32"
@@ -32,27 +33,6 @@ _LOG = logging.getLogger(__name__)
 _DTYPES = {"tensor(int8)": np.int8, "tensor(float)": np.float32}
 _TRIAL_TOKENS = 8
 _TRIAL_SIZES = (1, 2, 3, 5, 7)
-
-
-# MLAS cuts a product into stripes of so many rows (`StrideM`), and chooses the kernel for each.
-_STRIPE = 128
-
-
-class Padding(NamedTuple):
-    """How many rows a stripe of a matrix product must have: others are filled up."""
-
-    least: int
-    multiple: int
-
-    def missing(self, count: int) -> int:
-        """Return how many tokens fill up a run."""
-        rest = count % _STRIPE
-        filled = max(rest, self.least) if rest else 0
-        return filled + -filled % self.multiple - rest
-
-
-# Cheapest first. AVX2 has a kernel of its own for one row; AVX-512 one for an odd last row, but none at blocks of 32.
-_PADDINGS = (Padding(1, 1), Padding(2, 1), Padding(2, 2), Padding(4, 4))
 
 
 def decodes_here() -> bool:
@@ -81,7 +61,14 @@ def _hashes(package: Package) -> list[str]:
 class PackedGraph:
     """`decode.onnx` of a package, loaded on the CPU."""
 
-    def __init__(self, package: Package, *, threads: int | None = None, prepacked: Path | None = None) -> None:
+    def __init__(
+        self,
+        package: Package,
+        *,
+        threads: int | None = None,
+        prepacked: Path | None = None,
+        trial: Trial | None = None,
+    ) -> None:
         """Load it, and find out which numbers of tokens give the same logits for each.
 
         Args:
@@ -89,6 +76,7 @@ class PackedGraph:
             threads: threads of one operator; by default the physical cores.
             prepacked: a copy of the graph that was laid out for this machine, which loads faster; where it does not
                 load, the package's own is taken.
+            trial: what trying it out showed here before, which takes as long as some dozens of steps.
 
         Raises:
             PackageError: there is none, or ONNX Runtime here cannot run it.
@@ -122,11 +110,14 @@ class PackedGraph:
             contract.num_layers, contract.num_kv_heads, contract.head_dim, _DTYPES[kinds[self._past[0]]]
         )
         self._lock = threading.Lock()
-        self.padding: Padding | None = None
+        self.padding = trial.padding if trial else None
         """What makes a token's logits the same in every run; None where nothing does."""
-        self.trial_seconds: dict[int, float] = {}
+        self.trial_seconds = dict(trial.seconds) if trial else {}
         """What a step of so many tokens took at its best, while a text is short."""
-        self.padding = self._settle_padding()
+        if trial is None:
+            self.padding = self._settle_padding()
+        self.trial = trial or Trial(self.padding, dict(self.trial_seconds))
+        """What trying it out showed, here or before."""
 
     def run(self, arena: Arena, rows: Sequence[RowRun]) -> list[np.ndarray]:
         """Run the graph on further tokens of several texts.
@@ -191,7 +182,7 @@ class PackedGraph:
         try:
             self.padding = Padding(1, _TRIAL_TOKENS)
             whole = self._trial(tokens, len(tokens))
-            for padding in _PADDINGS:
+            for padding in PADDINGS:
                 self.padding = padding
                 if all(np.array_equal(self._trial(tokens, size), whole) for size in _TRIAL_SIZES):
                     return padding

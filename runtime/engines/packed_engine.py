@@ -17,6 +17,7 @@ from ..providers.names import canonical
 from .arena import Arena
 from .layout import RowRun
 from .packed import DECODE_NAME, PackedGraph
+from .padding import Trial
 from .planner import Planner
 from .prefix_files import PrefixFiles
 from .together import LONGEST_PIECE, Together
@@ -100,6 +101,7 @@ def load_packed_engine(
     threads: int | None = None,
     prove: Prove | None = None,
     prepacked: Path | None = None,
+    trial: Trial | None = None,
 ) -> tuple[PackedEngine, ProviderChoice]:
     """Load a package's second graph on the CPU.
 
@@ -109,6 +111,7 @@ def load_packed_engine(
         threads: threads of one operator; by default the physical cores.
         prove: tries the engine before it is taken.
         prepacked: a copy of the graph that was laid out for this machine; see `PackedGraph`.
+        trial: what trying it out showed here before; see `PackedGraph`.
 
     Raises:
         UsageError: there is no such provider.
@@ -119,7 +122,7 @@ def load_packed_engine(
     wanted = canonical(provider)
     if (package.made_for if wanted == "auto" else wanted) != "cpu":
         raise ProviderError(f"{DECODE_NAME} runs on the CPU, not on {package.made_for if wanted == 'auto' else wanted}")
-    graph = PackedGraph(package, threads=threads, prepacked=prepacked)
+    graph = PackedGraph(package, threads=threads, prepacked=prepacked, trial=trial)
     why = "it was asked for" if wanted == "cpu" else "the package was made for it"
     engine = PackedEngine(graph, package.context_length)
     if prove:

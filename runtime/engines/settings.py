@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .padding import Trial
+
 EngineKind = Literal["genai", "together", "onnxruntime"]
 """Which engine: GenAI, plain ONNX Runtime with `decode.onnx`, or with `model.onnx`."""
 
@@ -21,6 +23,8 @@ class EngineSettings:
     """What a step of so many tokens takes, which `together` weighs drafts by."""
     prepacked: Path | None = None
     """A copy of `decode.onnx` that was laid out for this machine, for `together`."""
+    trial: Trial | None = None
+    """What trying `decode.onnx` out showed on this machine, for `together`."""
 
 
 PLAIN = EngineSettings()

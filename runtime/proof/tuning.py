@@ -8,12 +8,15 @@ from typing import Any
 
 from ...configs import Phi3OnnxError
 from ...configs.files import read_json
+from ..decoding.engine import Engine
 from ..decoding.speculation import AUTO, OFF, Speculation
+from ..engines.packed_engine import PackedEngine
 from ..engines.settings import PLAIN, EngineKind, EngineSettings
 from ..package import Package
-from ..providers.hardware import named_threads, physical_cores
+from ..providers.hardware import default_threads, named_threads, physical_cores
 from .prepacked import kept_copy
 from .record import Key, keep, key_of, path_of
+from .trials import keep_trial, kept_trial
 
 _LOG = logging.getLogger(__name__)
 _FOLDER = "tuned"
@@ -82,15 +85,18 @@ def tunings_of(folder: Path) -> dict[EngineKind, Tuning]:
 class Tuned:
     """What suits the engines of one package that is being loaded."""
 
-    def __init__(self, package: Package, speculation: Speculation) -> None:
+    def __init__(self, package: Package, speculation: Speculation, threads: int | None = None) -> None:
         """Begin.
 
         Args:
             package: the package.
             speculation: what was asked for.
+            threads: likewise.
 
         """
         self._package = package
+        self._threads = threads
+        self._tried_with: int | None = None
         self.speculation = speculation
         """What is to be done: `AUTO` is `OFF` where the engine that was loaded last cannot gain by it."""
         self._asked = speculation
@@ -103,8 +109,17 @@ class Tuned:
         threads = None if named_threads() else settings.threads
         # What a step takes was measured with those threads.
         costs = settings.step_seconds if threads else {}
-        prepacked = kept_copy(self._package.folder) if kind == "together" else None
-        return EngineSettings(threads, settings.prefill_chunk, costs, prepacked)
+        if kind != "together":
+            return EngineSettings(threads, settings.prefill_chunk, costs)
+        used = self._threads or threads or default_threads()
+        trial = kept_trial(self._package.folder, used)
+        self._tried_with = None if trial else used
+        return EngineSettings(threads, settings.prefill_chunk, costs, kept_copy(self._package.folder), trial)
+
+    def learn(self, engine: Engine) -> None:
+        """Keep what trying out the engine showed that was loaded, for its next load."""
+        if self._tried_with and isinstance(engine, PackedEngine):
+            keep_trial(self._package.folder, self._tried_with, engine.graph.trial)
 
 
 _KINDS: tuple[EngineKind, ...] = ("together", "onnxruntime", "genai")

@@ -14,7 +14,8 @@ from phi3_onnx.export.graph import decode
 from phi3_onnx.export.graph.passes.kv_cache import cache_scales
 from phi3_onnx.runtime.engines.arena import Arena
 from phi3_onnx.runtime.engines.layout import RowRun
-from phi3_onnx.runtime.engines.packed import DECODE_NAME, PackedGraph, Padding
+from phi3_onnx.runtime.engines.packed import DECODE_NAME, PackedGraph
+from phi3_onnx.runtime.engines.padding import Padding
 from phi3_onnx.runtime.engines.session import LogitsSession
 from phi3_onnx.runtime.package import open_package
 
