@@ -63,6 +63,7 @@ class ModelCore:
         """How far answers run ahead, on the engine that decodes together."""
         self.draft: ModelCore | None = None
         """Another model that writes drafts; closed with this one. None looks them up in the text."""
+        self._drafting = dict[bool, DraftModel]()
         self.cache_memory: int | None = None
         """Bytes that texts of a server may keep in memory after their end; None is a quarter of what is free."""
         self.cache_folder: tuple[Path, int] | None = None
@@ -188,8 +189,11 @@ class ModelCore:
         """Return what makes the drafter of a text."""
         if (draft := self.draft) is None:
             return LookupDrafter
-        vocabulary = min(draft.package.contract.vocab_size, self.package.contract.vocab_size)
-        return DraftModel(draft.new_cache, draft.context_length, vocabulary, always=speculation.always).drafter
+        if (found := self._drafting.get(speculation.always)) is None:
+            vocabulary = min(draft.package.contract.vocab_size, self.package.contract.vocab_size)
+            found = DraftModel(draft.new_cache, draft.context_length, vocabulary, always=speculation.always)
+            self._drafting[speculation.always] = found
+        return found.drafter
 
     def free_memory(self) -> int | None:
         """Return the bytes that a KV cache can take where the model runs; None where that is not known."""

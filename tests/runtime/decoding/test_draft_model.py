@@ -2,16 +2,19 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from phi3_onnx.cli import root
 from phi3_onnx.configs import UsageError
 from phi3_onnx.runtime import Model, Response, load
 from phi3_onnx.runtime.batch import BatchPrompt, answer_all
+from phi3_onnx.runtime.decoding import draft_model
 from phi3_onnx.runtime.decoding.draft_model import DraftModel
 from phi3_onnx.runtime.decoding.response import last_response
 from phi3_onnx.runtime.decoding.speculation import NO_DRAFT
@@ -107,11 +110,58 @@ def test_a_token_is_drafted_where_its_chance_is_worth_the_time(package: Path, mo
         assert list(draft.chances) == sorted(draft.chances, reverse=True)
         dear = DraftModel(model.new_cache, model.context_length, 50, always=False).drafter()
         dear.extend([5, 6, 7])
+        dear._model.token_seconds = dear._model.step_seconds = 1.0  # known, so that more than a try is written
         monkeypatch.setattr(dear, "_worth", lambda: (draft.chances[1] + draft.chances[2]) / 2)
         assert dear.draft(6) == replace(draft.cut(2))
         small = DraftModel(model.new_cache, 4, 50, always=True).drafter()
         small.extend([5, 6, 7])
         assert small.draft(6) == NO_DRAFT, "its context is full"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the time, in place of the machine's."""
+    now = [0.0]
+    monkeypatch.setattr(draft_model, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    return now
+
+
+@pytest.mark.parametrize(("each", "drafts"), [(0.05, True), (0.9, False), (2.0, False)])
+def test_a_model_that_takes_as_long_as_the_larger_one_is_given_up(
+    package: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch, each: float, drafts: bool
+) -> None:
+    with load(package, speculate="off") as model:
+        drafter = DraftModel(model.new_cache, model.context_length, 50, always=False).drafter()
+        real_append, real_prefill = drafter._cache.append, drafter._cache.prefill
+
+        def append(token: int) -> None:
+            clock[0] += each
+            real_append(token)
+
+        def prefill(prompt: Sequence[int]) -> Iterator[object]:
+            clock[0] += each if drafter._cache.tokens else 100 * each
+            yield from real_prefill(prompt)
+
+        monkeypatch.setattr(drafter._cache, "append", append)
+        monkeypatch.setattr(drafter._cache, "prefill", prefill)
+        monkeypatch.setattr(draft_model, "log_softmax", lambda logits: np.where(np.arange(50) == 7, -0.01, -9.0)[None])
+        drafter.extend([5, 6, 7])
+        lengths = list[int]()
+        for _ in range(12):
+            draft = drafter.draft(4)
+            lengths.append(len(draft.tokens))
+            clock[0] += 1.0  # the larger model's step
+            if draft.tokens:
+                drafter.learn(len(draft.tokens), len(draft.tokens))
+            drafter.extend([*draft.tokens, 7])
+        assert drafter._model.token_seconds == pytest.approx(each, rel=0.3), (
+            "the prompt's run is none of a token's time"
+        )
+        assert lengths[0] == 2, "what it takes is not known before"
+        again = drafter._model.drafter()
+        again.extend([5, 6, 7])
+        assert bool(again.draft(4).tokens) == drafts, "the next text knows"
+        assert (lengths[-5:] == [4] * 5) if drafts else (lengths[-5:] == [0] * 5), lengths
 
 
 def test_what_never_comes_true_is_given_up_and_tried_again_later(package: Path) -> None:
