@@ -1,5 +1,6 @@
 """Errors, in the shape that the clients of each protocol know."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,6 +62,9 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
 
+_OVER = re.compile(r"prompt (\d+) tokens \+ (\d+) > context (\d+)")
+"""What the runtime says of a prompt that does not fit; Claude Code looks for Anthropic's own words for that."""
+
 Shape = Callable[[ApiError], dict[str, Any]]
 """Returns the JSON object that tells an error in one protocol."""
 
@@ -74,7 +78,13 @@ def openai_shape(error: ApiError) -> dict[str, Any]:
 def anthropic_shape(error: ApiError) -> dict[str, Any]:
     """Return an error as Anthropic's protocol has it; its types are fewer than the statuses of HTTP."""
     other = "invalid_request_error" if error.status < 500 else "api_error"
-    return {"type": "error", "error": {"type": _ANTHROPIC_TYPES.get(error.status, other), "message": error.message}}
+    message = error.message
+    if found := _OVER.match(message):
+        prompt, wanted, context = found.groups()
+        over = f"prompt is too long: {prompt} tokens > {context} maximum"
+        both = f"input length and `max_tokens` exceed context limit: {prompt} + {wanted} > {context}"
+        message = f"{over if int(prompt) >= int(context) else both}; {found.string[found.end() :].lstrip('; ')}"
+    return {"type": "error", "error": {"type": _ANTHROPIC_TYPES.get(error.status, other), "message": message}}
 
 
 def ollama_shape(error: ApiError) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Anthropic's protocol: what its clients send and get, from an engine whose answers are known to the letter."""
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -155,7 +156,7 @@ def test_an_answer_of_a_form(server: RunningServer) -> None:
         ({"messages": say("a"), "temperature": 1.5}, "temperature"),
         ({"messages": say("a"), "tool_choice": {"type": "any"}}, "tool_choice needs tools"),
         ({"messages": say("a"), "stop_sequences": [""]}, "empty"),
-        ({"messages": say("a" * 5000)}, "context"),
+        ({"messages": say("a" * 5000)}, "4096"),
     ],
 )
 def test_what_is_refused(server: RunningServer, body: dict[str, Any], words: str) -> None:
@@ -164,6 +165,14 @@ def test_what_is_refused(server: RunningServer, body: dict[str, Any], words: str
     told = reply.json()
     assert told["type"] == "error" and told["error"]["type"] == "invalid_request_error"
     assert words in told["error"]["message"]
+
+
+def test_a_prompt_that_is_too_long_is_refused_in_anthropics_words(server: RunningServer) -> None:
+    """Claude Code looks for them, and for the numbers."""
+    long = post(server, {"messages": say("a" * 5000)}).json()["error"]["message"]
+    assert re.match(r"prompt is too long: \d{4} tokens > 4096 maximum; shorten the prompt", long)
+    both = post(server, {"messages": say("a"), "max_tokens": 4096}).json()["error"]["message"]
+    assert re.match(r"input length and `max_tokens` exceed context limit: \d+ \+ 4096 > 4096; ", both)
 
 
 def test_an_engine_that_fails_midway_is_an_event(server: RunningServer) -> None:
