@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ..evaluate.evaluate import Evaluation
     from ..evaluate.sweep import Sweep
 
+_TITLE = 85
+"""Characters of a title's line, which fit into a picture's width."""
 _PARTS = 40
 """Pieces of a text, over each of which `evaluate --plot` takes the mean."""
 
@@ -115,7 +118,8 @@ def plot_speeds(sweeps: "Sequence[Sweep]", path: Path) -> None:
             axes.bar_label(bars, fmt="%.3g", padding=3, fontsize="small")
         axes.set_xticks(range(len(labels)), labels, fontsize="small")
         most = max(entry.most for sweep in sweeps for entry in sweep.figures if entry.kind == kind)
-        axes.set(title=_KINDS[kind], ylabel="tokens/s", ylim=(0, 1.15 * most))  # room for the figures
+        axes.set(ylabel="tokens/s", ylim=(0, 1.15 * most))  # room for the figures
+        axes.set_title(_KINDS[kind], fontsize="medium")
         axes.grid(alpha=0.3, axis="y")
         axes.set_axisbelow(True)
     figure.legend(*column[0].get_legend_handles_labels(), fontsize="small", loc="outside lower left")
@@ -152,7 +156,8 @@ def _panels(title: str, count: int) -> "tuple[Figure, Sequence[Axes]]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2 * count), layout="constrained")
-    figure.suptitle(title)
+    # A path has no place to break a line at, and a title that is too long would be cut at both ends.
+    figure.suptitle("\n".join(wrap(title, _TITLE)), fontsize="large")
     return figure, list(figure.subplots(count, squeeze=False)[:, 0])
 
 

@@ -38,6 +38,6 @@ for step in range(steps):
     optimizer.zero_grad()
     if step % 10 == 0 or step == steps - 1:
         print(f"step {step}: loss {loss.item():.3f}", flush=True)
-model.save_pretrained(output)
+model.save_pretrained(output, save_embedding_layers=False)  # no row of it is trained here
 tokenizer.save_pretrained(output)
 print(f"saved {output}")

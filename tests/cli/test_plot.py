@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from phi3_onnx.cli import plot
 from phi3_onnx.evaluate.evaluate import evaluate
 from phi3_onnx.evaluate.parity.corpus import text
 
@@ -83,3 +84,15 @@ def test_a_picture_of_speeds(run: Run, tiny_package: Make, tmp_path: Path) -> No
 def test_what_cannot_be_drawn(run: Run, tiny_package: Make, arguments: tuple[str, ...], code: int, said: str) -> None:
     ran = run(*(str(tiny_package("plain")) if word == "PACKAGE" else word for word in arguments))
     assert ran.code == code and re.search(said, ran.err) and len(ran.err.splitlines()) == 1 and not ran.out
+
+
+def test_a_long_title_is_not_cut() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    title = "model/cpu-int4-rtn on 4096 tokens of text, against /home/user/" + "a-long-name/" * 12 + "model.gguf"
+    figure, _ = plot._panels(title, 1)
+    FigureCanvasAgg(figure).draw()
+    drawn = figure.get_suptitle().replace("\n", "")
+    assert drawn.replace(" ", "") == title.replace(" ", "")
+    (place,) = (text.get_window_extent() for text in figure.texts)
+    assert place.x0 >= 0 and place.x1 <= figure.bbox.x1
