@@ -6,6 +6,7 @@ try:
     import importlib
     import logging
     import os
+    from difflib import get_close_matches
     from pathlib import Path
     from types import MappingProxyType
 
@@ -57,6 +58,13 @@ class _Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         return importlib.import_module(f".{VERBS[cmd_name]}", __package__).command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in VERBS and (near := get_close_matches(args[0], VERBS, n=1)):
+            ctx.fail(f"No such command '{args[0]}'. Did you mean '{near[0]}'?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(verb, SUMMARIES[verb]) for verb in VERBS]

@@ -41,13 +41,14 @@ def progress_line(first: str = "", *, still: bool = False) -> Iterator[Progress]
         shown = (first, 0)
 
         def report(what: str, done: int = 0, total: int = 0, unit: str = "", /) -> None:
-            nonlocal shown
+            nonlocal shown, task
             count = _count(done, total, unit)
             if (what, total) == shown:
                 bars.update(task, completed=done, count=count)
             else:  # the time that is left is reckoned from this work's own pace
                 shown = (what, total)
-                bars.reset(task, description=what, total=total or None, completed=done, count=count)
+                bars.remove_task(task)
+                task = bars.add_task(what, total=total or None, completed=done, count=count)
             if still:
                 bars.refresh()
 
@@ -66,8 +67,6 @@ def _time_column() -> "ProgressColumn":
 
     class Time(ProgressColumn):
         """The time left, or the time since the beginning where nobody knows how much there is."""
-
-        max_refresh = 0.5
 
         def render(self, task: "Task") -> Text:
             if task.total is None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _KINDS = {"logprobs": int, **{name: option.kind for name, option in OPTIONS.items()}}
 _FORM = "response_format"
+_NO_PROMPT = "give a prompt: -p TEXT, -f FILE, or text on stdin"
 _KEYS = ("id", "prompt", "messages", "system", "raw", "template_variables", _FORM, *_KINDS)
 _EXPECTED = {
     float: "a number",
@@ -50,8 +51,10 @@ def read_prompts(prompts: Sequence[str], files: Sequence[Path]) -> list[str]:
     """
     if not prompts and not files:
         if sys.stdin.isatty():
-            raise UsageError("give a prompt: -p TEXT, -f FILE, or text on stdin")
-        prompts = ("-",)
+            raise UsageError(_NO_PROMPT)
+        if not (text := _read_stdin()):
+            raise UsageError(f"stdin is empty: {_NO_PROMPT}")
+        return [text]
     if [*prompts, *map(str, files)].count("-") > 1:
         raise UsageError("stdin (-) can be read once only")
     return [_read_stdin() if text == "-" else text for text in prompts] + [read_file(path) for path in files]

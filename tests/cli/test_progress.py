@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch, *, still: bool) -> str:
             counter = Counter(labelled(progress, "package"), "text", 2300, "tokens")
             counter.add(1150)
             counter.add(1150)
+            progress("hashing")
             progress("writing", 1_000_000, 4_000_000, "bytes")
         terminal.close()
         sent = b""
@@ -39,6 +41,8 @@ def test_a_terminal_sees_counts_and_an_empty_line_at_the_end(monkeypatch: pytest
     assert sent.rstrip().endswith("\x1b[2K")  # the line is erased
     if still:  # each report is drawn, and nothing between
         assert "package: text" in sent and "1150 of 2300 tokens" in sent and "2300 of 2300 tokens" in sent
+        hashing = next(line for line in re.sub(r"\x1b\[[0-9;?]*\w", "", sent).split("\r") if "hashing" in line)
+        assert hashing.rstrip().endswith("0:00")  # the time that it has taken: nobody knows how much there is
 
 
 def test_a_file_sees_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

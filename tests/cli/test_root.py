@@ -72,3 +72,16 @@ def test_debug_shows_the_traceback(flags: list[str], variables: Mapping[str, str
     assert ("Traceback" in result.stderr) is traced
     if not traced:
         assert result.stderr.startswith("phi3-onnx: ") and result.stderr.count("\n") == 1
+
+
+def test_a_misspelt_verb_is_told_the_nearest() -> None:
+    ran = CliRunner().invoke(root, ["verfy", "package"])
+    assert ran.exit_code == 2 and "No such command 'verfy'. Did you mean 'verify'?" in ran.stderr
+    ran = CliRunner().invoke(root, ["zzz"])
+    assert ran.exit_code == 2 and "No such command 'zzz'" in ran.stderr and "Did you mean" not in ran.stderr
+
+
+@pytest.mark.parametrize("typed", ["", "\n"])
+def test_an_empty_stdin_is_no_prompt(tiny_package: Make, typed: str) -> None:
+    ran = CliRunner().invoke(root, ["generate", str(tiny_package("gqa"))], input=typed)
+    assert str(ran.exception) == "stdin is empty: give a prompt: -p TEXT, -f FILE, or text on stdin"
