@@ -14,11 +14,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from phi3_onnx.configs.manifest import SELF_TEST_NAME
 from phi3_onnx.configs.store import cache_folder
+from phi3_onnx.evaluate import checked
 from phi3_onnx.evaluate.parity import corpus
 from phi3_onnx.export import export
 from phi3_onnx.export.sources.small_model import fetch_small_model
 from phi3_onnx.runtime import Model, load, pipeline
+from phi3_onnx.runtime.engines.packed import DECODE_NAME
 
 CHATS, STEPS, POSITIONS = 5, 32, 16
 # The sample of Phi-3-mini's model card, with fewer tokens than its 500.
@@ -49,7 +52,10 @@ def main(work: Path, chats: int = CHATS, steps: int = STEPS) -> None:
         ("ungrouped-fp32", ungrouped, "cpu-fp32"),
     ):
         folder = work / "tasks" / name
-        export(source, target, folder / "package")
+        export(source, target, folder / "package", verify=checked)
+        # What other clients must not trip over: they are to load packages as `phi3-onnx export` leaves them.
+        beside = [SELF_TEST_NAME, *([DECODE_NAME] if target == "cpu-int4-rtn" else [])]
+        assert all((folder / "package" / file).is_file() for file in beside), f"{name} lacks one of {beside}"
         write_task(folder, chats, steps, exact=target == "cpu-fp32")
         print(f"expected of {name} written", flush=True)
 

@@ -1,17 +1,19 @@
-"""The target for browsers in headless Chromium: on WebGPU, and by WASM where there is none.
+"""The target for browsers in headless Chromium, in onnxruntime-web and transformers.js: on WebGPU, and by WASM.
 
     python tests/clients/webgpu.py [FOLDER [SOURCE]]
 
-FOLDER (by default in ~/.cache) gets onnxruntime-web and the packages. SOURCE is a checkpoint; by default a tiny random
+FOLDER (by default in ~/.cache) gets both libraries and the packages. SOURCE is a checkpoint; by default a tiny random
 one. Chromium's own software GPU, SwiftShader, has no float16 (`shader-f16`), so the target's twin in float32 runs on
 WebGPU there: the same operators and quantized weights. Needs Chromium and npm. Exit code 1 if a row differs.
 """
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +30,11 @@ from web_client import visit  # noqa: E402  # beside this file
 
 from tests.conftest import write_tiny  # noqa: E402
 
-VERSION = "1.30.0"
+CLIENTS = {
+    "webgpu_client.html": "onnxruntime-web@1.30.0",
+    "webgpu_transformers_client.html": "@huggingface/transformers@4.3.1",
+}
+"""Pages, and the npm package that each is for."""
 WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 STEPS, POSITIONS = 12, 8
 SHAPE_NODES = 6
@@ -50,7 +56,7 @@ class Row:
 
 
 def main(work: Path, source: Path | None) -> int:
-    modules = node_modules(work)
+    modules = {page: node_modules(work, package) for page, package in CLIENTS.items()}
     if source is None:
         source = work / "tiny"
         shutil.rmtree(source, ignore_errors=True)
@@ -60,21 +66,23 @@ def main(work: Path, source: Path | None) -> int:
     for row in rows(work, modules, source, target):
         failed |= row.passed is False
         print(
-            f"{row.name:<28} { {True: 'same', False: 'DIFFERS', None: 'not run'}[row.passed]:<8} {row.text}", flush=True
+            f"{row.name:<36} { {True: 'same', False: 'DIFFERS', None: 'not run'}[row.passed]:<8} {row.text}", flush=True
         )
     return int(failed)
 
 
-def rows(work: Path, modules: Path, source: Path, target: Target) -> Iterator[Row]:
+def rows(work: Path, modules: Mapping[str, Path], source: Path, target: Target) -> Iterator[Row]:
     twin = replace(target, io_dtype="float32")
     for made, provider in ((target, "wasm"), (twin, "wasm"), (twin, "webgpu"), (target, "webgpu")):
-        name = f"{made.io_dtype} on {provider}"
         task = prepare(work / f"webgpu-{made.io_dtype}", source, made)
-        sent = visit(f"webgpu_client.html?provider={provider}", modules, task, flags=WEBGPU, seconds=600)
-        yield judge(name, provider, sent, task)
+        for page, folder in modules.items():
+            library = CLIENTS[page].rpartition("@")[0].rpartition("/")[2]
+            name = f"{library}, {made.io_dtype} on {provider}"
+            sent = visit(f"{page}?provider={provider}", folder, task, flags=WEBGPU, seconds=600)
+            yield judge(name, made.io_dtype, provider, sent, task)
 
 
-def judge(name: str, provider: str, sent: dict[str, bytes], task: Path) -> Row:
+def judge(name: str, dtype: str, provider: str, sent: dict[str, bytes], task: Path) -> Row:
     """Hold what a page sent against what plain ONNX Runtime gave on the CPU."""
     if "/error" in sent:
         problem = " ".join(sent["/error"].decode().split())
@@ -88,15 +96,11 @@ def judge(name: str, provider: str, sent: dict[str, bytes], task: Path) -> Row:
     )
     total = sum(map(len, expected))
     elsewhere = sum(count for where, count in found["placed"] if where != "WebGpuExecutionProvider")
-    passed = (
-        same == total
-        and apart <= TOLERANCE[name.partition(" ")[0]]
-        and (provider == "wasm" or elsewhere <= SHAPE_NODES)
-    )
+    passed = same == total and apart <= TOLERANCE[dtype] and (provider == "wasm" or elsewhere <= SHAPE_NODES)
     placed = ", ".join(
         f"{count} nodes on {where.removesuffix('ExecutionProvider')}" for where, count in found["placed"]
     )
-    where = f"; {placed}; {found['device']}" if provider == "webgpu" else ""
+    where = f"; {placed or 'placement not told'}; {found['device']}" if provider == "webgpu" else ""
     return Row(
         name, passed, f"{same} of {total} tokens, logits within {apart:.2g} of the largest{where}; {found['version']}"
     )
@@ -126,13 +130,15 @@ def prepare(task: Path, source: Path, target: Target) -> Path:
     return task
 
 
-def node_modules(work: Path) -> Path:
-    """Return the folder with onnxruntime-web, fetched once."""
-    folder = work / f"node-onnxruntime-web-{VERSION}"
-    if not (folder / "node_modules/onnxruntime-web").is_dir():
+def node_modules(work: Path, package: str) -> Path:
+    """Return the folder with an npm package, fetched once, where tests/clients/run has it too."""
+    folder = work / f"node-{re.sub('[@/]', '-', package)}"
+    if not (folder / "node_modules" / package.rpartition("@")[0]).is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(folder)]
-        subprocess.run([*command, f"onnxruntime-web@{VERSION}"], check=True)
+        command = ["npm", "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(folder), package]
+        # Its script would fetch libraries for CUDA.
+        skip = {"ONNXRUNTIME_NODE_INSTALL": "skip", "ONNXRUNTIME_NODE_INSTALL_CUDA": "skip"}
+        subprocess.run(command, check=True, env={**os.environ, **skip})
     return folder / "node_modules"
 
 
