@@ -147,7 +147,9 @@ def _become(
             code = end.code or 0
         found = counted()
         arm(root, Fault.COUNT, 0)
-        counts.write_text(json.dumps({int(key): value for key, value in found.items()}))
+        beside = counts.with_suffix(".partial")  # a kill may come here, too
+        beside.write_text(json.dumps({int(key): value for key, value in found.items()}))
+        beside.replace(counts)
         threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
         atexit._run_exitfuncs()
         sys.stdout.flush()
