@@ -18,6 +18,7 @@ from .table import print_lines, table_lines
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
+    from ..evaluate.bench import Bench
     from ..evaluate.tables import Table
     from ..runtime.engines.load import EngineChoice
 
@@ -146,20 +147,38 @@ def command(
         _print(table_of(sweeps), output or ("json" if as_json else "table"))
         return
     options |= {"prompt_tokens": min(prompt), "decoded_tokens": min(decode)}
+    found: list[Bench] = []
     for folder in folders:
         done = _apart(bench, folder, options)
-        speed = done.speed
+        found.append(done)
         if as_json:
             table = asdict(done)
             click.echo(json.dumps({"package": table.pop("package"), **table.pop("speed"), **table}))
-            continue
-        share = f" ({done.read_share:.0%} of plain reads)" if done.read_share is not None else ""
-        click.echo(
-            f"{done.package}: prefill {speed.prefill_tokens_per_second:.0f} tokens/s over {speed.prompt_tokens}, "
-            f"decode {speed.decode_tokens_per_second:.1f} tokens/s{share}, loaded in {done.load_seconds:.2f} s, "
-            f"first token in {done.first_token_seconds:.2f} s, "
-            f"peak memory {size(done.peak_memory_bytes)}, on {speed.provider} ({speed.engine})"
+    if not as_json:
+        _print_speeds(found)
+
+
+def _print_speeds(found: "Sequence[Bench]") -> None:
+    rows = [
+        (
+            done.package,
+            f"{done.speed.prefill_tokens_per_second:.0f}",
+            f"{done.speed.decode_tokens_per_second:.1f}",
+            "" if done.read_share is None else f"{done.read_share:.0%}",
+            f"{done.load_seconds:.2f} s",
+            f"{done.first_token_seconds:.2f} s",
+            size(done.peak_memory_bytes),
+            f"{done.speed.provider} ({done.speed.engine})",
         )
+        for done in found
+    ]
+    headings = ("package", "prefill", "decode", "of reads", "load", "first token", "peak memory", "on")
+    speed = found[0].speed
+    note = (
+        f"prefill of {speed.prompt_tokens} tokens and decode of {speed.decoded_tokens} in tokens/s, medians of "
+        f"{speed.repeat}; of reads: the part of plain reads of memory that decoding reached"
+    )
+    print_lines([*table_lines(rows, headings, right=range(1, 7)), note])
 
 
 def _compare(names: Sequence[str], how: Mapping[str, Any], prompt: int, decode: int, rounds: int, form: _Form) -> None:

@@ -1,6 +1,7 @@
-"""`phi3-onnx bench`: a line for each package, and what is wrong before anything runs."""
+"""`phi3-onnx bench`: a row for each package, and what is wrong before anything runs."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,17 @@ def test_a_line_for_each_package(tiny_package: Callable[..., Path]) -> None:
     assert found["decode_tokens_per_second"] > 0
     assert found["peak_memory_bytes"] > 10 << 20
     assert found["first_token_seconds"] > 0 and found["read_share"] > 0
+
+
+def test_a_row_for_each_package(tiny_package: Callable[..., Path]) -> None:
+    packages = [str(tiny_package("plain")), str(tiny_package("gqa"))]
+    ran = CliRunner().invoke(root, ["bench", *packages, *SHORT])
+    assert ran.exit_code == 0, ran.output
+    heading, *rows, note = ran.stdout.splitlines()
+    names = re.split(r" {2,}", heading.strip())
+    assert [re.split(r" {2,}", row)[0] for row in rows] == ["tiny-plain/cpu-fp32", "tiny-gqa/cpu-fp32"]
+    assert all(len(re.split(r" {2,}", row)) == len(names) == 8 for row in rows)
+    assert note.startswith("prefill of 8 tokens and decode of 2 in tokens/s, medians of 1")
 
 
 def test_a_sweep_measures_every_combination(tiny_package: Callable[..., Path]) -> None:
