@@ -166,19 +166,18 @@ def _print_speeds(found: "Sequence[Bench]") -> None:
             f"{done.speed.decode_tokens_per_second:.1f}",
             "" if done.read_share is None else f"{done.read_share:.0%}",
             f"{done.load_seconds:.2f} s",
-            f"{done.first_token_seconds:.2f} s",
             size(done.peak_memory_bytes),
             f"{done.speed.provider} ({done.speed.engine})",
         )
         for done in found
     ]
-    headings = ("package", "prefill", "decode", "of reads", "load", "first token", "peak memory", "on")
+    headings = ("package", "prefill", "decode", "of reads", "load", "memory", "on")
     speed = found[0].speed
     note = (
         f"prefill of {speed.prompt_tokens} tokens and decode of {speed.decoded_tokens} in tokens/s, medians of "
         f"{speed.repeat}; of reads: the part of plain reads of memory that decoding reached"
     )
-    print_lines([*table_lines(rows, headings, right=range(1, 7)), note])
+    print_lines([*table_lines(rows, headings, right=range(1, 6)), note])
 
 
 def _compare(names: Sequence[str], how: Mapping[str, Any], prompt: int, decode: int, rounds: int, form: _Form) -> None:
