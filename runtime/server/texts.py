@@ -48,8 +48,7 @@ class LogprobTexts:
 
     def push(self, token: int, logprobs: TokenLogprobs) -> None:
         """Take the next token of the answer."""
-        top = tuple((self._text(other), max(value, _LEAST)) for other, value in logprobs.top)
-        self._waiting.append((self._length, TokenText(self._text(token), max(logprobs.logprob, _LEAST), top)))
+        self._waiting.append((self._length, self._entry(self._text(token), logprobs)))
         self._length += len(self._decoder.push(token))
         self._before = token
 
@@ -59,6 +58,14 @@ class LogprobTexts:
         out = [entry for start, entry in self._waiting if start < self._shown]
         del self._waiting[: len(out)]
         return tuple(out)
+
+    def without_text(self, logprobs: TokenLogprobs) -> TokenText:
+        """Return the entry of a token that ended the answer."""
+        return self._entry("", logprobs)
+
+    def _entry(self, text: str, logprobs: TokenLogprobs) -> TokenText:
+        top = tuple((self._text(other), max(value, _LEAST)) for other, value in logprobs.top)
+        return TokenText(text, max(logprobs.logprob, _LEAST), top)
 
     def _text(self, token: int) -> str:
         return _after(self._tokenizer, self._before, token)

@@ -452,13 +452,22 @@ class _Reporter:
             self._texts.push(chunk.token_id, chunk.logprobs)
         entries = self._texts.shown(chunk.text) if chunk.text else ()
         if chunk.response:
-            self._send(self._finished(chunk, entries))
+            self._send(self._finished(chunk, (*entries, *self._end(chunk.response))))
             return
         self._text += chunk.text
         self._logprobs += entries
         if self._job.stream and self._text and (now := time.monotonic()) - self._sent_at >= _FRAME_SECONDS:
             self._send(Piece(self._job.id, self._number, self._text, tuple(self._logprobs), self._tokens))
             self._text, self._logprobs, self._sent_at = "", [], now
+
+    def _end(self, response: Response) -> tuple[TokenText, ...]:
+        """Return the token that ended an answer, without text, where the answer begins with its prompt.
+
+        Whoever scores texts counts on an entry for each token generated: lm_eval cuts the last one off.
+        """
+        if not self._job.echo or not response.logprobs or len(response.token_ids) == self._tokens:
+            return ()
+        return (self._texts.without_text(response.logprobs[-1]),)
 
     def _finished(self, chunk: Chunk, entries: tuple[TokenText, ...]) -> Finished:
         response = chunk.response

@@ -40,11 +40,15 @@ def check(protocol: str, name: str) -> Callable[[Callable[[], None]], None]:
             results[f"{protocol}: {name}"] = "passed"
         except Exception as error:
             traceback.print_exc()
-            results[f"{protocol}: {name}"] = f"{type(error).__name__}: {error}"[:300]
+            results[f"{protocol}: {name}"] = _shortened(f"{type(error).__name__}: {error}")
         RESULT.write_text(json.dumps(results, indent=1), encoding="utf-8")
         print(f"{protocol}: {name}: {results[f'{protocol}: {name}']}", flush=True)
 
     return run
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
 
 
 @contextmanager
@@ -88,5 +92,5 @@ def command(folder: Path, program: str, *words: str, **variables: str) -> str:
         check=False,
     )
     print(done.stdout, done.stderr, sep="\n")
-    assert done.returncode == 0, f"exit code {done.returncode}: {(done.stdout + done.stderr)[-300:]}"
+    assert done.returncode == 0, f"exit code {done.returncode}: {(done.stdout + done.stderr)[-3000:]}"
     return done.stdout

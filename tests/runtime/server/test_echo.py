@@ -39,6 +39,22 @@ def test_the_prompt_has_log_probabilities_where_the_answer_does(client: openai.O
     assert [entry for part in parts for entry in part.text_offset] == found.text_offset
 
 
+@pytest.mark.parametrize(("prompt", "stop"), [("xyz", None), ("xy", None), ("abc", "d"), ("abc", None)])
+def test_each_token_generated_has_an_entry_the_one_that_ends_it_too(
+    client: openai.OpenAI, prompt: str, stop: str | None
+) -> None:
+    options: dict[str, Any] = {"prompt": prompt, "echo": True, "logprobs": 1, "stop": stop}
+    answer = complete(client, **options)
+    found, text = answer.choices[0].logprobs, answer.choices[0].text
+    ended = prompt.startswith("x")  # the alphabet's end is the answer's
+    assert found.tokens == [*text, ""] if ended else found.tokens == list(text)
+    assert found.text_offset == list(range(len(found.tokens)))
+    if stop is None:
+        assert len(found.token_logprobs) == len(prompt) + answer.usage.completion_tokens
+    parts = [chunk.choices[0].logprobs for chunk in complete(client, **options, stream=True)]
+    assert [token for part in parts if part for token in part.tokens] == found.tokens
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_prompt_alone(client: openai.OpenAI, stream: bool) -> None:
     answer = complete(client, echo=True, logprobs=1, max_tokens=0, n=2, stream=stream)
