@@ -33,6 +33,7 @@ NOT_RUN: Mapping[str, str] = {
     r"^serve run |ray_data": "needs Ray: tests/deploy/run",
     r"_PHI3_ONNX_COMPLETE=": "lines of a shell's start file",
     r"^phi3-onnx demo$": "fetches the small model: tests/test_readme.py runs it",
+    r"^OTEL_": "needs the extra otel: tests/runtime/server/test_observed.py has it",
     r"train_lora\.py|langchain_client\.py": "tests/test_examples.py runs it",
     r"--provider (cuda|webgpu)|--require cuda": "needs a GPU",
     r"--provider dml": "needs Windows: tests/windows/run",
