@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from .json_output import echo_json
 from .progress import progress_line
 from .provider_library import provider_library
 from .screen import notice, warn_of_clashing_wheels
@@ -132,7 +133,7 @@ def command(
         plot_evaluation(found, plot)
         notice(f"drew {plot}")
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+        echo_json(found.to_dict(), indent=1)
     else:
         _print(found)
 

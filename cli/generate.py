@@ -1,6 +1,5 @@
 """`phi3-onnx generate`."""
 
-import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import click
 
 from ..configs import Phi3OnnxError, UsageError
 from .answering import Loading, answering_options, cancel_on_interrupt, prefill_bar, show, summary
+from .json_output import echo_json
 from .prompts import Request, prefilled, read_file, read_jsonl, read_prompts, read_variables
 from .screen import notice
 
@@ -141,7 +141,7 @@ def _answer(model: "Model", cache: "KvCache", request: Request, cancel: threadin
     )
     if as_json:
         response = last_response(chunks)
-        click.echo(json.dumps(_as_json(model, request, response), ensure_ascii=False))
+        echo_json(_as_json(model, request, response))
     else:
         response = show(chunks)
     notice(summary(response))
@@ -167,9 +167,9 @@ def _answer_lines(model: "Model", requests: Sequence[Request], rows: int, cancel
             break
         if isinstance(result, Phi3OnnxError):
             failed += 1
-            click.echo(json.dumps({"id": request.id, "error": str(result)}, ensure_ascii=False))
+            echo_json({"id": request.id, "error": str(result)})
         else:
-            click.echo(json.dumps(_as_json(model, request, result), ensure_ascii=False))
+            echo_json(_as_json(model, request, result))
             notice(summary(result))
     return failed
 

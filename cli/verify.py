@@ -1,11 +1,11 @@
 """`phi3-onnx verify`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from .json_output import echo_json
 from .progress import progress_line
 from .provider_library import provider_library
 from .screen import notice, warn_of_clashing_wheels
@@ -274,7 +274,7 @@ def _record(folder: Path, verification: "Verification") -> None:
 
 def _show(verification: "Verification", as_json: bool, *, against: str) -> None:
     if as_json:
-        click.echo(json.dumps(verification.to_dict(), indent=1, ensure_ascii=False))
+        echo_json(verification.to_dict(), indent=1)
         return
     rows: list[tuple[Cell, ...]] = []
     for row in verification.rows:

@@ -45,7 +45,7 @@ def _copy_of(path: Path, options: Any) -> Any:
     """Return the session of a prepacked copy; None where it does not load."""
     try:
         return import_onnxruntime().InferenceSession(str(path), options, providers=[_CPU])
-    except Exception as error:  # as above
+    except Exception as error:  # onnxruntime's own errors have no common base but this
         _LOG.debug("prepacked: %s", first_line(error))
         return None
 

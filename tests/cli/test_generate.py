@@ -397,3 +397,16 @@ def test_a_terminal_without_unicode_gets_the_answer_too(tiny_package):
     run = subprocess.run([sys.executable, "-m", "phi3_onnx.cli", *arguments], env=environment, capture_output=True)
     assert run.returncode == 0, run.stderr
     assert b"?" in run.stdout
+
+
+def test_json_keeps_every_character_where_stdout_has_an_old_code_page(tiny_package):
+    arguments = ["generate", str(tiny_package("gqa")), "-p", "é", "-n", "40", "--temperature", "2", "--seed", "1"]
+    texts = list[str]()
+    for encoding in ("utf-8", "cp1252"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+        command = [sys.executable, "-m", "phi3_onnx.cli", *arguments, "--json"]
+        run = subprocess.run(command, env=environment, capture_output=True)
+        assert run.returncode == 0, run.stderr
+        texts.append(json.loads(run.stdout.decode())["text"])
+    assert texts[0] == texts[1]
+    assert not texts[0].isascii()
