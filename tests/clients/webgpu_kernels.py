@@ -29,7 +29,7 @@ from dump_kernels import (  # noqa: E402  # pyright: ignore[reportMissingImports
     spelled,
 )
 from web_client import visit  # noqa: E402  # beside this file
-from webgpu import WEBGPU, node_modules  # noqa: E402  # beside this file
+from webgpu import CLIENTS, WEBGPU, node_modules  # noqa: E402  # beside this file
 
 OPSET = 21
 """Of the graphs that are exported."""
@@ -212,10 +212,11 @@ def kernels(placed: Sequence[Any], definitions: dict[str, Any]) -> dict[str, Any
 
 def main(work: Path) -> int:
     """Write the table."""
+    modules = node_modules(work, CLIENTS["webgpu_client.html"])
     models = [base64.b64encode(model_of(*one).SerializeToString()).decode() for one in tried()]
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "models.json").write_text(json.dumps(models), encoding="utf-8")
-        sent = visit("webgpu_kernels.html", node_modules(work), Path(name), flags=WEBGPU, seconds=600)
+        sent = visit("webgpu_kernels.html", modules, Path(name), flags=WEBGPU, seconds=600)
     if "/error" in sent:
         print(sent["/error"].decode(), file=sys.stderr)
         return 1
