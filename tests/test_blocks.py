@@ -30,7 +30,7 @@ NOT_RUN: Mapping[str, str] = {
     r"pip install|^python3 -m venv": "it installs: CI and tests/test_wheel.py do that",
     r"^\. \.venv/bin/activate": "it enters an environment",
     r"^pre-commit ": "another program",
-    r"^serve run |ray_data": "needs Ray: tests/deploy/run",
+    r"^serve run |ray_data|load_and_kill": "needs Ray: tests/deploy/run",
     r"_PHI3_ONNX_COMPLETE=": "lines of a shell's start file",
     r"^phi3-onnx demo$": "fetches the small model: tests/test_readme.py runs it",
     r"^OTEL_": "needs the extra otel: tests/runtime/server/test_observed.py has it",
