@@ -13,7 +13,7 @@ import numpy as np
 from ..configs import UsageError
 from ..configs.progress import Progress, silent
 from ..export.sources.checkpoint import Checkpoint
-from ..runtime.engines.session import LogitsSession, open_session
+from ..runtime.engines.session import LogitsSession
 from ..runtime.package import Package, open_package
 from ..runtime.text.tokenizer import Tokenizer
 from .parity.compare import (
@@ -21,6 +21,7 @@ from .parity.compare import (
     Rows,
     compare_passage,
     counted,
+    open_logits,
     package_logits,
     same_vocabulary,
     text_counter,
@@ -112,7 +113,7 @@ def evaluate(
     opened = open_package(package)
     passages = stretches(opened, text, max_tokens, context)
     progress("loading the package")
-    session = _open(opened, provider)
+    session = open_logits(opened, provider)
     metrics, name = None, None
     if reference is None:
         likelihood = _likelihood(session, passages, progress)
@@ -158,12 +159,6 @@ def stretches(package: Package, text: str, max_tokens: int | None, context: int)
     return [Passage(part, 0, "text") for part in parts if len(part) > 1]
 
 
-def _open(package: Package, provider: str) -> LogitsSession:
-    # Not 0 for "none" but what the package says, as far as anyone knows.
-    switch = package.longrope_switch
-    return open_session(package.folder, provider, made_for=package.made_for, longrope=switch or 0)[0]
-
-
 def _likelihood(session: LogitsSession, passages: Sequence[Passage], progress: Progress) -> Likelihood:
     likelihood = Likelihood()
     counter = text_counter(progress, "package", passages)
@@ -193,7 +188,7 @@ def _reference(
     other = open_package(reference)
     same_vocabulary(package, other.contract.vocab_size, str(reference))
     progress("loading the reference")
-    session = _open(other, provider)
+    session = open_logits(other, provider)
     return f"{other.name} ({session.provider})", (PackageRows(session, passage) for passage in passages)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...configs import PackageError
 from ...configs.progress import Counter, Progress
-from ...runtime.engines.session import LogitsSession
+from ...runtime.engines.session import LogitsSession, open_session
 from ...runtime.package import Package
 from .corpus import Passage
 from .metrics import Comparison
@@ -74,6 +74,22 @@ def counted(pieces: Iterable[tuple[int, np.ndarray]], counter: Counter) -> Itera
 def text_counter(progress: Progress, what: str, passages: Sequence[Passage]) -> Counter:
     """Return what counts the tokens of passages; see `counted`."""
     return Counter(progress, what, sum(len(passage.ids) for passage in passages), "tokens")
+
+
+def open_logits(package: Package, provider: str) -> LogitsSession:
+    """Load a package's graph for its logits.
+
+    Args:
+        package: the package; its own LongRoPE switch counts, as no checkpoint says one.
+        provider: where it runs: `cpu`, `cuda`, `dml`, or `auto` for what it was made for, if that runs here.
+
+    Raises:
+        PackageError: the graph cannot be loaded.
+        ProviderError: the provider cannot run here.
+
+    """
+    switch = package.longrope_switch or 0
+    return open_session(package.folder, provider, made_for=package.made_for, longrope=switch)[0]
 
 
 def same_vocabulary(package: Package, size: int, other: str) -> None:

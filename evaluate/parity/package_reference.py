@@ -13,14 +13,23 @@ import numpy as np
 
 from ...configs import PackageError, Target, Thresholds, UsageError
 from ...configs.progress import Progress, silent
-from ...runtime.engines.session import LogitsSession, open_session
+from ...runtime.engines.session import LogitsSession
 from ...runtime.package import Package, open_package
 from ...runtime.providers.graph_file import sliding_window
 from ...runtime.providers.names import canonical
 from ...runtime.text.template import ChatTemplate, read_template
 from ...runtime.text.tokenizer import Tokenizer
 from . import corpus
-from .compare import PackageRows, Rows, compare_passage, counted, package_logits, same_vocabulary, text_counter
+from .compare import (
+    PackageRows,
+    Rows,
+    compare_passage,
+    counted,
+    open_logits,
+    package_logits,
+    same_vocabulary,
+    text_counter,
+)
 from .corpus import Lengths, plan_passages
 from .greedy import answer_all, judge
 from .metrics import Comparison
@@ -68,14 +77,14 @@ def verify_by_package(
     judge_by = target or (opened.manifest.target if opened.manifest else None)
     graph = opened.folder / opened.contract.filename
     progress("loading the package")
-    session = _open(opened, provider)
+    session = open_logits(opened, provider)
     if itself and canonical(session.provider) == _CPU:
         raise UsageError(
             f"{opened.name} would be compared with itself on the CPU; name another provider with --provider, or the "
             "checkpoint, or a cpu-fp32 package of it, with --reference"
         )
     progress("loading the reference")
-    wanted = _open(other, _CPU)
+    wanted = open_logits(other, _CPU)
     tokenizer = Tokenizer(opened.folder)
     planned, skipped = plan_passages(_lengths(opened, other, graph), *_ids(tokenizer))
     passages, left_out = passages_on(session.provider, graph, planned, session.longrope)
@@ -134,11 +143,6 @@ def check_exact(reference: Package) -> None:
             "name the package itself, a cpu-fp32 package or the checkpoint; to compare any two: phi3-onnx evaluate "
             "PACKAGE --reference PACKAGE"
         )
-
-
-def _open(package: Package, provider: str) -> LogitsSession:
-    switch = package.longrope_switch
-    return open_session(package.folder, provider, made_for=package.made_for, longrope=switch or 0)[0]
 
 
 def _lengths(package: Package, reference: Package, graph: Path) -> Lengths:

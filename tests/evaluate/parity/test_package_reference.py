@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 from phi3_onnx.configs import PackageError, UsageError, find_target
-from phi3_onnx.evaluate.parity import corpus, package_reference
+from phi3_onnx.evaluate.parity import compare, corpus, package_reference
 from phi3_onnx.evaluate.parity.package_reference import verify_by_package
 from phi3_onnx.evaluate.parity.result import Verification
 from phi3_onnx.runtime.engines.session import LogitsSession
@@ -43,7 +43,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             opened.provider = "OpenVINOExecutionProvider"
             return opened, None
 
-        monkeypatch.setattr(package_reference, "open_session", session)
+        monkeypatch.setattr(compare, "open_session", session)
 
     return install
 
