@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 
 from ...configs import UsageError
 from .app import create_app
+from .connections import Patience, most_connections, protocol
 from .errors import ApiError
 from .many import create_app_of_many
 from .messages import Ready
@@ -73,7 +74,7 @@ def serve_many(
         metrics = Metrics()
         pool = Pool(offers, settings, metrics, free=free, notify=notify)
         app = create_app_of_many(pool, settings, metrics)
-        server = _Server(_config(app, settings), pool, settings.shutdown_seconds)
+        server = _Server(web_config(app, settings), pool, settings.shutdown_seconds)
         failure: list[ApiError] = []
 
         async def announce() -> None:
@@ -105,9 +106,13 @@ def _run(settings: Settings, main: Callable[[socket.socket], Coroutine[Any, Any,
         runner.run(main(listener))
 
 
-def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
+def web_config(app: Starlette, settings: Settings) -> uvicorn.Config:
+    """Return how uvicorn serves an app: with bounds on connections, and silent but for what the project logs."""
+    patience = Patience(most_connections(), whole=2**20 + 8 * settings.max_request_bytes)
     return uvicorn.Config(
         app,
+        http=protocol(patience),
+        timeout_keep_alive=round(patience.idle),
         log_config=None,
         access_log=_LOG.isEnabledFor(logging.DEBUG),
         lifespan="on",
@@ -121,7 +126,7 @@ async def _serve_one(
     loader: Callable[[], Any], settings: Settings, listener: socket.socket, on_ready: Callable[[Ready, str], None]
 ) -> None:
     engine = EngineProcess(loader, settings.parallel)
-    server = _Server(_config(create_app(engine, settings), settings), engine, settings.shutdown_seconds)
+    server = _Server(web_config(create_app(engine, settings), settings), engine, settings.shutdown_seconds)
     failure: list[LoadError] = []
 
     async def announce() -> None:

@@ -184,6 +184,19 @@ async def slow_sender(server: Server) -> str:
         writer.transport.abort()
 
 
+async def silent_crowd(server: Server) -> str:
+    """Open many connections, say nothing or half a request on each, and go away after some seconds."""
+    crowd = await asyncio.gather(*(_connect(server) for _ in range(100)), return_exceptions=True)
+    found = [one for one in crowd if not isinstance(one, BaseException)]
+    require(len(found) == len(crowd), f"{len(crowd) - len(found)} of {len(crowd)} connections were refused")
+    for _, writer in found[::2]:
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+    await asyncio.sleep(3)
+    for _, writer in found:
+        writer.transport.abort()
+    return "left"
+
+
 async def garbage(server: Server) -> str:
     """Send bytes that are no HTTP, or half of it."""
     bad = (
@@ -361,6 +374,7 @@ VISITS: Mapping[str, tuple[Visit, int]] = {
         (hangs_up_early, 4),
         (never_reads, 2),
         (slow_sender, 3),
+        (silent_crowd, 1),
         (garbage, 3),
         (wrong, 3),
         (deep, 2),

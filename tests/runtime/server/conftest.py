@@ -17,7 +17,7 @@ import uvicorn
 from fake_engine import FakeLoader
 from phi3_onnx.runtime.server.app import create_app
 from phi3_onnx.runtime.server.process import EngineProcess
-from phi3_onnx.runtime.server.run import address, listen
+from phi3_onnx.runtime.server.run import address, listen, web_config
 from phi3_onnx.runtime.server.settings import Settings
 from scripted import write_scripted_package
 
@@ -31,8 +31,7 @@ class RunningServer:
         self._listener = listen("127.0.0.1", 0)
         self.url = address(self._listener)
         self._loop = asyncio.new_event_loop()
-        config = uvicorn.Config(create_app(self.engine, settings), log_config=None, lifespan="on")
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(web_config(create_app(self.engine, settings), settings))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self.engine.loaded(), self._loop).result(60)
