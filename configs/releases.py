@@ -48,7 +48,7 @@ RANGES = {
     "onnxruntime-windowsml": Range("1.30", "2"),
     "onnxscript": Range("0.6", None, "it has what torch 2.11 and later ask for"),
     "prometheus-client": Range("0.20"),
-    "pydantic": Range("2.7", "3"),
+    "pydantic": Range("2.8", "3", "before, each wrong entry of a list was an error of its own"),
     "starlette": Range("1.0.1", "2", "CVE-2026-48710: a Host header passes for another path"),
     "tokenizers": Range("0.21"),
     "torch": Range("2.9", "3"),

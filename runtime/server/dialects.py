@@ -26,14 +26,15 @@ def in_convention(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> lis
             text += json.dumps({"tool_calls": _calls(message)}, ensure_ascii=False)
         if isinstance(message, ToolMessage):
             text = f"{names.get(message.tool_call_id, 'The function')} returned: {text}"
-            if table and table[-1].get("returned"):  # several in a row are one message: templates want turns
-                table[-1]["content"] += f"\n{text}"
+            if table and "returned" in table[-1]:  # several in a row are one message: templates want turns
+                table[-1]["returned"].append(text)
                 continue
-            table.append({"role": "user", "content": text, "returned": True})
+            table.append({"role": "user", "content": "", "returned": [text]})
             continue
         table.append(_entry(message, text))
     for entry in table:
-        entry.pop("returned", None)
+        if returned := entry.pop("returned", None):
+            entry["content"] = "\n".join(returned)
     if tools:
         functions = "\n".join(json.dumps(function, ensure_ascii=False) for function in _functions(tools))
         system = _system(table)

@@ -9,6 +9,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidationError,
     ValidationInfo,
@@ -16,9 +17,10 @@ from pydantic import (
     create_model,
     model_validator,
 )
-from pydantic_core import PydanticCustomError, from_json
+from pydantic_core import PydanticCustomError, core_schema, from_json
 
 from ...configs.options import OPTIONS, Option
+from .bodies import check_parts
 from .errors import ApiError
 from .parameters import PLACES, Notes, Places, path_of, told
 
@@ -27,11 +29,32 @@ _R = TypeVar("_R", bound=BaseModel)
 MOST_CHOICES = 16
 MOST_PROMPTS = 64
 MOST_TOP_LOGPROBS = 20
+MOST_CALLS = 128
+"""Tool calls of one message: each result looks through those that came before it."""
 # Below it, dividing logits by the temperature overflows; the most likely token has all of the probability long before.
 COLDEST = 1e-4
 
 
 _UNSUPPORTED = "unsupported_parameter"
+
+
+_FAIL_FAST = {
+    kind: "fail_fast" in table.__annotations__  # of mappings, newer versions alone know it
+    for kind, table in (("list", core_schema.ListSchema), ("dict", core_schema.DictSchema))
+}
+
+
+def _fail_fast(schema: Any) -> None:
+    """Let every list and mapping of a schema end at its first wrong entry."""
+    if isinstance(schema, list | tuple):
+        for entry in schema:
+            _fail_fast(entry)
+    elif isinstance(schema, dict):
+        kind = schema.get("type")  # or a field of this name
+        if isinstance(kind, str) and _FAIL_FAST.get(kind):
+            schema["fail_fast"] = True
+        for entry in schema.values():
+            _fail_fast(entry)
 
 
 class Part(BaseModel):
@@ -42,6 +65,13 @@ class Part(BaseModel):
     """The parameters of its protocol."""
     place: ClassVar[str]
     """Its place in that table."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Return its schema, in which a list ends at its first wrong entry: a million errors take gigabytes."""
+        schema = handler(source)
+        _fail_fast(schema)
+        return schema
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -362,7 +392,7 @@ class AssistantMessage(_Message):
 
     role: Literal["assistant"]
     content: Content = ""
-    tool_calls: list[ToolCall] = []
+    tool_calls: list[ToolCall] = Field(default=[], max_length=MOST_CALLS)
 
 
 class ToolMessage(_Message):
@@ -487,7 +517,8 @@ def parse(kind: type[_R], body: bytes | Mapping[str, Any], notes: Notes | None =
         notes: takes what was found besides the parameters that are used, and says whether unknown ones are refused.
 
     Raises:
-        ApiError: it is not valid JSON (status 400), or a parameter is not supported or wrong; the error names it.
+        ApiError: it is not valid JSON (status 400), holds too much (413), or a parameter is not supported or wrong; the
+            error names it.
 
     """
     return checked(kind, read_object(body) if isinstance(body, bytes) else body, notes)
@@ -497,9 +528,10 @@ def read_object(body: bytes) -> dict[str, Any]:
     """Return the JSON object of a body.
 
     Raises:
-        ApiError: it is none (status 400).
+        ApiError: it is none (status 400), or holds too much (413).
 
     """
+    check_parts(body)
     try:
         values = from_json(body, allow_inf_nan=False)
     except ValueError as error:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ..parameters import Notes, Parameter, Places, hints, option_parameters, refused, table_of, used
-from ..requests import MOST_TOP_LOGPROBS, ChatRequest, Numbers, Part, Tool, checked
+from ..requests import MOST_CALLS, MOST_TOP_LOGPROBS, ChatRequest, Numbers, Part, Tool, checked
 
 _MODEL = "The model's name, with or without `:latest`."
 _BOTH = (
@@ -117,7 +117,7 @@ class OllamaMessage(_Part):
     place = "messages[]"
     role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
-    tool_calls: list[OllamaToolCall] = Field(default=[])
+    tool_calls: list[OllamaToolCall] = Field(default=[], max_length=MOST_CALLS)
     tool_name: str | None = None
     tool_call_id: str | None = None
 
