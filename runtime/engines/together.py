@@ -21,19 +21,19 @@ from ..providers.hardware import available_memory
 from .arena import Arena
 from .layout import RowRun
 from .packed import PackedGraph
+from .piece_costs import PieceCosts, Work
+from .pieces import PiecePlanner
 from .planner import Planner
 from .prefix_files import BLOCK, PrefixFiles
 from .prefixes import Kept, PrefixStore
 
 STEP_SECONDS = 0.1
-"""How long one step may take where answers are under way, as far as the pieces of prompts decide it."""
+"""How long answers that are under way may stand still for pieces of prompts; see `PiecePlanner.budget`."""
 LONGEST_PIECE = 256
 """Tokens of prompts that a step has at most, where nothing else suits the machine."""
-_LEAST_PIECE = 8
 _LEAST_CAPACITY = 256
 # A beginning that another text is about to run is worth waiting for from this many tokens on.
 _WORTH_WAITING = 32
-_SETTLING = 0.3  # share of the newest measurement in what a token costs
 
 
 class LiveText:
@@ -207,13 +207,12 @@ class Together:
         self._drafter = drafter
         self.store = PrefixStore(cache_bytes)
         self._context = context_length
-        self._step_seconds, self._longest_piece = step_seconds, longest_piece
+        self._pieces = PiecePlanner(PieceCosts(graph.trial_seconds), step_seconds, longest_piece)
         self._slots = [_Slot() for _ in range(slots)]
         self._arena = Arena(graph.shape, slots, min(context_length, _LEAST_CAPACITY))
         self._turn = 0
         self._full = False
-        self._token_seconds = 0.0
-        self._answer_seconds = 0.0
+        self._ended = 0.0  # when the last step was through, where its answers go on
         self.steps: deque[tuple[int, int]] = deque(maxlen=1000)
         """(texts, tokens) of the last runs."""
         self.hit_tokens = self.miss_tokens = self.read_tokens = 0
@@ -280,10 +279,14 @@ class Together:
     def step(self) -> None:
         """Run all texts that wait: one token of each answer, and pieces of prompts within the budget."""
         self._full = False
+        waiting = [text for text in self.live if text.waiting]
+        prompts = any(len(text.pending) > 1 for text in waiting)
+        counts = self._counts(waiting) if prompts else dict.fromkeys(waiting, 1)
         for beyond in (False, True):  # a run has one set of rotary factors
-            waiting = [text for text in self.live if text.waiting and text.beyond == beyond]
-            if waiting:
-                self._run(waiting)
+            pieces = [(text, counts[text]) for text in waiting if text.beyond == beyond and counts[text]]
+            if pieces:
+                self._run(pieces, prompts=prompts)
+        self._ended = time.perf_counter()
 
     def end(self, text: LiveText) -> None:
         """End a text, and keep what it has in its slot."""
@@ -340,9 +343,9 @@ class Together:
         self._slots = [_Slot() for _ in self._slots]
         self._arena = Arena(self.graph.shape, 1, 1)
 
-    def _run(self, waiting: Sequence[LiveText]) -> None:
-        pieces = self._pieces(waiting)
-        drafts = self._drafts(waiting)
+    def _run(self, pieces: Sequence[tuple[LiveText, int]], *, prompts: bool) -> None:
+        # Nothing runs ahead beside prompts, which have the time that a step may take beyond answers.
+        drafts = {} if prompts else self._drafts([text for text, _ in pieces])
         rows = [self._row(text, count, drafts.get(text, NO_DRAFT)) for text, count in pieces]
         started = time.perf_counter()
         try:
@@ -352,39 +355,32 @@ class Together:
                 text.fail(error)
                 self._slots[text.slot].tokens = []
             return
-        self._measure(rows, time.perf_counter() - started, prompts=any(len(text.pending) > 1 for text in waiting))
+        self._measure(rows, time.perf_counter() - started, prompts=prompts)
         for (text, count), row, logits in zip(pieces, rows, results, strict=True):
             slot = self._slots[text.slot]
             text.take(count, logits, row.tokens[count:])
             slot.tokens, slot.beyond = text.tokens, text.beyond
             slot.touched = max(slot.touched, row.stop)
 
-    def _pieces(self, waiting: Sequence[LiveText]) -> list[tuple[LiveText, int]]:
-        """Return how many tokens of each text to run: the budget in equal shares, what is left to the first come."""
+    def _counts(self, waiting: Sequence[LiveText]) -> dict[LiveText, int]:
+        """Return how many tokens of each text to run, where there are prompts."""
         answers = [text for text in waiting if len(text.pending) == 1]
         prompts = sorted((text for text in waiting if len(text.pending) > 1), key=self._since)
-        pieces = [(text, 1) for text in answers]
-        left = self._budget(len(answers)) if prompts else 0
-        for position, text in reversed(list(enumerate(prompts))):  # the latest first, so that the first gets the rest
-            count = min(len(text.pending), max(1, left // (position + 1)))
-            left -= count
-            pieces.append((text, count))
-        return pieces
+        work = None
+        if answers:
+            rows = (Work.of_row(len(text.tokens), 1) for text in answers)
+            work = sum(rows, Work(len({text.beyond for text in waiting})))
+        found = self._pieces.tokens(
+            work, [(len(text.tokens), len(text.pending)) for text in prompts], time.perf_counter() - self._ended
+        )
+        return dict.fromkeys(answers, 1) | dict(zip(prompts, found, strict=True))
 
     def _since(self, text: LiveText) -> int:
         return self._slots[text.slot].used
 
-    def _budget(self, answers: int) -> int:
-        """Return how many tokens of prompts a step may have."""
-        if not answers or not self._token_seconds:
-            return self._longest_piece if not answers else _LEAST_PIECE
-        seconds = self._step_seconds - self._answer_seconds
-        return int(min(max(seconds / self._token_seconds, _LEAST_PIECE), self._longest_piece))
-
     def _drafts(self, waiting: Sequence[LiveText]) -> dict[LiveText, Draft]:
-        """Return what to run ahead: nothing beside prompts, which have the time that a step may take beyond answers."""
-        most = self._planner.speculation.most
-        if not most or any(len(text.pending) > 1 for text in waiting):
+        """Return what to run ahead."""
+        if not (most := self._planner.speculation.most):
             return {}
         found = {text: draft for text in waiting if (draft := text.draft(most)).tokens}
         return self._planner.plan(found, len(waiting))
@@ -392,14 +388,9 @@ class Together:
     def _measure(self, rows: Sequence[RowRun], seconds: float, *, prompts: bool) -> None:
         tokens = sum(len(row.tokens) for row in rows)
         self.steps.append((len(rows), tokens))
+        self._pieces.note(Work.of_run(rows), seconds, prompts=prompts)
         if not prompts:
-            before = self._answer_seconds or seconds
-            self._answer_seconds = before + _SETTLING * (seconds - before)
             self._planner.note(tokens, seconds)
-        elif tokens >= 2 * _LEAST_PIECE or not self._token_seconds:
-            cost = seconds / tokens
-            before = self._token_seconds or cost
-            self._token_seconds = before + _SETTLING * (cost - before)
 
     def _row(self, text: LiveText, count: int, draft: Draft) -> RowRun:
         tokens = [*text.pending[:count], *draft.tokens]
