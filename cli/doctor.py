@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..configs.origin import install_command
 from ..configs.sizes import size
 from .progress import progress_line
 from .provider_library import provider_library
@@ -100,7 +101,7 @@ def _print(report: "Report", tested: _Tested | None) -> None:
         "platform": report.platform,
         **installed,
         **{wheel.name: wheel.version for wheel in report.wheels},
-        **{f"[{extra}]": f'not installed: pip install "phi3-onnx[{extra}]"' for extra in missing_extras()},
+        **{f"[{extra}]": f"not installed: {install_command(extra)}" for extra in missing_extras()},
         "telemetry": "on" if report.telemetry else "off",
     }
     lines = _section("Environment", environment.items())

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..configs.origin import install_command
 from ..configs.sizes import size
 from ..configs.target import describe_scheme
 
@@ -96,7 +97,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, Any]]:
         ("size", f"{size(sum(found['files'].values()))} in {len(found['files'])} files"),
     ]
     if graph is None:
-        return [*table, self_test, ("graph", 'not read; for its operators run: pip install "phi3-onnx[export]"')]
+        return [*table, self_test, ("graph", f"not read; for its operators run: {install_command('export')}")]
     formats = ", ".join(f"{count} x {kind}" for kind, count in graph["quantized"].items()) or graph["io_dtype"]
     operators = ", ".join(f"{count} {op}" for op, count in graph["operators"].items())
     return [

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..configs import Manifest, OutputError, UsageError
+from ..configs.origin import install_command
 from .requirements import MissingExtraError
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def check_plot(path: Path) -> None:
 
     """
     if find_spec("matplotlib") is None:
-        raise MissingExtraError("this needs matplotlib", remedy='run: pip install "phi3-onnx[plot]"')
+        raise MissingExtraError("this needs matplotlib", remedy=f"run: {install_command('plot')}")
     from matplotlib.backend_bases import FigureCanvasBase
 
     if path.suffix.lstrip(".").lower() not in FigureCanvasBase.get_supported_filetypes():

@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from ..configs import Phi3OnnxError
 from ..configs.extras import ONNXRUNTIME, WHEELS, with_extras
+from ..configs.origin import install_command
 from ..configs.releases import GROUPS, check_versions
 
 
@@ -43,7 +44,7 @@ def _require(extra: str) -> None:
     if missing:
         wheels = [name for name in WHEELS[ONNXRUNTIME] if _installed(name)]
         # The hub's verbs run nothing, and `serve` says itself which ONNX Runtime it wants.
-        command = with_extras(wheels, extra) if extra == "export" else f'pip install "phi3-onnx[{extra}]"'
+        command = with_extras(wheels, extra) if extra == "export" else install_command(extra)
         raise MissingExtraError(
             f"this needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
             remedy=f"run: {command}",

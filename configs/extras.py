@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .origin import install_command
 from .releases import release
 
 LIBRARIES_VARIABLE = "PHI3_ONNX_PROVIDER_LIBRARIES"
@@ -175,4 +176,4 @@ def with_extras(installed: Iterable[str], *names: str) -> str:
 
     """
     wanted = names if set(installed) & set(WHEELS[ONNXRUNTIME]) else (*names, "cpu")
-    return f'pip install "phi3-onnx[{",".join(wanted)}]"'
+    return install_command(*wanted)

@@ -27,6 +27,7 @@ from phi3_onnx.configs.extras import (
     least_driver,
     with_extras,
 )
+from phi3_onnx.configs.origin import install_command
 from phi3_onnx.configs.releases import GROUPS, RANGES, VersionError, check_versions, release
 
 FOLDER = Path(__file__).parents[1]
@@ -104,11 +105,11 @@ class TestExtras:
         assert cuda_of("onnxruntime", "1.32.0") is None
 
     def test_advice_overwrites_no_wheel(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert with_extras(["onnxruntime-directml"], "export") == 'pip install "phi3-onnx[export]"'
-        assert with_extras([], "export") == 'pip install "phi3-onnx[export,cpu]"'
+        assert with_extras(["onnxruntime-directml"], "export") == install_command("export")
+        assert with_extras([], "export") == install_command("export", "cpu")
         here = {"onnxruntime-directml", "onnxruntime-genai-directml"}
         monkeypatch.setattr(requirements, "_installed", here.__contains__)
-        with pytest.raises(requirements.MissingExtraError, match=r'run: pip install "phi3-onnx\[export\]"$'):
+        with pytest.raises(requirements.MissingExtraError, match=f"run: {re.escape(install_command('export'))}$"):
             requirements.require_export()
 
     @pytest.mark.registry

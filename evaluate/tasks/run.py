@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs import UsageError
+from ...configs.origin import install_command
 from .benchmarks import card_table
 
 
@@ -55,7 +56,7 @@ def run_tasks(
 
     """
     if find_spec("lm_eval") is None:
-        raise UsageError("tasks need lm_eval, which is not installed", remedy='run: pip install "phi3-onnx[eval]"')
+        raise UsageError("tasks need lm_eval, which is not installed", remedy=f"run: {install_command('eval')}")
     from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
     from lm_eval.utils import make_table  # pyright: ignore[reportMissingImports]

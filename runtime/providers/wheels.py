@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ...configs import ProviderError
 from ...configs.extras import WHEELS, Extra, extra_for
+from ...configs.origin import install_command
 
 _OR_ANOTHER = "(or [cuda], or [directml])"
 
@@ -101,7 +102,7 @@ def missing_here(provider: str) -> str | None:
 
 
 def _install_command(extra: str, installed: Sequence[Wheel]) -> str:
-    install = f'pip install "phi3-onnx[{extra}]"'
+    install = install_command(extra)
     # All of them go, not just the wrong ones: a wheel that was overwritten, or whose neighbour is removed, is broken.
     names = " ".join(wheel.name for wheel in installed)
     return f"pip uninstall -y {names} && {install}" if names else install

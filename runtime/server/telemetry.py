@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ...configs import UsageError
+from ...configs.origin import install_command
 from .logs import REQUEST_ID
 from .messages import Conversation, Finished, Job
 
@@ -169,7 +170,9 @@ def telemetry() -> Telemetry | None:
     if not configured():
         return None
     if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
-        raise UsageError("OTEL_ variables ask for OpenTelemetry, which is not installed: pip install 'phi3-onnx[otel]'")
+        raise UsageError(
+            "OTEL_ variables ask for OpenTelemetry, which is not installed", remedy=f"run: {install_command('otel')}"
+        )
     from opentelemetry.sdk.metrics import MeterProvider  # pyright: ignore[reportMissingImports]
     from opentelemetry.sdk.resources import Resource  # pyright: ignore[reportMissingImports]
     from opentelemetry.sdk.trace import TracerProvider  # pyright: ignore[reportMissingImports]

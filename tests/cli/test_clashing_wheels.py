@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from phi3_onnx.configs.origin import install_command
 from phi3_onnx.evaluate.parity import corpus
 
 from .conftest import Run
@@ -25,7 +26,7 @@ def warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     return (
         f"warning: onnxruntime-genai {version('onnxruntime-genai')} and onnxruntime-genai-cuda 0.18.0 overwrite each "
         "other's module onnxruntime_genai, so the GPU's provider may be missing; run: pip uninstall -y onnxruntime "
-        'onnxruntime-genai onnxruntime-genai-cuda && pip install "phi3-onnx[cpu]" (or [cuda], or [directml])'
+        f"onnxruntime-genai onnxruntime-genai-cuda && {install_command('cpu')} (or [cuda], or [directml])"
     )
 
 
@@ -71,7 +72,7 @@ def test_a_gpu_that_was_named_is_refused_with_the_same_cause(run: Run, warning: 
     assert (ran.code, ran.out) == (3, "")
     assert ran.err == (
         f"phi3-onnx: {clash}; run: pip uninstall -y onnxruntime onnxruntime-genai onnxruntime-genai-cuda && "
-        'pip install "phi3-onnx[cuda]"\n'
+        f"{install_command('cuda')}\n"
     )
 
 

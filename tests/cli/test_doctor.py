@@ -30,6 +30,13 @@ _NEEDED = (
     "tokenizers",
     "huggingface-hub",
 )
+
+
+def install(extra: str) -> str:
+    """Return the advice where nothing tells what the project was installed from, as in these environments."""
+    return f'pip install "phi3-onnx[{extra}]"'
+
+
 _RUNTIME = ("onnxruntime", "onnxruntime-genai", "flatbuffers", "protobuf", "packaging")
 
 
@@ -75,7 +82,7 @@ def environment(tmp_path: Path) -> Environment:
 def test_an_environment_without_onnx_runtime(environment: Environment, tmp_path: Path) -> None:
     result = environment.run("doctor")
     assert result.returncode == 1
-    install = '-> pip install "phi3-onnx[cpu]" (or [cuda], or [directml])'
+    install = f"-> {install('cpu')} (or [cuda], or [directml])"
     assert f"error: ONNX Runtime is not installed\n  {install}\n" in result.stdout
     assert f"error: its GenAI library is not installed\n  {install}\n" in result.stdout
     assert "cpu                does not run: onnxruntime is not installed" in result.stdout
@@ -112,7 +119,7 @@ def test_an_environment_for_the_cpu_alone(environment: Environment) -> None:
     assert result.returncode == 0, result.stdout
     assert "cpu                runs: a matrix product came out right" in result.stdout
     assert "cuda               does not run: the installed onnxruntime" in result.stdout
-    assert '[server]           not installed: pip install "phi3-onnx[server]"' in result.stdout
+    assert f"[server]           not installed: {install('server')}" in result.stdout
     assert result.stdout.endswith("Nothing is wrong.\n") or "warning:" in result.stdout  # a GPU may be there
     serve = environment.run("serve", "anything")
     assert serve.returncode == 1
@@ -142,8 +149,8 @@ class TestAnswersIn:
 
     def test_an_environment_without_onnx_runtime(self, generate: Callable[..., Any]) -> None:
         missing = "onnxruntime_genai is not installed; "
-        self.refused(generate("auto"), missing + 'run: pip install "phi3-onnx[cpu]" (or [cuda], or [directml])')
-        self.refused(generate("cuda"), missing + 'run: pip install "phi3-onnx[cuda]"')
+        self.refused(generate("auto"), missing + f"run: {install('cpu')} (or [cuda], or [directml])")
+        self.refused(generate("cuda"), missing + f"run: {install('cuda')}")
 
     def test_an_environment_for_the_cpu_alone(self, environment: Environment, generate: Callable[..., Any]) -> None:
         for name in _RUNTIME:
@@ -152,8 +159,7 @@ class TestAnswersIn:
         built = f"cannot run here: the installed {versions} are built without it; "
         self.refused(
             generate("cuda"),
-            f"provider cuda {built}"
-            'run: pip uninstall -y onnxruntime onnxruntime-genai && pip install "phi3-onnx[cuda]"',
+            f"provider cuda {built}run: pip uninstall -y onnxruntime onnxruntime-genai && {install('cuda')}",
         )
         if sys.platform == "linux":
             windows = "DirectML exists on Windows only; take --provider cuda or cpu"
@@ -170,7 +176,7 @@ class TestAnswersIn:
             f"onnxruntime {version('onnxruntime')} and onnxruntime-gpu 1.24.4 overwrite each other's module onnxruntime"
         )
         uninstall = "pip uninstall -y onnxruntime onnxruntime-gpu onnxruntime-genai"
-        self.refused(generate("cuda"), f'{clash}; run: {uninstall} && pip install "phi3-onnx[cuda]"')
+        self.refused(generate("cuda"), f"{clash}; run: {uninstall} && {install('cuda')}")
         if sys.platform == "linux":
             self.refused(generate("dml"), f"{clash}; DirectML exists on Windows only; take --provider cuda or cpu")
         for provider, why in (("auto", "the package was made for it"), ("cpu", "it was asked for")):
@@ -178,7 +184,7 @@ class TestAnswersIn:
             assert answer.returncode == 0 and answer.stdout
             assert answer.stderr.splitlines()[:2] == [
                 f"warning: {clash}, so the GPU's provider may be missing; run: {uninstall} && "
-                'pip install "phi3-onnx[cpu]" (or [cuda], or [directml])',
+                f"{install('cpu')} (or [cuda], or [directml])",
                 f"tiny-gqa/cpu-fp32 on cpu (cpu: chosen, {why})",
             ]
             assert answer.stderr.count("warning") == 1

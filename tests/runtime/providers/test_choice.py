@@ -5,6 +5,7 @@ from types import ModuleType
 
 import pytest
 from phi3_onnx.configs import ProviderError, UsageError
+from phi3_onnx.configs.origin import install_command
 from phi3_onnx.runtime.providers import choice, imports
 from phi3_onnx.runtime.providers import wheels as wheel_table
 from phi3_onnx.runtime.providers.choice import choose, remedy, resolve_ort_providers
@@ -91,7 +92,7 @@ class TestChoice:
             choose("cuda", "cuda", attempt)
         assert str(caught.value) == (
             "provider cuda cannot run here: the installed onnxruntime 1.32.0 and onnxruntime-genai 0.18.0 are built "
-            'without it; run: pip uninstall -y onnxruntime onnxruntime-genai && pip install "phi3-onnx[cuda]"'
+            f"without it; run: pip uninstall -y onnxruntime onnxruntime-genai && {install_command('cuda')}"
         )
         assert caught.value.exit_code == 3
         assert tried == ["cuda"]
@@ -125,12 +126,12 @@ class TestRemedies:
     def test_another_build_is_installed(self, installed):
         installed(*CUDA, platform="win32")
         assert remedy("dml") == (
-            'run: pip uninstall -y onnxruntime-gpu onnxruntime-genai-cuda && pip install "phi3-onnx[directml]"'
+            f"run: pip uninstall -y onnxruntime-gpu onnxruntime-genai-cuda && {install_command('directml')}"
         )
 
     def test_nothing_is_installed(self, installed):
         installed()
-        assert remedy("cuda") == 'run: pip install "phi3-onnx[cuda]"'
+        assert remedy("cuda") == f"run: {install_command('cuda')}"
 
     def test_the_right_build_is_installed(self, installed):
         installed(*CUDA)
@@ -186,7 +187,7 @@ class TestWheels:
             "onnxruntime-genai 0.18.0 and onnxruntime-genai-cuda 0.18.0 overwrite each other's module "
             "onnxruntime_genai, so the GPU's provider may be missing; run: pip uninstall -y onnxruntime "
             "onnxruntime-genai onnxruntime-gpu onnxruntime-genai-cuda && "
-            'pip install "phi3-onnx[cpu]" (or [cuda], or [directml])'
+            f"{install_command('cpu')} (or [cuda], or [directml])"
         )
 
     def test_no_wheel_at_all(self, monkeypatch, installed):
@@ -195,7 +196,7 @@ class TestWheels:
         with pytest.raises(ProviderError) as caught:
             import_genai()
         assert str(caught.value) == (
-            'onnxruntime_genai is not installed; run: pip install "phi3-onnx[cpu]" (or [cuda], or [directml])'
+            f"onnxruntime_genai is not installed; run: {install_command('cpu')} (or [cuda], or [directml])"
         )
 
     def test_what_is_left_of_an_overwritten_wheel(self, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from nvml import Nvml
 from phi3_onnx.configs import UsageError
 from phi3_onnx.configs.extras import cuda_library
+from phi3_onnx.configs.origin import install_command
 from phi3_onnx.runtime.providers import devices, doctor
 from phi3_onnx.runtime.providers.choice import ProviderChoice
 from phi3_onnx.runtime.providers.devices import Device, cuda_device, read_video_controllers
@@ -158,7 +159,7 @@ class TestCuda:
             f"{cuda_library(12)}: no CUDA has both"
         )
         uninstall = "pip uninstall -y onnxruntime-gpu onnxruntime-genai-cuda"
-        assert problem.remedy == f'run: {uninstall} && pip install "phi3-onnx[{extra}]"'
+        assert problem.remedy == f"run: {uninstall} && {install_command(extra)}"
 
     def test_an_old_driver(self) -> None:
         (problem,) = cuda_problems([self.GPU_13, self.GENAI_13], [self.card("550.54")], lambda _: True)
