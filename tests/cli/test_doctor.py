@@ -82,9 +82,9 @@ def environment(tmp_path: Path) -> Environment:
 def test_an_environment_without_onnx_runtime(environment: Environment, tmp_path: Path) -> None:
     result = environment.run("doctor")
     assert result.returncode == 1
-    install = f"-> {install('cpu')} (or [cuda], or [directml])"
-    assert f"error: ONNX Runtime is not installed\n  {install}\n" in result.stdout
-    assert f"error: its GenAI library is not installed\n  {install}\n" in result.stdout
+    remedy = f"-> {install('cpu')} (or [cuda], or [directml])"
+    assert f"error: ONNX Runtime is not installed\n  {remedy}\n" in result.stdout
+    assert f"error: its GenAI library is not installed\n  {remedy}\n" in result.stdout
     assert "cpu                does not run: onnxruntime is not installed" in result.stdout
     assert result.stderr == ""
 
