@@ -1,6 +1,6 @@
 """Tokens as texts for `logprobs`, held back as long as the text they belong to is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..decoding.sampling import TokenLogprobs
 from ..text.tokenizer import Tokenizer
@@ -13,8 +13,8 @@ _LEAST = -9999.0
 
 def prompt_texts(
     tokenizer: Tokenizer, prompt: Sequence[int], logprobs: Sequence[TokenLogprobs], given: str | None
-) -> list[TokenText]:
-    """Return the tokens of a prompt as texts.
+) -> Iterator[TokenText]:
+    """Yield the tokens of a prompt as texts.
 
     Args:
         tokenizer: the model's.
@@ -24,15 +24,14 @@ def prompt_texts(
 
     """
     entries = [(first, None) for first in prompt[:1]] + list(zip(prompt[1:], logprobs, strict=True))
-    texts, before = list[TokenText](), None
+    before = None
     for token, found in entries:
         text = _after(tokenizer, before, token)
-        if given is not None and not texts and not given.startswith(text):
+        if given is not None and before is None and not given.startswith(text):
             text = ""
         top = [(_after(tokenizer, before, other), max(value, _LEAST)) for other, value in (found.top if found else ())]
-        texts.append(TokenText(text, max(found.logprob, _LEAST) if found else None, tuple(top)))
+        yield TokenText(text, max(found.logprob, _LEAST) if found else None, tuple(top))
         before = token
-    return texts
 
 
 class LogprobTexts:

@@ -61,6 +61,12 @@ BROKEN_ENGINE_EXIT = 70
 # Text that comes faster than screens show it goes out together: each message takes time of all processes, the client's
 # too, on the cores that the model runs on.
 _FRAME_SECONDS = 1 / 60
+# What comes in waits for answers under way after so long: a flood of small requests held them back as long as it came.
+_TAKE_SECONDS = 0.01
+_SLICE = 16
+"""Tokens of a prompt whose log probabilities are worked out in one step."""
+MOST_LOGPROBS = 2**19
+"""Log probabilities of a request's prompts, those of other tokens at their places included; each takes 100 bytes."""
 
 
 _THROUGH = object()
@@ -139,7 +145,8 @@ def _serve(model: Model, web: EngineEnd, parallel: int) -> None:
     with model:
         scheduler = Scheduler(model, parallel, web.send)
         while scheduler.failures < _FAILURES_IN_A_ROW:
-            while scheduler.idle or web.waiting():
+            until = time.monotonic() + _TAKE_SECONDS
+            while scheduler.idle or (web.waiting() and time.monotonic() < until):
                 while scheduler.idle and not web.waiting() and scheduler.save_some():
                     pass
                 if not scheduler.take(web.receive()):
@@ -177,7 +184,10 @@ class _Task:
     taken: float
     """When it came, by `time.monotonic`."""
     steps: list[Generator[None, None, None]]
-    """Its answers: each yields where it lets others have their turn. One after another they stand in one such."""
+    """Its answers that were begun: each yields where it lets others have their turn. One after another they stand in
+    one such."""
+    begun: int = 0
+    """How many of its answers were begun, where they are made side by side."""
 
 
 class Scheduler:
@@ -200,6 +210,7 @@ class Scheduler:
         kept = model.cache_memory
         self._together = model.together(parallel, available_memory() // _CACHE_SHARE if kept is None else kept)
         self._failure: EngineError | None = None
+        self._scoring = False
         self._prompts = Prompts(model)
         self._taken: dict[int, float] = {}  # when jobs came whose prompts are not tokens yet
         self.failures = 0
@@ -237,17 +248,34 @@ class Scheduler:
         """Let each job that has its turn make one step; all together, where the engine can."""
         for job, tokens in self._prompts.finished(wait=not self._tasks):
             self._guard(job.id, lambda job=job, tokens=tokens: self._accept(job, tokens.result()))
-        tasks = list(self._tasks.values())
-        for task in tasks if self._together else tasks[: self._parallel]:
-            for steps in list(task.steps):
-                self._guard(task.job.id, lambda task=task, steps=steps: self._step(task, steps))
+        for task, steps in self._turns():
+            self._guard(task.job.id, lambda task=task, steps=steps: self._step(task, steps))
         if self._together:
             self._together.step()
+
+    def _turns(self) -> "list[tuple[_Task, Generator[None, None, None]]]":
+        """Return who makes a step, in the order in which they may take what became free.
+
+        The first answer of each job comes before the second of any: a job of a thousand answers holds nobody back.
+        """
+        tasks = list(self._tasks.values())
+        if not self._together:
+            return [(task, steps) for task in tasks[: self._parallel] for steps in task.steps]
+        for task in tasks:
+            self._begin(task, self._together)
+        turns = [(place, task, steps) for task in tasks for place, steps in enumerate(task.steps)]
+        return [(task, steps) for _, task, steps in sorted(turns, key=lambda turn: turn[0])]
+
+    def _begin(self, task: _Task, together: Together) -> None:
+        """Begin twice as many answers of a job as can be live at a time: each that waits takes time in every step."""
+        while len(task.steps) < 2 * self._parallel and task.begun < len(task.prompts) * task.job.choices:
+            task.steps.append(self._joined(task, task.begun, together))
+            task.begun += 1
 
     def _step(self, task: _Task, steps: Generator[None, None, None]) -> None:
         if task.job.id in self._tasks and next(steps, _THROUGH) is _THROUGH:
             task.steps.remove(steps)
-            if not task.steps:
+            if not task.steps and not task.left:
                 self._end_job(task.job.id)
 
     def _end_job(self, job: int) -> None:
@@ -294,6 +322,13 @@ class Scheduler:
                 self._model.room(prompt, options)
             except UsageError as error:
                 raise ContextError(str(error)) from error
+        if job.echo and options.logprobs is not None:
+            count = sum(map(len, prompts)) * (options.logprobs + 1)
+            if count > MOST_LOGPROBS:
+                raise UsageError(
+                    f"echo with logprobs gives {count:,} log probabilities of the prompts, more than the limit of "
+                    f"{MOST_LOGPROBS:,}; send fewer prompts at a time, or ask for a smaller logprobs"
+                )
         if guided := self._model.opened_under(options):  # whether it is understood shows when a sequence is opened
             self._model.engine.open(8, guided).close()
         elif options.guidance:
@@ -301,10 +336,7 @@ class Scheduler:
         task = self._tasks[job.id] = _Task(
             job, prompts, options, len(prompts) * job.choices, {}, self._taken.pop(job.id), []
         )
-        if self._together:
-            together = self._together
-            task.steps += [self._joined(task, number, together) for number in range(task.left)]
-        else:
+        if not self._together:
             task.steps.append(self._in_turn(task))
         self._send(Accepted(job.id, sum(map(len, prompts))))
 
@@ -369,17 +401,35 @@ class Scheduler:
         tokens: tuple[TokenText, ...] = ()
         if top is not None:
             logprobs: list[TokenLogprobs] = []
-            yield from self._until_affordable(len(prompt))
-            cache = self._model.new_cache()
+            while self._scoring:  # each has a cache of its own, and runs beside the answers
+                yield
+            self._scoring = True
             try:
-                self._reserve(cache, len(prompt))
-                for rows, following in run_through(cache, prompt):
-                    logprobs += [token_logprobs(row, token, top) for row, token in zip(rows, following, strict=True)]
-                    yield
+                yield from self._score(prompt, top, logprobs)
             finally:
-                cache.close()
-            tokens = tuple(prompt_texts(tokenizer, prompt, logprobs, given if isinstance(given, str) else None))
+                self._scoring = False
+            entries: list[TokenText] = []
+            for entry in prompt_texts(tokenizer, prompt, logprobs, given if isinstance(given, str) else None):
+                entries.append(entry)
+                if len(entries) % _SLICE == 0:
+                    yield
+            tokens = tuple(entries)
         task.echoes[which] = text, tokens
+
+    def _score(self, prompt: Sequence[int], top: int, logprobs: list[TokenLogprobs]) -> Iterator[None]:
+        """Run a prompt and note the log probabilities of its tokens; yields after each slice of them."""
+        yield from self._until_affordable(len(prompt))
+        cache = self._model.new_cache()
+        try:
+            self._reserve(cache, len(prompt))
+            for rows, following in run_through(cache, prompt):
+                for start in range(0, len(following), _SLICE):
+                    part = slice(start, start + _SLICE)
+                    found = zip(rows[part], following[part], strict=True)
+                    logprobs += [token_logprobs(row, token, top) for row, token in found]
+                    yield
+        finally:
+            cache.close()
 
     def _reporter(self, task: _Task, number: int, prompt: Sequence[int]) -> "_Reporter":
         begin = task.echoes.get(number // task.job.choices, ("", ()))
