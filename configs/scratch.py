@@ -22,10 +22,7 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
         OSError: it cannot be made.
 
     """
-    for file in parent.glob(f".{name}-*{_LOCK}"):
-        if lock := try_lock(file):
-            with lock:
-                shutil.rmtree(file.with_suffix(""), ignore_errors=True)
+    clear_scratch(parent, name)
     folder, lock = _own(parent, name)
     with lock:
         folder.mkdir()
@@ -33,6 +30,14 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_scratch(parent: Path, name: str) -> None:
+    """Remove the folders that killed processes left in `parent` under this name."""
+    for file in parent.glob(f".{name}-*{_LOCK}"):
+        if lock := try_lock(file):
+            with lock:
+                shutil.rmtree(file.with_suffix(""), ignore_errors=True)
 
 
 def _own(parent: Path, name: str) -> tuple[Path, Lock]:

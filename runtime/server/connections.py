@@ -18,9 +18,6 @@ else:
 
 _LOG = logging.getLogger(__name__)
 _MOST_CONNECTIONS = 4096
-# A loop runs its timers before it reads, so what arrived while the process stood still (a laptop that slept, a machine
-# at its limit) is seen only after the timer: each timer gives it this long.
-_GRACE_SECONDS = 0.1
 _ENDING_SECONDS = 5.0
 _ANSWERS = {
     408: (b"Request Timeout", b"the request was not complete in time"),
@@ -42,6 +39,9 @@ class Patience:
     """Between two requests; longer than common clients and balancers keep a connection, so that they close it."""
     reading: float = 120.0
     """How long what is sent may stay unread."""
+    grace: float = 1.0
+    """How much longer each of these lasts: a loop runs its timers before it reads, so what arrived while the process or
+    the client stood still (a laptop that slept, a machine at its limit) is seen only after the timer."""
     head: int = 2**16
     """A request's line and headers."""
     whole: int = 2**25
@@ -136,7 +136,7 @@ class _Connection(_Base):
             self.working.add(self)  # the next request came with this one
 
     def timeout_keep_alive_handler(self) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(_GRACE_SECONDS, self._end, None, "it was idle")
+        self.timeout_keep_alive_task = self.loop.call_later(self.patience.grace, self._end, None, "it was idle")
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -160,7 +160,7 @@ class _Connection(_Base):
 
     def _late(self) -> None:
         why = "its request was not complete in time"
-        self._deadline = self.loop.call_later(_GRACE_SECONDS, self._end, 408 if self._bytes else None, why)
+        self._deadline = self.loop.call_later(self.patience.grace, self._end, 408 if self._bytes else None, why)
 
     def _abort_later(self, seconds: float) -> None:
         """Drop the connection where what was sent is still unread then."""
@@ -168,7 +168,7 @@ class _Connection(_Base):
             self._unread = self.loop.call_later(seconds, self._not_read)
 
     def _not_read(self) -> None:
-        self._unread = self.loop.call_later(_GRACE_SECONDS, self._drop)
+        self._unread = self.loop.call_later(self.patience.grace, self._drop)
 
     def _drop(self) -> None:
         _LOG.info("%s: closed, its client does not read", self.client)

@@ -117,10 +117,10 @@ async def _soak(process: subprocess.Popen[bytes], host: str, port: int, options:
         outcomes: dict[str, Counter[str]] = {name: Counter() for name in VISITS}
         problems: list[str] = []
         probes: list[float] = []
-        memory: list[tuple[float, float]] = []
+        weights: list[tuple[float, list[float]]] = []
         tasks = [_visitor(server, until, outcomes, problems) for _ in range(options.clients)]
         await asyncio.gather(
-            *tasks, _probe(server, until, probes, problems), _weigh([process.pid, *family], until, memory)
+            *tasks, _probe(server, until, probes, problems), _weigh([process.pid, *family], until, weights)
         )
         problems += await _rest(server, options.parallel)
         if (now := _family(process.pid)) != family:
@@ -128,6 +128,7 @@ async def _soak(process: subprocess.Popen[bytes], host: str, port: int, options:
         metrics = await _metrics(server)
         if restarts := metrics["phi3_onnx_engine_restarts"]:
             problems.append(f"the engine was started again {restarts:.0f} times")
+    memory = [(when, sum(parts)) for when, parts in weights]
     growth = _growth(memory)
     if options.memory and growth >= _MOST_GROWTH:
         problems.append(f"memory grew by {growth:.1%} after the warm-up")
@@ -144,6 +145,7 @@ async def _soak(process: subprocess.Popen[bytes], host: str, port: int, options:
             "last": round(memory[-1][1] / 1e6),
             "growth": round(growth, 4),
             "by sixths of the time": _by_parts(memory, 6),
+            "the web process": _by_parts([(when, parts[0]) for when, parts in weights], 6),
         },
         "ttft_ms_quiet": _percentiles(quiet),
         "ttft_ms_under_load": _percentiles(under_load) | {"probes": len(under_load), "no room": busy},
@@ -160,7 +162,8 @@ async def _visitor(server: Server, until: float, outcomes: dict[str, Counter[str
             outcomes[name][await VISITS[name][0](server)] += 1
         except (BrokenPromiseError, httpx.HTTPError, TimeoutError, OSError, ValueError, KeyError) as problem:
             outcomes[name]["BROKEN"] += 1
-            problems.append(f"{name}: {type(problem).__name__} {problem}"[:500])
+            when = time.strftime("%H:%M:%S")
+            problems.append(f"{name} at {when}: {type(problem).__name__} {problem!r}"[:500])
 
 
 async def _probe(server: Server, until: float, probes: list[float], problems: list[str]) -> None:
@@ -172,21 +175,18 @@ async def _probe(server: Server, until: float, probes: list[float], problems: li
         await asyncio.sleep(_PROBE_SECONDS)
 
 
-async def _weigh(numbers: Sequence[int], until: float, memory: list[tuple[float, float]]) -> None:
+async def _weigh(numbers: Sequence[int], until: float, weights: list[tuple[float, list[float]]]) -> None:
     while time.monotonic() < until:
-        memory.append((time.monotonic(), _weight(numbers)))
+        weights.append((time.monotonic(), [_weight(number) for number in numbers]))
         await asyncio.sleep(_SAMPLE_SECONDS)
 
 
-def _weight(numbers: Sequence[int]) -> float:
-    """Return the bytes of memory that are some processes' own."""
-    total = 0
-    for number in numbers:
-        try:
-            total += psutil.Process(number).memory_full_info().uss
-        except psutil.Error:  # told at the end, where the processes are compared
-            continue
-    return total
+def _weight(number: int) -> float:
+    """Return the bytes of memory that are a process's own; 0 where there is none, which is told at the end."""
+    try:
+        return psutil.Process(number).memory_full_info().uss
+    except psutil.Error:
+        return 0.0
 
 
 def _family(number: int) -> list[int]:

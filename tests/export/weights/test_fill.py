@@ -1,8 +1,11 @@
 """The data file filled by processes, as for large models: the same bytes as by threads, nothing left when it fails."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +147,43 @@ def test_workers_end_with_a_parent_that_is_killed(tiny: Callable[..., Path], tmp
     parent.stdout.read()  # whoever reads what the export printed comes to its end
     parent.wait()
     assert not shared.is_dir() or not {path for path in set(shared.iterdir()) - semaphores if "loky" in path.name}
+
+
+# What happened under a limit of memory: loky's thread that watches over the workers found none to end them with.
+HELPLESS = """
+import atexit
+import os
+import psutil
+from loky.backend import utils
+
+def no_memory(*arguments):
+    raise MemoryError
+
+under = list(under_way._executor._processes.values())
+utils.psutil = type("helpless", (), {"Process": no_memory, "NoSuchProcess": psutil.NoSuchProcess})
+os.kill(under[0].pid, 9)
+try:
+    under_way.finish()
+finally:
+    atexit.register(lambda: print("left:", [process.pid for process in under if process.is_alive()], flush=True))
+"""
+
+
+def test_an_export_ends_where_its_workers_cannot_be_ended_by_their_keeper(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    script = tmp_path / "helpless.py"
+    script.write_text(SLOW.replace("under_way.finish()", textwrap.indent(HELPLESS, "    ").strip()), encoding="utf-8")
+    command = [sys.executable, str(script), str(tiny("plain")), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0) as parent:
+        try:
+            output, errors = parent.communicate(timeout=60)  # the workers have these streams, too
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(parent.pid, signal.SIGKILL)
+    assert b"was ended from outside" in errors
+    assert parent.returncode == 1
+    assert output.endswith(b"left: []\n")
 
 
 def test_rows_that_nobody_wrote_are_noticed(tiny: Callable[..., Path], tmp_path: Path) -> None:

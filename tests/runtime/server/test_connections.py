@@ -23,7 +23,7 @@ from .conftest import RunningServer
 resource = pytest.importorskip("resource", reason="the system counts no files")
 uvloop = pytest.importorskip("uvloop")
 
-_PATIENT = Patience(connections=1000, request=3600, idle=3600, reading=3600)
+_PATIENT = Patience(connections=1000, request=3600, idle=3600, reading=3600, grace=0.1)
 _HEAD = b"POST /echo HTTP/1.1\r\nHost: a\r\n"
 _SECONDS = 60
 
