@@ -15,9 +15,11 @@ from pathlib import Path
 
 from ...configs import UsageError
 from ..decoding.engine import Guidance
+from .errors import ApiError
 
 _SCRIPT = Path(__file__).with_name("guidance_trial.py")
 _AT_ONCE = 2
+_WAITING = 16
 _KEPT = 256
 
 
@@ -33,6 +35,7 @@ class GuidanceTrials:
         """
         self._seconds = seconds
         self._turn = asyncio.Semaphore(_AT_ONCE)
+        self._under_way = 0
         self._known: OrderedDict[Guidance, str | None] = OrderedDict()
 
     async def check(self, guidance: Guidance) -> None:
@@ -40,18 +43,36 @@ class GuidanceTrials:
 
         Raises:
             UsageError: it cannot be compiled, or not within the limits of time and memory.
+            ApiError: too many wait for their trial.
 
         """
         if not _can_try():
             return
         if guidance not in self._known:
-            async with self._turn:
-                self._known[guidance] = await self._try(guidance)
+            self._known[guidance] = await self._in_turn(guidance)
             while len(self._known) > _KEPT:
                 self._known.popitem(last=False)
         self._known.move_to_end(guidance)
         if (problem := self._known[guidance]) is not None:
             raise UsageError(f"the {guidance.kind} is not understood: {problem}")
+
+    async def _in_turn(self, guidance: Guidance) -> str | None:
+        if self._under_way >= _AT_ONCE + _WAITING:
+            raise ApiError(
+                429,
+                f"{self._under_way} schemas, expressions and grammars are tried or wait for it, which is the limit; "
+                "try again in 1 s",
+                code="queue_full",
+                headers={"Retry-After": "1"},
+            )
+        self._under_way += 1
+        try:
+            async with self._turn:
+                if guidance in self._known:  # another request had the same
+                    return self._known[guidance]
+                return await self._try(guidance)
+        finally:
+            self._under_way -= 1
 
     async def _try(self, guidance: Guidance) -> str | None:
         """Return what is wrong with guidance; None where nothing is, or no trial could be held.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -30,31 +30,38 @@ class ResponseStore:
         """
         self._most = most
         self._most_bytes = most_bytes
-        self._kept: OrderedDict[str, tuple[Stored, int]] = OrderedDict()
+        # As JSON, since small objects take many times as much as their text.
+        self._kept: OrderedDict[str, tuple[bytes, bytes]] = OrderedDict()
         self.num_bytes = 0
-        """Bytes of all that is kept, as JSON."""
+        """Bytes of all that is kept."""
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def keep(self, stored: Stored) -> None:
         """Keep a response; one that is larger than all bounds is gone at once."""
-        size = len(to_json(stored.response)) + len(to_json(stored.messages))
-        self._kept[stored.response["id"]] = stored, size
-        self.num_bytes += size
+        self.drop(stored.response["id"])
+        kept = to_json(stored.response), to_json(stored.messages)
+        self._kept[stored.response["id"]] = kept
+        self.num_bytes += _size(kept)
         while len(self._kept) > self._most or self.num_bytes > self._most_bytes:
-            _, (_, gone) = self._kept.popitem(last=False)
-            self.num_bytes -= gone
+            _, gone = self._kept.popitem(last=False)
+            self.num_bytes -= _size(gone)
 
     def find(self, number: str) -> Stored | None:
         """Return a response by its id; None where it is not kept, or no more."""
         if number not in self._kept:
             return None
         self._kept.move_to_end(number)
-        return self._kept[number][0]
+        response, messages = self._kept[number]
+        return Stored(from_json(response), from_json(messages))
 
     def drop(self, number: str) -> bool:
         """Keep a response no longer; return whether it was kept."""
-        _, size = self._kept.pop(number, (None, 0))
-        self.num_bytes -= size
-        return size > 0
+        gone = self._kept.pop(number, (b"", b""))
+        self.num_bytes -= _size(gone)
+        return _size(gone) > 0
+
+
+def _size(kept: tuple[bytes, bytes]) -> int:
+    return sum(map(len, kept))

@@ -9,6 +9,7 @@ import pytest
 from phi3_onnx.configs import UsageError
 from phi3_onnx.runtime.decoding.engine import Guidance
 from phi3_onnx.runtime.server import limits
+from phi3_onnx.runtime.server.errors import ApiError
 from phi3_onnx.runtime.server.limits import GuidanceTrials
 
 needs_llguidance = pytest.mark.skipif(not limits._can_try(), reason="llguidance is not installed")
@@ -85,3 +86,27 @@ def test_a_machine_that_was_busy_once_does_not_refuse_for_good(monkeypatch: pyte
         await trials.check(Guidance("regex", "a"))
 
     asyncio.run(again())
+
+
+def test_no_more_than_some_wait_for_their_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "waiting.py"
+    script.write_text(
+        f"import pathlib, time\nwhile not pathlib.Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.01)"
+    )
+    monkeypatch.setattr(limits, "_SCRIPT", script)
+    monkeypatch.setattr(limits, "_can_try", lambda: True)
+
+    async def crowd() -> list[BaseException | None]:
+        trials = GuidanceTrials(60)
+        checks = [asyncio.create_task(trials.check(Guidance("regex", f"a{number}"))) for number in range(40)]
+        while sum(check.done() for check in checks) < 22:
+            await asyncio.sleep(0.01)
+        (tmp_path / "go").touch()
+        said = await asyncio.gather(*checks, return_exceptions=True)
+        await trials.check(Guidance("regex", "later"))
+        return said
+
+    said = asyncio.run(crowd())
+    assert said[:18] == [None] * 18
+    assert {error.status for error in said[18:] if isinstance(error, ApiError)} == {429}
+    assert sum(isinstance(error, ApiError) for error in said) == 22

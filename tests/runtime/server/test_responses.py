@@ -1,6 +1,7 @@
 """OpenAI's responses, as the official client has them, from an engine whose answers are known to the letter."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import httpx
@@ -252,3 +253,16 @@ def test_what_is_kept_is_bounded() -> None:
     for number in range(6):
         store.drop(str(number))
     assert (len(store), store.num_bytes) == (0, 0)
+
+
+def test_what_is_kept_takes_the_memory_that_is_counted() -> None:
+    store = ResponseStore()
+    tracemalloc.start()
+    try:
+        for number in range(10):
+            store.keep(Stored({"id": str(number)}, [{"role": "user", "content": "a"} for _ in range(5000)]))
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.5 * store.num_bytes < taken < 1.5 * store.num_bytes
+    assert (found := store.find("3")) and found.messages[4999] == {"role": "user", "content": "a"}
