@@ -94,7 +94,7 @@ class _Connection(_Base):
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
         self.waiting[self] = None
-        self._set_deadline(self.patience.request)
+        self._set_deadline()
         if len(self.waiting) + len(self.working) > self.patience.connections:
             longest = next(iter(self.waiting))
             longest._end(503 if longest is self else None, "newer connections need the room")
@@ -107,7 +107,7 @@ class _Connection(_Base):
     def data_received(self, data: bytes) -> None:
         if self._between:
             self._between, self._bytes = False, 0
-            self._set_deadline(self.patience.request)
+            self._set_deadline()
         self._bytes += len(data)
         super().data_received(data)
         if self.transport.is_closing():
@@ -154,9 +154,8 @@ class _Connection(_Base):
     def _awaits_head(self) -> bool:
         return not self.cycle or self.cycle.response_complete
 
-    def _set_deadline(self, seconds: float) -> None:
-        self._deadline = _cancelled(self._deadline)
-        self._deadline = self.loop.call_later(seconds, self._late)
+    def _set_deadline(self) -> None:
+        self._deadline = self.loop.call_later(self.patience.request, self._late)
 
     def _late(self) -> None:
         why = "its request was not complete in time"

@@ -400,12 +400,11 @@ class Scheduler:
         text = given if isinstance(given, str) else tokenizer.decode(prompt, skip_special=False)
         tokens: tuple[TokenText, ...] = ()
         if top is not None:
-            logprobs: list[TokenLogprobs] = []
             while self._scoring:  # each has a cache of its own, and runs beside the answers
                 yield
             self._scoring = True
             try:
-                yield from self._score(prompt, top, logprobs)
+                logprobs = yield from self._score(prompt, top)
             finally:
                 self._scoring = False
             entries: list[TokenText] = []
@@ -416,8 +415,9 @@ class Scheduler:
             tokens = tuple(entries)
         task.echoes[which] = text, tokens
 
-    def _score(self, prompt: Sequence[int], top: int, logprobs: list[TokenLogprobs]) -> Iterator[None]:
-        """Run a prompt and note the log probabilities of its tokens; yields after each slice of them."""
+    def _score(self, prompt: Sequence[int], top: int) -> Generator[None, None, list[TokenLogprobs]]:
+        """Run a prompt and return the log probabilities of its tokens; yields after each slice of them."""
+        logprobs: list[TokenLogprobs] = []
         yield from self._until_affordable(len(prompt))
         cache = self._model.new_cache()
         try:
@@ -430,6 +430,7 @@ class Scheduler:
                     yield
         finally:
             cache.close()
+        return logprobs
 
     def _reporter(self, task: _Task, number: int, prompt: Sequence[int]) -> "_Reporter":
         begin = task.echoes.get(number // task.job.choices, ("", ()))

@@ -30,14 +30,12 @@ _NEEDED = (
     "tokenizers",
     "huggingface-hub",
 )
+_RUNTIME = ("onnxruntime", "onnxruntime-genai", "flatbuffers", "protobuf", "packaging")
 
 
 def install(extra: str) -> str:
     """Return the advice where nothing tells what the project was installed from, as in these environments."""
     return f'pip install "phi3-onnx[{extra}]"'
-
-
-_RUNTIME = ("onnxruntime", "onnxruntime-genai", "flatbuffers", "protobuf", "packaging")
 
 
 class Environment:

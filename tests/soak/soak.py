@@ -162,8 +162,8 @@ async def _visitor(server: Server, until: float, outcomes: dict[str, Counter[str
             outcomes[name][await VISITS[name][0](server)] += 1
         except (BrokenPromiseError, httpx.HTTPError, TimeoutError, OSError, ValueError, KeyError) as problem:
             outcomes[name]["BROKEN"] += 1
-            when = time.strftime("%H:%M:%S")
-            problems.append(f"{name} at {when}: {type(problem).__name__} {problem!r}"[:500])
+            problems.append(f"{name}: {problem!r}"[:500])
+            print(time.strftime("%H:%M:%S"), problems[-1], file=sys.stderr, flush=True)
 
 
 async def _probe(server: Server, until: float, probes: list[float], problems: list[str]) -> None:
