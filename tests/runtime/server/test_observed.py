@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from phi3_onnx.configs import UsageError
+from phi3_onnx.configs.origin import install_command
 from phi3_onnx.runtime.server import telemetry
 from phi3_onnx.runtime.server.guard import REQUEST_ID_HEADER
 from phi3_onnx.runtime.server.logs import JsonLines
@@ -133,7 +134,7 @@ def test_nothing_is_sent_unless_it_is_asked_for(fresh: pytest.MonkeyPatch) -> No
 def test_what_is_not_installed_is_named(fresh: pytest.MonkeyPatch) -> None:
     fresh.setenv("OTEL_TRACES_EXPORTER", "otlp")
     fresh.setattr(telemetry, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'phi3-onnx\[otel\]'"):
+    with pytest.raises(UsageError, match=f"; run: {re.escape(install_command('otel'))}$"):
         telemetry.telemetry()
 
 
