@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, Protocol
 
-from .messages import Accepted, CacheState, Event, Job, Ready, Refused, Tokenized
+from .messages import Accepted, CacheState, Client, Event, Job, Ready, Refused, Tokenized
 from .telemetry import Operation
 
 State = Literal["loading", "ready", "restarting", "stopped"]
@@ -84,6 +84,11 @@ class Engine(Protocol):
     @property
     def jobs(self) -> int:
         """Jobs handed over and not yet through."""
+        ...
+
+    @property
+    def clients(self) -> Iterable[Client]:
+        """Whose they are: one entry for each job."""
         ...
 
     async def start(self) -> None:

@@ -34,7 +34,7 @@ from .protocols.ollama import Ollama
 from .protocols.responses import Responses
 from .replies import ChatReply, CompletionReply
 from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, parse
-from .service import Service
+from .service import Service, client_of
 from .settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -177,7 +177,9 @@ class Server:
         service.check_model(body.model, info, notes)
         options = body.options()
         options["guidance"] = await service.tried(guidance_of(body))
-        job = Job(0, body.prompts, body.n, options, body.stream, body.echo, body.silent)
+        job = Job(
+            0, body.prompts, body.n, options, body.stream, body.echo, body.silent, client=client_of(request, body.asker)
+        )
         answer = await service.answer(request, job, CompletionReply(body, service.name(info)))
         return service.noted(request, answer, notes)
 

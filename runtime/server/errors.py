@@ -104,6 +104,13 @@ def response(error: ApiError, path: str) -> JSONResponse:
     return JSONResponse(shape_at(path)(error), error.status, error.headers)
 
 
+def queue_full(reason: str, seconds: int = 1) -> ApiError:
+    """Return what a client is told where too many wait: it may try again after so many seconds."""
+    return ApiError(
+        429, f"{reason}; try again in {seconds} s", code="queue_full", headers={"Retry-After": str(seconds)}
+    )
+
+
 def unavailable(message: str) -> ApiError:
     """Return the error for an engine that is not there just now."""
     return ApiError(503, message, code="engine_unavailable", headers={"Retry-After": "2"})

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...configs import UsageError
 from ..decoding.engine import Guidance
-from .errors import ApiError
+from .errors import queue_full
 
 _SCRIPT = Path(__file__).with_name("guidance_trial.py")
 _AT_ONCE = 2
@@ -58,12 +58,8 @@ class GuidanceTrials:
 
     async def _in_turn(self, guidance: Guidance) -> str | None:
         if self._under_way >= _AT_ONCE + _WAITING:
-            raise ApiError(
-                429,
-                f"{self._under_way} schemas, expressions and grammars are tried or wait for it, which is the limit; "
-                "try again in 1 s",
-                code="queue_full",
-                headers={"Retry-After": "1"},
+            raise queue_full(
+                f"{self._under_way} schemas, expressions and grammars are tried or wait for it, which is the limit"
             )
         self._under_way += 1
         try:

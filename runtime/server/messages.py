@@ -28,6 +28,16 @@ Prompt = Conversation | str | tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Client:
+    """Who asks: clients share the engine equally, and so do the users of one client."""
+
+    host: str = ""
+    """The address that the request came from; behind a proxy on this machine, the one in `X-Forwarded-For`."""
+    user: str = ""
+    """What the request calls its user."""
+
+
+@dataclass(frozen=True)
 class Job:
     """One request: every prompt is answered `choices` times."""
 
@@ -44,6 +54,8 @@ class Job:
     """Whether answers have no tokens of their own: for the prompt's log probabilities alone."""
     tokens_only: bool = False
     """Whether to return the prompts' tokens (`Tokenized`) instead of answers."""
+    client: Client = Client()
+    """Who asks."""
 
 
 @dataclass(frozen=True)

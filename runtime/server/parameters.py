@@ -142,9 +142,11 @@ _BOTH = (
         stream="Whether to send the answer piece by piece.",
         stream_options="What a stream holds besides the answer.",
         n="How many answers to a prompt; a seed counts up with each.",
+        user="Who asks: where requests wait, the users of one client take turns.",
+        safety_identifier="Who asks, where `user` is not given.",
     ),
     Parameter("best_of", "refused", "answers are not ranked; use n", (1,)),
-    *hints("It says who asks, or where to bill and log it.", "user metadata safety_identifier request_id"),
+    *hints("It says who asks, or where to bill and log it.", "metadata request_id"),
     *hints(
         "Caches of prompts work by themselves.",
         "prompt_cache_key prompt_cache_retention prompt_cache_options cache_prompt cache_salt id_slot slot_id",

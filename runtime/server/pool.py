@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 
 from ...configs.sizes import size
 from .app import create_app
-from .errors import ApiError
+from .errors import ApiError, queue_full
 from .metrics import Metrics
 from .process import EngineProcess, LoadError
 from .settings import Settings
@@ -144,7 +144,7 @@ class Pool:
         entry = self.loaded.get(offer.name)
         if entry is None or entry.engine.state == "stopped":
             if self._waiting >= self._settings.queue:
-                raise ApiError(429, f"{self._waiting} requests wait for a model to be loaded", code="queue_full")
+                raise queue_full(f"{self._waiting} requests wait for a model to be loaded, which is the limit")
             self._waiting += 1
             try:
                 async with self._turn:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from .channel import WebEnd, socket_pair
 from .messages import (
     CacheState,
     Cancel,
+    Client,
     FromEngine,
     Job,
     LoadFailed,
@@ -28,6 +29,7 @@ _LOG = logging.getLogger(__name__)
 _LONGEST_WAIT = 30.0
 _STEADY_SECONDS = 60.0
 _STOP_SECONDS = 5.0
+_AGAIN_SECONDS = 5.0
 
 
 class LoadError(Phi3OnnxError):
@@ -78,6 +80,11 @@ class EngineProcess:
     def jobs(self) -> int:
         """Jobs handed over and not yet through."""
         return len(self._jobs)
+
+    @property
+    def clients(self) -> Iterable[Client]:
+        """Whose they are: one entry for each job."""
+        return (answers.job.client for answers in self._jobs.values())
 
     async def start(self) -> None:
         """Start the process; does not wait until it is ready."""
@@ -197,7 +204,13 @@ class EngineProcess:
     async def _start_again(self, wait: float) -> None:
         await asyncio.sleep(wait)
         self.restarts += 1
-        await self.start()
+        while True:
+            try:
+                await self.start()
+                return
+            except OSError as error:  # no more processes or files: that may pass
+                _LOG.error("the engine's process cannot be started: %s; trying again in %.0f s", error, _AGAIN_SECONDS)
+                await asyncio.sleep(_AGAIN_SECONDS)
 
 
 def _ending(code: int | None) -> str:

@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ...configs import EngineError
 from .answers import Answers, State
-from .messages import Accepted, Finished, FromEngine, Job, Piece, Ready, Refused, Tokenized, TokenText, ends_job
+from .messages import Accepted, Client, Finished, FromEngine, Job, Piece, Ready, Refused, Tokenized, TokenText, ends_job
 
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 5
@@ -117,7 +117,7 @@ class RemoteEngine:
         self._load = ready
         self._run = run
         self._lost = lost
-        self._jobs: dict[int, asyncio.Task[None]] = {}
+        self._jobs: dict[int, tuple[asyncio.Task[None], Client]] = {}
         self._numbers = 0
         self._loading: asyncio.Task[None] | None = None
         self.state: State = "loading"
@@ -130,6 +130,11 @@ class RemoteEngine:
         """Jobs handed over and not yet through."""
         return len(self._jobs)
 
+    @property
+    def clients(self) -> Iterable[Client]:
+        """Whose they are: one entry for each job."""
+        return (client for _, client in self._jobs.values())
+
     async def start(self) -> None:
         """Ask the replicas for the model; does not wait until one has it."""
         self._loading = asyncio.create_task(self._loaded())
@@ -137,7 +142,7 @@ class RemoteEngine:
     async def stop(self) -> None:
         """End every job that is not through."""
         self.state = "stopped"
-        tasks = [*self._jobs.values(), *([self._loading] if self._loading else [])]
+        tasks = [*(task for task, _ in self._jobs.values()), *([self._loading] if self._loading else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -153,13 +158,13 @@ class RemoteEngine:
             raise EngineError(f"the engine is {self.state}")
         self._numbers += 1
         answers = Answers(replace(job, id=self._numbers, options=_seeded(job)))
-        self._jobs[self._numbers] = asyncio.create_task(self._work(answers))
+        self._jobs[self._numbers] = asyncio.create_task(self._work(answers)), job.client
         return answers
 
     def cancel(self, answers: Answers) -> None:
         """Give a job up; does nothing where it is through."""
-        if task := self._jobs.pop(answers.job.id, None):
-            task.cancel()
+        if found := self._jobs.pop(answers.job.id, None):
+            found[0].cancel()
 
     async def _loaded(self) -> None:
         while self.info is None:

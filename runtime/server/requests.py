@@ -205,8 +205,13 @@ class StructuredOutputs(Part):
 
 MOST_STOPS = 64
 LONGEST_STOP = 256
+_LONGEST_ASKER = 256
 """Stop texts of a request, and characters of each: all are looked for after each token, while other answers wait."""
 _STOP = {"type": "string", "minLength": 1, "maxLength": LONGEST_STOP}
+
+
+UserName = Any
+"""What a request calls its user: a text as a rule, and whatever else some clients send."""
 
 
 class _Generation(Numbers):
@@ -219,6 +224,8 @@ class _Generation(Numbers):
         str | list[str], WithJsonSchema({"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MOST_STOPS}]})
     ] = Field(default=[], max_length=2**16)
     n: int = Field(default=1, ge=1, le=MOST_CHOICES)
+    user: UserName = ""
+    safety_identifier: UserName = ""
     response_format: ResponseFormat = TextFormat(type="text")
     json_schema: Schema | None = None
     regex: str | None = None
@@ -255,6 +262,14 @@ class _Generation(Numbers):
                 given["json_object"] = "schema", {"type": "object"}
             found |= {f"structured_outputs.{name.strip('_')}": form for name, form in given.items()}
         return found
+
+    @property
+    def asker(self) -> str:
+        """Who asks; empty where it is not said."""
+        user = self.user or self.safety_identifier
+        if isinstance(user, dict):  # as Open WebUI sends it
+            user = user.get("id")
+        return str(user)[:_LONGEST_ASKER] if isinstance(user, str | int) else ""
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ from starlette.responses import JSONResponse, Response
 
 from ..decoding.engine import Guidance
 from .answers import Answers, Engine
-from .errors import ApiError, api_error, unavailable
+from .errors import ApiError, api_error, queue_full, unavailable
+from .fairness import has_room
 from .limits import GuidanceTrials
-from .messages import Accepted, Conversation, Finished, Job, Prompt, Ready, Refused, Tokenized
+from .messages import Accepted, Client, Conversation, Finished, Job, Prompt, Ready, Refused, Tokenized
 from .metrics import Metrics
 from .parameters import WARNING_HEADER, Notes, OnceAClient, quoted
 from .replies import Reply, usage
@@ -188,7 +189,8 @@ class Service:
         options = body.options()
         options["guidance"] = await self.tried(guidance(body, info.tools, most))
         made = reply(self.name(info), most_calls(body, most))
-        return await self.answer(request, Job(0, (prompt,), body.n, options, body.stream), made)
+        job = Job(0, (prompt,), body.n, options, body.stream, client=client_of(request, body.asker))
+        return await self.answer(request, job, made)
 
     async def tried(self, form: Guidance | None) -> Guidance | None:
         """Return guidance after it was compiled on trial.
@@ -203,7 +205,8 @@ class Service:
 
     async def tokens(self, request: Request, prompt: Prompt) -> Tokenized:
         """Return the tokens of a prompt."""
-        async with self._begun(request, Job(0, (prompt,), 1, {}, stream=False, tokens_only=True)) as (_, first):
+        job = Job(0, (prompt,), 1, {}, stream=False, tokens_only=True, client=client_of(request))
+        async with self._begun(request, job) as (_, first):
             return first
 
     async def answer(self, request: Request, job: Job, reply: Reply) -> Response:
@@ -264,18 +267,18 @@ class Service:
             answers.operation.done(finished, len(answers.job.prompts))
 
     def _submit(self, job: Job) -> Answers:
-        limit = self.settings.parallel + self.settings.queue
-        if self.engine.jobs >= limit:
+        parallel, queue = self.settings.parallel, self.settings.queue
+        if not has_room(job.client, self.engine.clients, parallel, queue):
             # The time until a slot becomes free for whoever asks next, at the pace of late.
-            wait = max(1, round(self._pace))
-            raise ApiError(
-                429,
-                f"{limit} requests are under way or waiting, which is the limit; try again in {wait} s",
-                code="queue_full",
-                headers={"Retry-After": str(wait)},
-            )
+            jobs, wait = self.engine.jobs, max(1, round(self._pace))
+            raise queue_full(f"{jobs} requests are under way or waiting, and the limit is {parallel + queue}", wait)
         self.info()
         return self.engine.submit(job)
+
+
+def client_of(request: Request, user: str = "") -> Client:
+    """Return who sent a request, for a user whom it may name."""
+    return Client(request.client.host if request.client else "", user)
 
 
 async def _unless_gone(request: Request, waiting: Awaitable[Any]) -> Any:

@@ -30,6 +30,7 @@ from ..providers.hardware import available_memory
 from .caches import CachePool
 from .channel import EngineEnd
 from .facts import facts_of
+from .fairness import in_turns
 from .logs import LogFormat, log_in_json
 from .messages import (
     Accepted,
@@ -187,7 +188,7 @@ class _Task:
     """Its answers that were begun: each yields where it lets others have their turn. One after another they stand in
     one such."""
     begun: int = 0
-    """How many of its answers were begun, where they are made side by side."""
+    """How many of its answers were begun; 1 for all of them where they are made one after another."""
 
 
 class Scheduler:
@@ -198,7 +199,7 @@ class Scheduler:
 
         Args:
             model: the loaded model.
-            parallel: jobs to work on side by side; the others wait in the order they came.
+            parallel: jobs to work on side by side; the others wait, each client's in the order they came.
             send: called with what there is to say about each job.
 
         """
@@ -256,15 +257,20 @@ class Scheduler:
     def _turns(self) -> "list[tuple[_Task, Generator[None, None, None]]]":
         """Return who makes a step, in the order in which they may take what became free.
 
-        The first answer of each job comes before the second of any: a job of a thousand answers holds nobody back.
+        Clients take turns. Among the answers of one, the first of each job comes before the second of any: a job of a
+        thousand answers holds nobody back.
         """
         tasks = list(self._tasks.values())
         if not self._together:
-            return [(task, steps) for task in tasks[: self._parallel] for steps in task.steps]
+            order = sorted(in_turns(tasks, lambda task: task.job.client), key=lambda task: not task.begun)
+            for task in order[: self._parallel]:
+                task.begun = task.begun or 1
+            return [(task, steps) for task in order[: self._parallel] for steps in task.steps]
         for task in tasks:
             self._begin(task, self._together)
         turns = [(place, task, steps) for task in tasks for place, steps in enumerate(task.steps)]
-        return [(task, steps) for _, task, steps in sorted(turns, key=lambda turn: turn[0])]
+        ordered = [(task, steps) for _, task, steps in sorted(turns, key=lambda turn: turn[0])]
+        return in_turns(ordered, lambda turn: turn[0].job.client)
 
     def _begin(self, task: _Task, together: Together) -> None:
         """Begin twice as many answers of a job as can be live at a time: each that waits takes time in every step."""

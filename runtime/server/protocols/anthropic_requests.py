@@ -44,8 +44,8 @@ ANTHROPIC: Places = MappingProxyType(
                 temperature="0 takes the most likely token always.",
                 top_p="Draw from tokens with this probability in all.",
                 top_k="Draw from this many tokens at most.",
+                metadata="Its `user_id` says who asks: where requests wait, the users of one client take turns.",
             ),
-            hints("It says who asks.", "metadata"),
         ),
         "/v1/messages/count_tokens": table_of(
             _ASKED,
@@ -264,11 +264,14 @@ class MessagesRequest(CountRequest):
     temperature: float | None = Field(default=None, ge=0, le=1)
     top_p: float | None = None
     top_k: int | None = None
+    metadata: dict[str, Any] = Field(default={})
 
     def values(self) -> dict[str, Any]:
         """Return what is asked for as the values of a chat."""
         named = {name: getattr(self, name) for name in ("max_tokens", "stream", "temperature", "top_p", "top_k")}
-        return {**super().values(), **named, "stop": self.stop_sequences}
+        user = self.metadata.get("user_id")
+        who = {"user": user} if isinstance(user, str) else {}
+        return {**super().values(), **named, **who, "stop": self.stop_sequences}
 
 
 def _text(content: str | Sequence[Block]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from ..parameters import Notes, Parameter, Places, hints, option_parameters, refused, same, table_of, used
-from ..requests import MOST_TOP_LOGPROBS, ChatRequest, Numbers, Part, StreamOptions, checked
+from ..requests import MOST_TOP_LOGPROBS, ChatRequest, Numbers, Part, StreamOptions, UserName, checked
 
 LOGPROBS = "message.output_text.logprobs"
 _ID_LENGTH = 128
@@ -45,8 +45,10 @@ RESPONSES: Places = MappingProxyType(
                 metadata="Returned with the response.",
                 include=f"`{LOGPROBS}` gives the log probability of each token; the rest has no effect.",
                 top_logprobs="How many of the most likely tokens to give at each place, 0 to 20.",
+                user="Who asks: where requests wait, the users of one client take turns.",
+                safety_identifier="Who asks, where `user` is not given.",
             ),
-            hints("It says who asks.", "user safety_identifier client_metadata"),
+            hints("It says who asks.", "client_metadata"),
             hints("Caches of prompts work by themselves.", "prompt_cache_key prompt_cache_retention"),
             hints("There is one class of service.", "service_tier"),
             hints("It bounds tools that the server runs, and there are none.", "max_tool_calls"),
@@ -316,6 +318,8 @@ class ResponseRequest(_Asked, Numbers):
     metadata: dict[str, str] = Field(default={})
     include: list[str] = Field(default=[], max_length=64)
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_TOP_LOGPROBS)
+    user: UserName = ""
+    safety_identifier: UserName = ""
 
     @property
     def logprobs(self) -> bool:
@@ -325,6 +329,7 @@ class ResponseRequest(_Asked, Numbers):
     def values(self, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return what is asked for as the values of a chat, after earlier messages."""
         asked = {"stream": self.stream, "stop": self.stop, "logprobs": self.logprobs}
+        asked |= {"user": self.user, "safety_identifier": self.safety_identifier}
         top = {"top_logprobs": self.top_logprobs} if self.logprobs else {}
         return {**super().values(before), **self.given(), **asked, **top}
 

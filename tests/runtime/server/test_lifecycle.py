@@ -130,6 +130,26 @@ def test_an_engine_that_dies_is_started_again(start_server: StartServer) -> None
         assert 'phi3_onnx_engine_restarts{model="fake"} 1.0' in http.get("/metrics").text
 
 
+def test_an_engine_that_cannot_be_started_again_is_tried_until_it_can(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phi3_onnx.runtime.server.process._AGAIN_SECONDS", 0.05)
+    server, failures = start_server(), iter([OSError(11, "no more processes"), OSError(24, "no more files")])
+    start = server.engine.start
+
+    async def no_room() -> None:
+        if error := next(failures, None):
+            raise error
+        await start()
+
+    monkeypatch.setattr(server.engine, "start", no_room)
+    with pytest.raises(openai.InternalServerError):
+        ask(server, "crash")
+    wait_until(lambda: health(server)["status"] == "ok")
+    assert health(server)["restarts"] == 1 and next(failures, None) is None
+    assert ask(server, "say hello again").choices[0].message.content == "hello again"
+
+
 def test_an_engine_that_is_broken_ends_itself_for_a_new_one(start_server: StartServer) -> None:
     server = start_server()
     for _ in range(3):
