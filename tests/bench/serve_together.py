@@ -118,12 +118,17 @@ def sameness(http: httpx.Client, asked: list[list[int]], tokens: int, clients: i
 
 
 def pauses(http: httpx.Client, prompt: list[int], long: list[int]) -> dict[str, float]:
-    """Return the longest pauses of a stream in milliseconds: before a long prompt arrives, and while it runs."""
+    """Return the longest pauses of a stream in milliseconds: before a long prompt arrives, and while it runs.
+
+    Raises:
+        SystemExit: the stream was over before the long prompt was.
+
+    """
     arrivals: list[float] = []
     enough = threading.Event()
 
     def stream() -> None:
-        body = {"prompt": prompt, "max_tokens": 900, "temperature": 1.0, "seed": 1, "stream": True}
+        body = {"prompt": prompt, "max_tokens": 3000, "temperature": 1.0, "seed": 1, "stream": True, "ignore_eos": True}
         with http.stream("POST", "/v1/completions", json=body) as reply:
             for line in reply.iter_lines():
                 if line.startswith("data:"):
@@ -138,6 +143,8 @@ def pauses(http: httpx.Client, prompt: list[int], long: list[int]) -> dict[str, 
     begun = time.perf_counter()
     ask(http, long, 1)
     ended = time.perf_counter()
+    if not running.is_alive():
+        raise SystemExit("the stream ended before the long prompt was through; take a shorter one, --long")
     enough.set()
     running.join()
     gaps = [(after, 1000 * (after - before)) for before, after in itertools.pairwise(arrivals)]
