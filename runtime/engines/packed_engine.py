@@ -161,11 +161,12 @@ class PackedSequence:
         self._tokens: list[int] = []
         self._logits = np.empty((0, 0), np.float32)
         self._last: RowRun | None = None
+        self._scoring = False
         self.capacity = capacity
 
     def append(self, tokens: Sequence[int]) -> None:
         """Run the graph on more tokens; see `TokenSequence.append`."""
-        self.run(tokens, 1)
+        self.run(tokens, len(tokens) if self._scoring else 1)
 
     def run(self, tokens: Sequence[int], logits: int) -> np.ndarray:
         """Run the graph on more tokens; return the logits of the last so many, float32 [logits, vocabulary].
@@ -188,9 +189,13 @@ class PackedSequence:
         return self._logits[-1]
 
     def run_logits(self) -> np.ndarray:
-        """Return the last run's logits, by running it again: seldom is more than the last token's read."""
+        """Return the last run's logits, by running it again: seldom is more than the last token's read.
+
+        Who reads them once is scoring a text, and reads the next run's, too: those are computed at once.
+        """
         if self._arena is None or self._last is None:
             raise EngineError("there was no run")
+        self._scoring = True
         if self._last.logits == len(self._last.tokens):
             return self._logits
         run = replace(self._last, logits=len(self._last.tokens))

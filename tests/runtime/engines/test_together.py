@@ -13,6 +13,7 @@ from phi3_onnx.runtime import Guidance, Model, Response, load
 from phi3_onnx.runtime.batch import BatchPrompt, answer_all, answer_together
 from phi3_onnx.runtime.decoding.kvcache import common_length
 from phi3_onnx.runtime.decoding.response import last_response
+from phi3_onnx.runtime.decoding.score import score_tokens
 from phi3_onnx.runtime.decoding.speculation import AUTO, OFF, Speculation
 from phi3_onnx.runtime.engines import together as module
 from phi3_onnx.runtime.engines.layout import RowRun
@@ -364,6 +365,22 @@ def test_a_score_has_the_log_probabilities_of_the_answer(plain: Model) -> None:
     longer = prompt + plain.tokenizer.decode([entry.token_id], skip_special=False)
     assert plain.tokenizer.encode(longer) == [*plain.tokenizer.encode(prompt), entry.token_id]
     assert plain.score(longer).logprobs[-1] == entry.logprob
+
+
+def test_a_score_runs_a_text_once(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    run = PackedGraph.run
+
+    def count(graph: PackedGraph, arena: Any, rows: Sequence[RowRun]) -> Any:
+        ran.extend(len(row.tokens) for row in rows)
+        return run(graph, arena, rows)
+
+    monkeypatch.setattr(PackedGraph, "run", count)
+    cache = plain.new_cache()
+    chunk = plain.engine.prefill_chunk
+    score_tokens(cache, text(2 * chunk + 10))
+    cache.close()
+    assert ran == [chunk, chunk, chunk, 10]  # the first one again, when it shows that all of its logits are read
 
 
 def test_common_lengths() -> None:
