@@ -26,18 +26,20 @@ class CacheShape:
 
 
 class Arena:
-    """Keys and values of every layer, [slots, KV heads, capacity, head size] each.
+    """Keys and values of every layer, [slots, KV heads, length, head size] each.
 
     Memory is taken as it is written to: the operating system gives no page before. So a slot costs what it holds.
     """
 
-    def __init__(self, shape: CacheShape, slots: int, capacity: int) -> None:
+    def __init__(self, shape: CacheShape, slots: int, capacity: int, longest_row: int = 0) -> None:
         """Reserve the address space.
 
         Args:
             shape: of one token's keys and values.
             slots: texts to have room for.
             capacity: tokens of each.
+            longest_row: new tokens that a run may have of another text: attention takes all rows for as long as its
+                longest, and refuses one that would end behind the memory then.
 
         Raises:
             MemoryError: the system gives none.
@@ -46,10 +48,16 @@ class Arena:
         self.shape = shape
         self.slots = slots
         self.capacity = capacity
-        self.buffers = [self._zeros(slots, capacity) for _ in range(2 * shape.layers)]
+        self.longest_row = longest_row
+        self.buffers = [self._zeros(slots, self.length) for _ in range(2 * shape.layers)]
         """Keys and values of each layer in turn."""
         self.bindings: dict[tuple[int, int], Any] = {}
         """What a graph keeps of runs on (first slot, slots); forgotten when the memory moves."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that each slot has memory for."""
+        return self.capacity + self.longest_row
 
     def grow(self, slots: int, capacity: int, lengths: Sequence[int]) -> None:
         """Make room for more slots or longer texts.
@@ -61,7 +69,7 @@ class Arena:
 
         """
         for index, old in enumerate(self.buffers):
-            new = self._zeros(slots, capacity)
+            new = self._zeros(slots, capacity + self.longest_row)
             for slot, length in enumerate(lengths):
                 new[slot, :, :length] = old[slot, :, :length]
             self.buffers[index] = new  # one layer's at a time is there twice
@@ -82,5 +90,5 @@ class Arena:
         for buffer, values in zip(self.buffers, kept, strict=True):
             buffer[slot, :, :length] = values[:, :length]
 
-    def _zeros(self, slots: int, capacity: int) -> np.ndarray:
-        return lazy_zeros((slots, self.shape.kv_heads, capacity, self.shape.head_dim), self.shape.dtype)
+    def _zeros(self, slots: int, length: int) -> np.ndarray:
+        return lazy_zeros((slots, self.shape.kv_heads, length, self.shape.head_dim), self.shape.dtype)

@@ -162,7 +162,7 @@ class PackedGraph:
         """Return the binding of neighbouring slots, which stays the same from run to run until the arena moves."""
         if (first, count) not in arena.bindings:
             binding = self._inference.io_binding()
-            shape = (count, arena.shape.kv_heads, arena.capacity, arena.shape.head_dim)
+            shape = (count, arena.shape.kv_heads, arena.length, arena.shape.head_dim)
             offset = first * math.prod(shape[1:]) * np.dtype(arena.shape.dtype).itemsize
             for past, present, buffer in zip(self._past, self._present, arena.buffers, strict=True):
                 memory = ("cpu", 0, arena.shape.dtype, shape, buffer.ctypes.data + offset)

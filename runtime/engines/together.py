@@ -209,7 +209,8 @@ class Together:
         self._context = context_length
         self._pieces = PiecePlanner(PieceCosts(graph.trial_seconds), step_seconds, longest_piece)
         self._slots = [_Slot() for _ in range(slots)]
-        self._arena = Arena(graph.shape, slots, min(context_length, _LEAST_CAPACITY))
+        longest_row = max(longest_piece, self._planner.speculation.most + 1)
+        self._arena = Arena(graph.shape, slots, min(context_length, _LEAST_CAPACITY), longest_row)
         self._turn = 0
         self._full = False
         self._ended = 0.0  # when the last step was through, where its answers go on
@@ -334,7 +335,7 @@ class Together:
             return False
         for slot in ended:
             slot.tokens, slot.touched = [], 0
-        self._arena = Arena(self.graph.shape, len(self._slots), self._arena.capacity)
+        self._arena = Arena(self.graph.shape, len(self._slots), self._arena.capacity, self._arena.longest_row)
         return True
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from phi3_onnx.runtime.decoding.speculation import AUTO, OFF, Speculation
 from phi3_onnx.runtime.engines import together as module
 from phi3_onnx.runtime.engines.layout import RowRun
 from phi3_onnx.runtime.engines.packed import PackedGraph
-from phi3_onnx.runtime.engines.together import Together
+from phi3_onnx.runtime.engines.together import LiveText, Together
 
 Make = Callable[..., Path]
 
@@ -348,6 +348,49 @@ def test_a_cancelled_text_leaves_its_slot_to_the_next(plain: Model) -> None:
             response = chunk.response
     assert response is not None
     assert response.completion_tokens
+
+
+@pytest.mark.parametrize("capacity", [256, None], ids=["of its memory", "of the context"])
+def test_a_text_at_the_end_runs_beside_a_long_prompt(model: Model, capacity: int | None) -> None:
+    most = min(capacity or model.context_length, 400)
+    together, first, second = core(model, speculation=OFF), text(most - 6, 1), text(most - 6, 2)
+
+    def logits(prompt: list[int]) -> list[np.ndarray]:
+        """Return the logits of a prompt's end and of five more tokens, of the text alone."""
+        alone = core(model, 1, speculation=OFF)
+        live = alone.open(prompt, most)
+        assert live is not None
+        return run(live, alone, prompt)
+
+    def run(live: LiveText, core: Together, prompt: list[int]) -> list[np.ndarray]:
+        for _ in live.prefill(prompt):
+            if live.waiting:
+                core.step()
+        found = [live.logits()]
+        for token in range(5, 10):
+            live.append(token)
+            found.append(live.logits())
+        return found
+
+    live, other = together.open(first, most), together.open(second, most)
+    assert live is not None and other is not None
+    for _ in live.prefill(first):
+        while live.waiting:
+            together.step()
+    found, prefill = [live.logits()], other.prefill(second)
+    next(prefill)
+    for token in range(5, 10):
+        next(prefill, None)
+        live.append(token)
+        together.step()  # one token of a text that is nearly full, beside a piece of a prompt
+        found.append(live.logits())
+    assert max(tokens for _, tokens in together.steps) > 20 and any(texts == 2 for texts, _ in together.steps)
+    for got, expected in zip(found, logits(first), strict=True):
+        assert np.array_equal(got, expected)
+    for _ in prefill:
+        if other.waiting:
+            together.step()
+    assert np.array_equal(other.logits(), logits(second)[0])
 
 
 def test_what_does_not_fit_into_the_context_is_refused(plain: Model) -> None:
