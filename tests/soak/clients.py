@@ -292,6 +292,16 @@ async def too_long(server: Server) -> str:
     return "busy" if reply.status_code in BUSY else "refused"
 
 
+async def fills(server: Server) -> str:
+    """Send a prompt and ask for an answer that fill a power of two of tokens, or the context, to the last one."""
+    whole = server.random.choice((256, 512, server.context))
+    answer = server.random.randrange(2, 40)
+    prompt = [server.random.randrange(5, 400) for _ in range(min(whole, server.context) - answer)]
+    body = {"prompt": prompt, "max_tokens": answer, "ignore_eos": True}
+    reply = await post(server, "/v1/completions", body, 200)
+    return "busy" if reply.status_code in BUSY else "answered"
+
+
 async def long_prompt(server: Server) -> str:
     """Send a prompt that fills half of the context."""
     prompt = [server.random.randrange(5, 400) for _ in range(server.context // 2)]
@@ -382,6 +392,7 @@ VISITS: Mapping[str, tuple[Visit, int]] = {
         (schema_from_hell, 3),
         (too_long, 2),
         (long_prompt, 2),
+        (fills, 4),
         (looks_around, 3),
         (tokenizes, 2),
         (flood, 1),
