@@ -138,21 +138,23 @@ class _Front:
 
 
 async def _body(receive: Receive, limit: int) -> tuple[list[Message], bytes | None]:
-    """Return the messages of a body, and it; None where it is larger than the limit, or not complete."""
-    messages: list[Message] = []
-    parts: list[bytes] = []
-    total = 0
-    while True:
+    """Return a body as messages, and its bytes; None where it is larger than the limit, or not complete.
+
+    All that came is one message, whatever chunks it came in: a message for each byte takes 200 times its memory.
+    """
+    body, more = bytearray(), True
+    while more and len(body) <= limit:
         message = await receive()
-        messages.append(message)
         if message["type"] != "http.request":
-            return messages, None
-        parts.append(message.get("body", b""))
-        total += len(parts[-1])
-        if total > limit:
-            return messages, None
-        if not message.get("more_body"):
-            return messages, b"".join(parts)
+            return [_request(bytes(body), more=True), message], None
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    whole = bytes(body)
+    return [_request(whole, more=more)], whole if len(whole) <= limit else None
+
+
+def _request(body: bytes, *, more: bool) -> Message:
+    return {"type": "http.request", "body": body, "more_body": more}
 
 
 def _health(entry: Loaded) -> dict[str, Any]:

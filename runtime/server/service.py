@@ -148,17 +148,15 @@ class Service:
             return values
         limit = self.settings.max_request_bytes
         stated = request.headers.get("content-length", "")
-        parts, size = [], int(stated) if stated.isdecimal() else 0
+        body, size = bytearray(), int(stated) if stated.isdecimal() else 0
         if size <= limit:
-            size = 0
             async for part in request.stream():
-                parts.append(part)
-                size += len(part)
-                if size > limit:
+                body += part  # at once: chunks of a few bytes take many times as much memory each
+                if len(body) > limit:
                     break
-        if size > limit:
+        if max(size, len(body)) > limit:
             raise ApiError(413, f"the request's body is larger than {limit} bytes", code="request_too_large")
-        return b"".join(parts)
+        return bytes(body)
 
     def conversation(self, body: ChatRequest) -> Conversation:
         """Return the prompt of a chat.
