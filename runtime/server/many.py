@@ -73,15 +73,15 @@ class _Front:
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`: all that can be had."""
-        return JSONResponse({"object": "list", "data": [self._card(offer) for offer in self._pool.offers()]})
+        return JSONResponse({"object": "list", "data": [self._card(offer) for offer in await self._pool.offers()]})
 
     async def model(self, request: Request) -> Response:
         """`GET /v1/models/<model>`."""
-        return JSONResponse(self._card(self._pool.find(request.path_params["model"])))
+        return JSONResponse(self._card(await self._pool.find(request.path_params["model"])))
 
     async def tags(self, request: Request) -> Response:
         """`GET /api/tags`: all that can be had, for Ollama's clients."""
-        return JSONResponse({"models": [_tag(offer, self._info(offer)) for offer in self._pool.offers()]})
+        return JSONResponse({"models": [_tag(offer, self._info(offer)) for offer in await self._pool.offers()]})
 
     async def running(self, request: Request) -> Response:
         """`GET /api/ps`: those that are loaded."""

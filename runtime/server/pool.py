@@ -19,6 +19,10 @@ from .settings import Settings
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_SWEEP = 30.0
+_PATIENCE = 5.0
+"""Seconds that a model waits for others to be idle, before one of them takes no more requests."""
+_REMEMBERED = (5.0, 60.0)
+"""Seconds that a failure to load is remembered, at least and at most; in between, as long as the load took."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,28 @@ class Loaded:
     """Requests under way."""
     used: float = field(default_factory=time.monotonic)
     """When the last one ended, by `time.monotonic`."""
+    leaving: bool = False
+    """Whether it takes no more requests, and is unloaded when those under way end."""
+
+
+@dataclass
+class _Load:
+    """A model that is to be loaded: when its turn comes, for all requests that wait for it then."""
+
+    requests: int = 0
+    task: "asyncio.Task[Loaded] | None" = None
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A model that could not be loaded; nobody tries again before `until`, by `time.monotonic`."""
+
+    offer: Offer
+    message: str
+    until: float
+
+    def error(self) -> ApiError:
+        return ApiError(500, self.message, code="model_not_loaded")
 
 
 class Pool:
@@ -64,14 +90,14 @@ class Pool:
         """Begin with none loaded.
 
         Args:
-            offers: returns the models that can be had, as they are now.
+            offers: returns the models that can be had, as they are now; called in threads.
             settings: of the server.
             metrics: takes what there is to count of all of them.
             free: returns the bytes of memory that can be taken; None where that is not known.
             notify: called with a line before a model is loaded or unloaded.
 
         """
-        self.offers = offers
+        self._offers = offers
         self._settings = settings
         self._metrics = metrics
         self._free = free
@@ -80,6 +106,8 @@ class Pool:
         self._turn = asyncio.Lock()
         self._ended = asyncio.Event()  # set when a request ends
         self._waiting = 0
+        self._loads: dict[str, _Load] = {}
+        self._failures: dict[str, _Failure] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self, preload: Sequence[str] = ()) -> None:
@@ -99,6 +127,10 @@ class Pool:
         """Unload all."""
         if self._sweeper:
             self._sweeper.cancel()
+        loads = [load.task for load in self._loads.values() if load.task]
+        for task in loads:
+            task.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
         await asyncio.gather(*(entry.engine.stop() for entry in self.loaded.values()))
         self.loaded.clear()
 
@@ -107,7 +139,11 @@ class Pool:
         for entry in self.loaded.values():
             entry.engine.end_jobs(message)
 
-    def find(self, name: str | None) -> Offer:
+    async def offers(self) -> Sequence[Offer]:
+        """Return the models that can be had; the store is read in a thread, as disks may be slow."""
+        return await asyncio.to_thread(self._offers)
+
+    async def find(self, name: str | None) -> Offer:
         """Return the model of a name or an alias; without one, the only one that there is or that is loaded.
 
         Raises:
@@ -117,7 +153,7 @@ class Pool:
         for entry in self.loaded.values():  # the store is not read for each request
             if name in (entry.offer.name, *entry.offer.aliases):
                 return entry.offer
-        offers = self.offers()
+        offers = await self.offers()
         known = ", ".join(offer.name for offer in offers) or "none"
         if name is None:
             candidates = [entry.offer for entry in self.loaded.values()] or offers
@@ -140,28 +176,58 @@ class Pool:
             ApiError: there is no such model, it cannot be loaded, there is no room, or too many wait for room.
 
         """
-        offer = self.find(name)
+        offer = await self.find(name)
         entry = self.loaded.get(offer.name)
-        if entry is None or entry.engine.state == "stopped":
-            if self._waiting >= self._settings.queue:
-                raise queue_full(f"{self._waiting} requests wait for a model to be loaded, which is the limit")
-            self._waiting += 1
-            try:
-                async with self._turn:
-                    entry = await self._load(offer)
-                    entry.active += 1
-            finally:
-                self._waiting -= 1
+        if entry is None or entry.leaving or entry.engine.state == "stopped":
+            entry = await self._loaded(offer)
         else:
             entry.active += 1
         try:
             yield entry
         finally:
-            entry.active -= 1
-            entry.used = time.monotonic()
-            self._ended.set()
-            if self._settings.keep_alive == 0 and not entry.active:
-                await self._unload(entry, "nobody uses it")
+            await self._release(entry)
+
+    async def _release(self, entry: Loaded) -> None:
+        """Note that a request ended."""
+        entry.active -= 1
+        entry.used = time.monotonic()
+        self._ended.set()
+        if self._settings.keep_alive == 0 and not entry.active:
+            await self._unload(entry, "nobody uses it")
+
+    async def _loaded(self, offer: Offer) -> Loaded:
+        """Wait until a model is loaded, with one more request under way; models are loaded in the order they came."""
+        if failure := self._failures.get(offer.name):
+            if failure.offer == offer and time.monotonic() < failure.until:
+                raise failure.error()
+            del self._failures[offer.name]
+        if self._waiting >= self._settings.queue:
+            raise queue_full(f"{self._waiting} requests wait for a model to be loaded, which is the limit")
+        load = self._loads.setdefault(offer.name, _Load())
+        task = load.task = load.task or asyncio.create_task(self._load_in_turn(offer, load))
+        load.requests += 1
+        self._waiting += 1
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            load.requests -= 1
+            if not task.done():
+                if not load.requests:
+                    task.cancel()
+            elif not task.cancelled() and not task.exception():
+                await self._release(task.result())
+            raise
+        finally:
+            self._waiting -= 1
+
+    async def _load_in_turn(self, offer: Offer, load: _Load) -> Loaded:
+        try:
+            async with self._turn:
+                entry = await self._load(offer)
+                entry.active += load.requests  # at once: the next in turn may look for an idle one
+                return entry
+        finally:
+            del self._loads[offer.name]
 
     async def _load(self, offer: Offer) -> Loaded:
         if entry := self.loaded.get(offer.name):
@@ -175,12 +241,16 @@ class Pool:
         settings = replace(self._settings, model_name=offer.name, model_aliases=offer.aliases)
         engine = EngineProcess(offer.loader, settings.parallel)
         app = create_app(engine, settings, self._metrics, behind=True)
+        began = time.monotonic()
         try:
             await engine.start()
             await engine.loaded()
         except LoadError as error:
             self._metrics.unwatch(app.state.service.label)
-            raise ApiError(500, f"{offer.name} cannot be loaded: {error}", code="model_not_loaded") from error
+            now, (least, most) = time.monotonic(), _REMEMBERED
+            until = now + min(most, max(least, now - began))
+            failure = self._failures[offer.name] = _Failure(offer, f"{offer.name} cannot be loaded: {error}", until)
+            raise failure.error() from error
         except BaseException:
             self._metrics.unwatch(app.state.service.label)
             await engine.stop()
@@ -189,15 +259,35 @@ class Pool:
         return entry
 
     async def _make_room(self, offer: Offer) -> None:
-        while problem := self._lacks(offer):
-            idle = [entry for entry in self.loaded.values() if not entry.active]
-            if idle:
-                await self._unload(min(idle, key=lambda entry: entry.used), problem)
-            elif self.loaded:
+        """Unload others until there is room: those that nobody uses, and after a while the one loaded first.
+
+        Raises:
+            ApiError: there is no room even when none is loaded.
+
+        """
+        patient_until, leaving = time.monotonic() + _PATIENCE, None
+        try:
+            while problem := self._lacks(offer):
+                idle = [entry for entry in self.loaded.values() if not entry.active]
+                if idle:
+                    await self._unload(min(idle, key=lambda entry: entry.used), problem)
+                    continue
+                if not self.loaded:
+                    raise ApiError(503, f"{offer.name} cannot be loaded: {problem}", code="memory_short")
+                patience: float | None = patient_until - time.monotonic()
+                if patience <= 0:
+                    patience = None
+                    if leaving not in self.loaded.values():
+                        # All are in use all the time, so that they take turns by when they were loaded.
+                        leaving = next(iter(self.loaded.values()))
+                        leaving.leaving = True
+                        self._notify(f"{leaving.offer.name} takes no more requests: {problem}")
                 self._ended.clear()
-                await self._ended.wait()
-            else:
-                raise ApiError(503, f"{offer.name} cannot be loaded: {problem}", code="memory_short")
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._ended.wait(), patience)
+        finally:
+            if leaving:
+                leaving.leaving = False
 
     def _lacks(self, offer: Offer) -> str:
         """Return why a model cannot be loaded beside those that are; empty where it can."""

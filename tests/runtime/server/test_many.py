@@ -18,6 +18,7 @@ import uvicorn
 from fake_engine import FakeLoader
 from phi3_onnx.configs.store import home
 from phi3_onnx.runtime.package import open_package
+from phi3_onnx.runtime.server import pool as pool_module
 from phi3_onnx.runtime.server.many import create_app_of_many
 from phi3_onnx.runtime.server.metrics import Metrics
 from phi3_onnx.runtime.server.offers import needed_bytes, offered, weight_bytes
@@ -32,11 +33,12 @@ class RunningMany:
 
     def __init__(self, offers: Sequence[Offer], settings: Settings, free: Callable[[], int | None]) -> None:
         self.said: list[str] = []
+        self.offered: Callable[[], Sequence[Offer]] = lambda: offers
         metrics = Metrics()
         self._listener = listen("127.0.0.1", 0)
         self.url = address(self._listener)
         self._loop = asyncio.new_event_loop()
-        self.pool = Pool(lambda: offers, settings, metrics, free=free, notify=self.said.append)
+        self.pool = Pool(lambda: self.offered(), settings, metrics, free=free, notify=self.said.append)
         app = create_app_of_many(self.pool, settings, metrics)
         self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -86,6 +88,11 @@ def answer(reply: httpx.Response) -> tuple[str, str]:
     assert reply.status_code == 200, reply.text
     assert WARNING_HEADER not in reply.headers
     return reply.json()["model"], reply.json()["choices"][0]["message"]["content"]
+
+
+def waits_for(gate: Path) -> list[dict[str, str]]:
+    """Return messages that the fake model answers when a file is there."""
+    return [{"role": "user", "content": f"wait {gate}"}]
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
@@ -163,6 +170,120 @@ def test_many_clients_of_two_models_that_do_not_fit_together_are_all_answered(
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda number: answer(server.ask("ab"[number % 2], str(number))), range(8)))
     assert found == [(f"{'ab'[number % 2]}/int4", str(number)) for number in range(8)]
+
+
+def test_a_model_that_is_never_idle_makes_room_too_while_others_go_on(
+    start: Callable[..., RunningMany], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pool_module, "_PATIENCE", 0.0)
+    server = start(1, 1, 1, most_loaded=2)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0)
+    endless: Any = [{"role": "user", "content": "for-ever"}]
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(server.ask, "a", messages=waits_for(tmp_path / "first"))
+        wait_until(lambda: "a/int4" in server.pool.loaded)
+        with client.chat.completions.create(model="b", messages=endless, stream=True) as stream:
+            next(iter(stream))
+            third = pool.submit(server.ask, "c", "three")
+            wait_until(lambda: "a/int4 takes no more requests" in server.said[-1])
+            second = pool.submit(server.ask, "a", messages=waits_for(tmp_path / "second"))
+            wait_until(lambda: len(server.pool._loads) == 2)
+            assert answer(server.ask("b", "meanwhile")) == ("b/int4", "meanwhile")
+            (tmp_path / "first").touch()
+            assert answer(first.result(60)) == ("a/int4", "done")
+            assert answer(third.result(60)) == ("c/int4", "three")
+            assert not second.done()
+            (tmp_path / "second").touch()
+            assert answer(second.result(60)) == ("a/int4", "done")
+    assert [line.partition(":")[0] for line in server.said][:5] == [
+        "loading a/int4",
+        "loading b/int4",
+        "a/int4 takes no more requests",
+        "unloading a/int4",
+        "loading c/int4",
+    ]
+
+
+def test_a_model_that_was_to_leave_stays_where_another_made_room(
+    start: Callable[..., RunningMany], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pool_module, "_PATIENCE", 0.0)
+    server = start(1, 1, 1, most_loaded=2)
+    with ThreadPoolExecutor(4) as pool:
+        busy = {name: pool.submit(server.ask, name, messages=waits_for(tmp_path / name)) for name in "ab"}
+        wait_until(lambda: len(server.pool.loaded) == 2)
+        first, second = (name[0] for name in server.pool.loaded)
+        third = pool.submit(server.ask, "c")
+        wait_until(lambda: f"{first}/int4 takes no more requests" in server.said[-1])
+        waiting = pool.submit(server.ask, first, "again")
+        wait_until(lambda: len(server.pool._loads) == 2)
+        (tmp_path / second).touch()
+        assert answer(busy[second].result(60)) == (f"{second}/int4", "done")
+        assert answer(third.result(60))[0] == "c/int4"
+        (tmp_path / first).touch()
+        assert answer(busy[first].result(60)) == (f"{first}/int4", "done")
+        assert answer(waiting.result(60)) == (f"{first}/int4", "again")
+    assert sum("loading" in line for line in server.said) == 4  # three models, and one of them unloaded
+
+
+def test_all_that_wait_for_a_model_are_let_in_when_it_is_loaded(
+    start: Callable[..., RunningMany], tmp_path: Path
+) -> None:
+    server = start(1, 1, most_loaded=1)
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(server.ask, "a", messages=waits_for(tmp_path / "gate"))
+        wait_until(lambda: "a/int4" in server.pool.loaded)
+        waiting = [pool.submit(server.ask, "b", str(number)) for number in range(3)]
+        wait_until(lambda: "b/int4" in (loads := server.pool._loads) and loads["b/int4"].requests == 3)
+        after = pool.submit(server.ask, "a", "3")
+        (tmp_path / "gate").touch()
+        answer(first.result(60))
+        assert [answer(each.result(60))[1] for each in [*waiting, after]] == ["0", "1", "2", "3"]
+    assert sum(line.startswith("loading b/int4") for line in server.said) == 1
+
+
+def test_a_failure_to_load_is_remembered_for_a_while(
+    start: Callable[..., RunningMany], monkeypatch: pytest.MonkeyPatch, fake_package: Path
+) -> None:
+    server = start(1)
+
+    def loads() -> int:
+        return sum(line.startswith("loading broken/int4") for line in server.said)
+
+    refusals = [server.ask("broken/int4") for _ in range(3)]
+    assert [reply.status_code for reply in refusals] == [500] * 3 and loads() == 1
+    assert len({reply.json()["error"]["message"] for reply in refusals}) == 1
+    changed = [Offer("broken/int4", FakeLoader(fake_package, fail=True), 2)]
+    server.offered = lambda: changed
+    monkeypatch.setattr(pool_module, "_REMEMBERED", (0.0, 0.0))
+    assert server.ask("broken/int4").status_code == 500 and loads() == 2  # the offer changed
+    assert server.ask("broken/int4").status_code == 500 and loads() == 3  # the time was over
+    changed[0] = Offer("broken/int4", FakeLoader(fake_package), 2)
+    assert answer(server.ask("broken/int4"))[0] == "broken/int4"
+
+
+def test_the_server_answers_while_the_store_is_read(start: Callable[..., RunningMany]) -> None:
+    server, go_on, reading = start(1), threading.Event(), threading.Semaphore(0)
+
+    def slow() -> Sequence[Offer]:
+        reading.release()
+        assert go_on.wait(60), "the event loop waits for the store"
+        return []
+
+    server.offered = slow
+    asking: list[Callable[[], httpx.Response]] = [
+        lambda: server.get("/v1/models"),
+        lambda: server.get("/v1/models/nowhere"),
+        lambda: server.get("/api/tags"),
+        lambda: server.ask("nowhere"),
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        replies = [pool.submit(ask) for ask in asking]
+        for _ in asking:
+            assert reading.acquire(timeout=60)
+        assert server.get("/health").status_code == 200
+        go_on.set()
+        assert [reply.result(60).status_code for reply in replies] == [200, 404, 200, 404]
 
 
 def test_what_nobody_asks_for_is_unloaded(start: Callable[..., RunningMany]) -> None:
