@@ -12,9 +12,9 @@ from typing import Any, Self, Unpack
 from ..configs import UsageError
 from ..configs.options import SAMPLING, Sampling, biases, spelled
 from .decoding.draft_model import DraftModel
-from .decoding.engine import Engine, GuidedDraws, Prove
+from .decoding.engine import Engine, Guidance, GuidedDraws, Prove
 from .decoding.generation import GenerateOptions, Generation, Options, TextCache, room_for
-from .decoding.guide import Guides
+from .decoding.guide import Guide, Guides
 from .decoding.kvcache import KvCache
 from .decoding.lookup import LookupDrafter
 from .decoding.response import Chunk
@@ -264,12 +264,17 @@ class ModelCore:
         """Return the guidance that the engine itself has to follow; None where there is none, or logits are masked."""
         return options.guided if self.engine.guides and options.searchable else None
 
+    def masked_under(self, options: Options) -> Guidance | None:
+        """Return the guidance that masks logits; None where there is none, or the engine follows it by itself."""
+        return options.guidance if self.opened_under(options) is None else None
+
     def generation(
         self,
         prompt: Sequence[int],
         options: Options,
         cache: TextCache,
         *,
+        guide: Guide | None = None,
         cancel: threading.Event | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
     ) -> Generation:
@@ -279,6 +284,7 @@ class ModelCore:
             prompt: token ids.
             options: how.
             cache: with room reserved for the prompt and the answer, see `room`.
+            guide: through this answer, where its guidance is compiled already.
             cancel: ends the answer when it is set.
             on_prefill: called with the prompt's tokens run so far and in all.
 
@@ -286,7 +292,7 @@ class ModelCore:
             UsageError: prompt and answer do not fit into the context, or the guidance is not understood.
 
         """
-        masked = options.guidance if self.opened_under(options) is None else None
+        masked = None if guide else self.masked_under(options)
         return Generation(
             cache,
             prompt,
@@ -294,7 +300,7 @@ class ModelCore:
             room=self.room(prompt, options),
             end_tokens=self.package.end_tokens,
             decoder=self.tokenizer.stream(),
-            guide=self.guides.guide(masked) if masked else None,
+            guide=self.guides.guide(masked) if masked else guide,
             cancel=cancel,
             on_prefill=on_prefill,
         )
@@ -320,9 +326,18 @@ class ModelCore:
         prompt: Sequence[int],
         options: Options,
         *,
+        guide: Callable[[], Generator[None, None, Guide | None]] | None = None,
         cancel: threading.Event | None = None,
     ) -> Generator[Chunk | None, None, None]:
         """Answer a prompt beside others: yields its chunks, and None wherever it waits for `together.step()`.
+
+        Args:
+            together: what runs them.
+            prompt: token ids.
+            options: how.
+            guide: returns the guide through this answer, and yields where it waits for it; called when the answer's
+                turn comes. By default the guidance is compiled then.
+            cancel: ends the answer when it is set.
 
         Raises:
             UsageError: prompt and answer do not fit into the context or the memory, or the guidance is not understood.
@@ -335,7 +350,8 @@ class ModelCore:
                 return
             yield None
         try:
-            for chunk in self.generation(prompt, options, cache, cancel=cancel).steps():
+            made = (yield from guide()) if guide else None
+            for chunk in self.generation(prompt, options, cache, guide=made, cancel=cancel).steps():
                 if chunk or cache.waiting:
                     yield chunk
         finally:

@@ -1,6 +1,7 @@
 """Guidance as a mask on logits, by `llguidance`: the same on every engine that gives logits."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +28,11 @@ class Guides:
         self._tokenizer = tokenizer
         self._vocab_size = max(vocab_size, tokenizer.vocab_size)
         self._end_tokens = sorted(end_tokens)
+
+    def prepare(self) -> None:
+        """Make what every guide needs: it takes a third of a second, for which no other thread can run."""
+        with suppress(UsageError, ValueError):  # said when guidance is asked for
+            _ = self._library
 
     def guide(self, guidance: Guidance) -> "Guide":
         """Return a guide through one answer.
@@ -72,6 +78,10 @@ class Guide:
         self._matcher = matcher
         self._guidance = guidance
         self._end_tokens = list(end_tokens)
+
+    def copy(self) -> "Guide":
+        """Return another that stands where this one does."""
+        return Guide(self._matcher.deep_copy(), self._guidance, self._end_tokens)
 
     def mask(self, logits: np.ndarray) -> np.ndarray:
         """Return logits, float32 [vocabulary], with minus infinity for every token that would break the form.

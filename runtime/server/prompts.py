@@ -1,11 +1,10 @@
 """Prompts into tokens: short ones at once, long ones in a thread beside the engine's, so that nobody waits for them."""
 
-import concurrent.futures
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from ...configs import UsageError
 from ..model import Model
+from .beside import Pending
 from .messages import Conversation, Job, Prompt
 
 Tokens = tuple[tuple[int, ...], ...]
@@ -13,7 +12,6 @@ Tokens = tuple[tuple[int, ...], ...]
 
 _LONG_CHARACTERS = 16 * 1024
 """About what is tokenized in the time of one step of the engine."""
-_POLL_SECONDS = 0.005
 
 
 class ContextError(UsageError):
@@ -26,39 +24,15 @@ class Prompts:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._thread = ThreadPoolExecutor(1, "prompts")
-        self._pending: dict[int, tuple[Job, Future[Tokens]]] = {}
-
-    @property
-    def pending(self) -> bool:
-        """Whether jobs wait for their tokens."""
-        return bool(self._pending)
+        self.pending: Pending[Job, Tokens] = Pending()
+        """Jobs that wait for their tokens."""
 
     def start(self, job: Job) -> bool:
         """Begin to tokenize a job in the background where its prompts are long; return whether they are."""
         if sum(map(_characters, job.prompts)) <= _LONG_CHARACTERS:
             return False
-        self._pending[job.id] = job, self._thread.submit(self.encode, job)
+        self.pending.add(job.id, job, self._thread.submit(self.encode, job))
         return True
-
-    def drop(self, job: int) -> None:
-        """Forget a job that nobody waits for any more."""
-        if entry := self._pending.pop(job, None):
-            entry[1].cancel()
-
-    def finished(self, *, wait: bool) -> Iterator[tuple[Job, "Future[Tokens]"]]:
-        """Return the jobs whose tokens, or errors, are there.
-
-        Args:
-            wait: whether to wait for some, for milliseconds.
-
-        """
-        if wait and self._pending:
-            futures = [future for _, future in self._pending.values()]
-            concurrent.futures.wait(futures, _POLL_SECONDS, concurrent.futures.FIRST_COMPLETED)
-        for job, future in list(self._pending.values()):
-            if future.done():
-                del self._pending[job.id]
-                yield job, future
 
     def encode(self, job: Job) -> Tokens:
         """Return the tokens of a job's prompts.

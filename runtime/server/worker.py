@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from ...configs import EngineError, Phi3OnnxError, UsageError
 from ...configs.lifeline import end_with
 from ..decoding.engine import GuidedDraws
 from ..decoding.generation import Options
+from ..decoding.guide import Guide
 from ..decoding.kvcache import KvCache
 from ..decoding.response import Chunk, Response
 from ..decoding.sampling import TokenLogprobs, token_logprobs
@@ -29,6 +31,7 @@ from ..model import Model, load_to_serve
 from ..providers.hardware import available_memory
 from .caches import CachePool
 from .channel import EngineEnd
+from .compiling import Compiler
 from .facts import facts_of
 from .fairness import in_turns
 from .logs import LogFormat, log_in_json
@@ -142,6 +145,8 @@ def run_engine(connection: socket.socket, loader: Callable[[], Model], parallel:
 
 def _serve(model: Model, web: EngineEnd, parallel: int) -> None:
     """Serve until `Shutdown` comes. Raises EOFError or OSError when the web process is gone."""
+    if not model.engine.guides:
+        model.guides.prepare()
     web.send(_ready(model))
     with model:
         scheduler = Scheduler(model, parallel, web.send)
@@ -213,21 +218,23 @@ class Scheduler:
         self._failure: EngineError | None = None
         self._scoring = False
         self._prompts = Prompts(model)
-        self._taken: dict[int, float] = {}  # when jobs came whose prompts are not tokens yet
+        self._compiler: Compiler[tuple[Job, Tokens, Options]] = Compiler(model.guides, parallel)
+        self._taken: dict[int, float] = {}  # when jobs came that are not accepted yet
         self.failures = 0
         """How often the engine failed since the last answer."""
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self._tasks and not self._prompts.pending
+        return not (self._tasks or self._prompts.pending or self._compiler.pending)
 
     def take(self, message: ToEngine) -> bool:
         """Take a message of the web process; return whether to continue."""
         if isinstance(message, Shutdown):
             return False
         if isinstance(message, Cancel):
-            self._prompts.drop(message.id)
+            self._prompts.pending.drop(message.id)
+            self._compiler.pending.drop(message.id)
             self._end_job(message.id)
             return True
         self._taken[message.id] = time.monotonic()
@@ -247,8 +254,11 @@ class Scheduler:
 
     def step(self) -> None:
         """Let each job that has its turn make one step; all together, where the engine can."""
-        for job, tokens in self._prompts.finished(wait=not self._tasks):
+        self._compiler.begin_step()
+        for job, tokens in self._prompts.pending.finished(wait=not self._tasks):
             self._guard(job.id, lambda job=job, tokens=tokens: self._accept(job, tokens.result()))
+        for ready, guide in self._compiler.pending.finished(wait=not self._tasks):
+            self._guard(ready[0].id, lambda ready=ready, guide=guide: self._accept_guided(ready, guide))
         for task, steps in self._turns():
             self._guard(task.job.id, lambda task=task, steps=steps: self._step(task, steps))
         if self._together:
@@ -267,12 +277,12 @@ class Scheduler:
                 task.begun = task.begun or 1
             return [(task, steps) for task in order[: self._parallel] for steps in task.steps]
         for task in tasks:
-            self._begin(task, self._together)
+            self._begin_answers(task, self._together)
         turns = [(place, task, steps) for task in tasks for place, steps in enumerate(task.steps)]
         ordered = [(task, steps) for _, task, steps in sorted(turns, key=lambda turn: turn[0])]
         return in_turns(ordered, lambda turn: turn[0].job.client)
 
-    def _begin(self, task: _Task, together: Together) -> None:
+    def _begin_answers(self, task: _Task, together: Together) -> None:
         """Begin twice as many answers of a job as can be live at a time: each that waits takes time in every step."""
         while len(task.steps) < 2 * self._parallel and task.begun < len(task.prompts) * task.job.choices:
             task.steps.append(self._joined(task, task.begun, together))
@@ -337,8 +347,15 @@ class Scheduler:
                 )
         if guided := self._model.opened_under(options):  # whether it is understood shows when a sequence is opened
             self._model.engine.open(8, guided).close()
-        elif options.guidance:
-            self._model.guides.guide(options.guidance)
+        elif options.guidance and self._compiler.start(job.id, options.guidance, (job, prompts, options)):
+            return
+        self._begin_task(job, prompts, options)
+
+    def _accept_guided(self, ready: tuple[Job, Tokens, Options], guide: "Future[Guide]") -> None:
+        guide.result()  # raises what is wrong with it
+        self._begin_task(*ready)
+
+    def _begin_task(self, job: Job, prompts: Tokens, options: Options) -> None:
         task = self._tasks[job.id] = _Task(
             job, prompts, options, len(prompts) * job.choices, {}, self._taken.pop(job.id), []
         )
@@ -362,13 +379,18 @@ class Scheduler:
         if task.job.silent:
             reporter.report_silence(len(prompt))
             return
-        for chunk in self._model.joined(together, prompt, options):
+        for chunk in self._model.joined(together, prompt, options, guide=lambda: self._guide(options)):
             if chunk:
                 reporter.report(chunk)
             else:
                 yield
         self.failures = 0
         self._send(_cache_state(together))
+
+    def _guide(self, options: Options) -> Generator[None, None, Guide | None]:
+        """Return the guide through one answer, where logits are masked; yields where it is compiled again."""
+        guidance = self._model.masked_under(options)
+        return (yield from self._compiler.guide(guidance)) if guidance else None
 
     def _in_turn(self, task: _Task) -> Generator[None, None, None]:
         """Make all answers of a job, one after another, so that the choices of a prompt share its cache."""
@@ -387,7 +409,8 @@ class Scheduler:
         cache = self._pool.take(prompt, guided)
         try:
             self._reserve(cache, needed, guided)
-            for chunk in self._model.generation(prompt, options, cache).steps():
+            guide = yield from self._guide(options)
+            for chunk in self._model.generation(prompt, options, cache, guide=guide).steps():
                 if chunk:
                     reporter.report(chunk)
                 yield
