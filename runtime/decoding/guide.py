@@ -12,6 +12,9 @@ from ..text.tokenizer import Tokenizer
 from .engine import Guidance
 from .schemas import tight_schema
 
+_MOST_ITEMS = 10_000
+"""Items of llguidance's parser for one mask. Its own limit, 50,000, lets a mask of an ambiguous grammar take 0.4 s."""
+
 
 class Guides:
     """Makes guides for the tokens of one model."""
@@ -42,7 +45,8 @@ class Guides:
 
         """
         library, tokens = self._library
-        matcher = library.LLMatcher(tokens, self._grammar(library.LLMatcher, guidance), log_level=0)
+        limits = library.LLParserLimits(step_max_items=_MOST_ITEMS)
+        matcher = library.LLMatcher(tokens, self._grammar(library.LLMatcher, guidance), log_level=0, limits=limits)
         if matcher.is_error():
             problem = " ".join(str(matcher.get_error()).split())
             raise UsageError(f"the {guidance.kind} is not understood: {problem}")

@@ -121,3 +121,11 @@ def test_objects_are_closed_wherever_they_stand() -> None:
     ):
         assert closed(place(_object())) == place(shut)
     assert closed(_object(properties={"a": _object()})) == _object(properties={"a": shut}, additionalProperties=False)
+
+
+def test_an_ambiguous_grammar_is_given_up_early(parts: tuple[Guides, Tokenizer, frozenset[int]]) -> None:
+    # Each rule can be split in many ways, so that the parser holds all of them for each token that may come next.
+    rules = [f"r{i}: r{i} r{(3 * i + 1) % 250} | r{(i + 1) % 250} r{(7 * i) % 250} | /[a-z]/" for i in range(250)]
+    guide = parts[0].guide(Guidance("lark_grammar", "start: r0\n" + "\n".join(rules)))
+    with pytest.raises(UsageError, match="limit 10000"):
+        guide.mask(np.zeros(512, np.float32))
