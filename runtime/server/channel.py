@@ -42,24 +42,38 @@ class Decoder:
     """Takes bytes as they come, and gives the messages that are complete."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
 
     def feed(self, data: bytes) -> list[Any]:
         """Return the messages that `data` completes."""
-        data, start, messages = self._rest + data if self._rest else data, 0, []
-        while len(data) - start >= _HEAD.size:
-            length, kind = _HEAD.unpack_from(data, start)
-            begin, end = start + _HEAD.size, start + _HEAD.size + length
-            if end > len(data):
-                break
-            if kind == _PIECE:
-                number, choice, tokens = _PIECE_HEAD.unpack_from(data, begin)
-                messages.append(Piece(number, choice, data[begin + _PIECE_HEAD.size : end].decode(), (), tokens))
-            else:
-                messages.append(pickle.loads(data[begin:end]))
-            start = end
-        self._rest = data[start:]
+        rest = self._rest
+        if not rest:
+            messages, end = _decoded(data)
+            if end < len(data):
+                self._rest = bytearray(data[end:])
+            return messages
+        rest += data  # in place: a frame of many reads is not copied for each of them
+        messages, end = _decoded(rest)
+        if end:
+            self._rest = rest[end:]
         return messages
+
+
+def _decoded(data: bytes | bytearray) -> tuple[list[Any], int]:
+    """Return the messages of the frames that are complete, and where the last one ends."""
+    start, messages = 0, []
+    while len(data) - start >= _HEAD.size:
+        length, kind = _HEAD.unpack_from(data, start)
+        begin, end = start + _HEAD.size, start + _HEAD.size + length
+        if end > len(data):
+            break
+        if kind == _PIECE:
+            number, choice, tokens = _PIECE_HEAD.unpack_from(data, begin)
+            messages.append(Piece(number, choice, data[begin + _PIECE_HEAD.size : end].decode(), (), tokens))
+        else:
+            messages.append(pickle.loads(memoryview(data)[begin:end]))
+        start = end
+    return messages, start
 
 
 class EngineEnd:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -26,6 +27,24 @@ def test_messages_come_out_as_they_went_in(size: int) -> None:
     data, decoder = b"".join(map(encode, sent)), Decoder()
     found = [message for i in range(0, len(data), size) for message in decoder.feed(data[i : i + size])]
     assert found == sent
+
+
+def test_a_large_message_is_not_copied_for_each_part_of_it() -> None:
+    size, part = 2**22, 2**16
+    data, decoder, taken = encode(Job(1, ("x" * size,), 1, {}, True)), Decoder(), 0
+    messages: list[Any] = []
+    tracemalloc.start()
+    try:
+        for start in range(0, len(data), part):
+            piece = data[start : start + part]
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            messages = decoder.feed(piece)
+            taken += tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert [len(message.prompts[0]) for message in messages] == [size]
+    assert taken < 4 * size
 
 
 def test_connections_are_tcp_by_name() -> None:
