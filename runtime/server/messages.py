@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 from ..decoding.response import FinishReason
 from ..text.template import Dialect, Message
@@ -118,8 +118,7 @@ class Tokenized:
     texts: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class TokenText:
+class TokenText(NamedTuple):
     """A token of the answer as text, with its log probability and those of the most likely tokens at its place."""
 
     text: str

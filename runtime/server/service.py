@@ -9,12 +9,13 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ..decoding.engine import Guidance
 from .answers import Answers, Engine
 from .errors import ApiError, api_error, queue_full, unavailable
 from .fairness import has_room
+from .framing import whole
 from .limits import GuidanceTrials
 from .messages import Accepted, Client, Conversation, Finished, Job, Prompt, Ready, Refused, Tokenized
 from .metrics import Metrics
@@ -214,7 +215,8 @@ class Service:
             if job.stream:
                 events = Events(answers, first, reply, self._done, prompts)
                 return EventStream(events, lambda: self._over(answers))
-            return JSONResponse(await _unless_gone(request, self._whole(answers, first, reply, prompts)))
+            table = await _unless_gone(request, self._whole(answers, first, reply, prompts))
+            return Response(whole(table), media_type="application/json")
 
     @asynccontextmanager
     async def _begun(self, request: Request, job: Job) -> AsyncIterator[tuple[Answers, Any]]:

@@ -4,17 +4,20 @@ import asyncio
 import json
 import socket
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from phi3_onnx.runtime.server.answers import Answers
 from phi3_onnx.runtime.server.channel import Decoder, encode
 from phi3_onnx.runtime.server.errors import api_error, response
+from phi3_onnx.runtime.server.framing import whole
 from phi3_onnx.runtime.server.messages import Accepted, Finished, Job, Piece, RefusalKind, Refused, TokenText
 from phi3_onnx.runtime.server.replies import CompletionReply
 from phi3_onnx.runtime.server.requests import CompletionRequest, parse
 from phi3_onnx.runtime.server.run import listen
 from phi3_onnx.runtime.server.streaming import Events, EventStream
+from starlette.responses import JSONResponse
 
 PIECES = [Piece(1, 0, text, ()) for text in ("a", 'b"\n', "é\u2028", "")]
 LAST = Finished(1, 0, "!", (), "stop", 3, 5, 0, 0.1, 0.2, last=True)
@@ -45,6 +48,26 @@ def test_a_large_message_is_not_copied_for_each_part_of_it() -> None:
         tracemalloc.stop()
     assert [len(message.prompts[0]) for message in messages] == [size]
     assert taken < 4 * size
+
+
+def test_log_probabilities_take_little_memory_in_the_web_process() -> None:
+    count = 10_000
+    data = encode(replace(LAST, logprobs=tuple(TokenText("a", -0.5 - number, ()) for number in range(count))))
+    tracemalloc.start()
+    try:
+        found = Decoder().feed(data)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(found[0].logprobs) == count
+    assert taken < 180 * count
+
+
+def test_whole_answers_are_the_json_that_python_writes() -> None:
+    table = {"text": 'é\u2028"\\\n\x00😀', "logprobs": [-0.1, -9999.0, 1e-7, None], "n": 2**40, "empty": {}}
+    assert json.loads(whole(table)) == json.loads(bytes(JSONResponse(table).body)) == table
+    assert len(whole(table)) <= len(JSONResponse(table).body)  # nothing is escaped that need not be
+    assert whole({"logprob": float("nan")}) == b'{"logprob":null}'
 
 
 def test_connections_are_tcp_by_name() -> None:
