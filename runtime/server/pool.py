@@ -179,7 +179,7 @@ class Pool:
         offer = await self.find(name)
         entry = self.loaded.get(offer.name)
         if entry is None or entry.leaving or entry.engine.state == "stopped":
-            entry = await self._loaded(offer)
+            entry = await self._when_loaded(offer)
         else:
             entry.active += 1
         try:
@@ -195,7 +195,7 @@ class Pool:
         if self._settings.keep_alive == 0 and not entry.active:
             await self._unload(entry, "nobody uses it")
 
-    async def _loaded(self, offer: Offer) -> Loaded:
+    async def _when_loaded(self, offer: Offer) -> Loaded:
         """Wait until a model is loaded, with one more request under way; models are loaded in the order they came."""
         if failure := self._failures.get(offer.name):
             if failure.offer == offer and time.monotonic() < failure.until:

@@ -1,7 +1,8 @@
 """The engine's process: takes jobs, and lets their answers grow side by side, one step of each at a time.
 
-One thread does everything, so that nothing waits for a lock: between two steps (a token of one answer, or a chunk of
-one prompt) it looks for messages, and a job that was given up is gone by its next step.
+One thread does everything, so that nothing waits for a lock, but for long prompts and guidance, which become tokens and
+guides in threads of their own. Between two steps (a token of one answer, or a chunk of one prompt) it looks for
+messages, and a job that was given up is gone by its next step.
 """
 
 import logging
