@@ -214,6 +214,7 @@ class Pool:
             if not task.done():
                 if not load.requests:
                     task.cancel()
+                    self._loads.pop(offer.name, None)  # a task that never began would not do it
             elif not task.cancelled() and not task.exception():
                 await self._release(task.result())
             raise
@@ -227,7 +228,8 @@ class Pool:
                 entry.active += load.requests  # at once: the next in turn may look for an idle one
                 return entry
         finally:
-            del self._loads[offer.name]
+            if self._loads.get(offer.name) is load:
+                del self._loads[offer.name]
 
     async def _load(self, offer: Offer) -> Loaded:
         if entry := self.loaded.get(offer.name):

@@ -242,6 +242,28 @@ def test_all_that_wait_for_a_model_are_let_in_when_it_is_loaded(
     assert sum(line.startswith("loading b/int4") for line in server.said) == 1
 
 
+def test_a_load_that_is_given_up_before_it_begins_leaves_nothing_behind(fake_package: Path) -> None:
+    offer = Offer("a/int4", FakeLoader(fake_package), 1)
+    pool = Pool(lambda: [offer], Settings(), Metrics())
+
+    async def ask() -> str:
+        async with pool.use("a/int4") as entry:
+            return entry.offer.name
+
+    async def main() -> str:
+        request = asyncio.create_task(pool._when_loaded(offer))
+        asyncio.get_running_loop().call_soon(request.cancel)  # runs before the load's own task does
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        assert not pool._loads
+        try:
+            return await asyncio.wait_for(ask(), 60)
+        finally:
+            await pool.stop()
+
+    assert asyncio.run(main()) == "a/int4"
+
+
 def test_a_failure_to_load_is_remembered_for_a_while(
     start: Callable[..., RunningMany], monkeypatch: pytest.MonkeyPatch, fake_package: Path
 ) -> None:
