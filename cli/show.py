@@ -106,13 +106,13 @@ def _print(table: Sequence[tuple[str, Any]], *more: str) -> None:
 
 
 def _tuning_lines(folder: Path) -> Iterator[str]:
-    from ..runtime.proof.prepacked import kept_copy
+    from ..runtime.proof.prepacked import describe_copy
     from ..runtime.proof.tuning import tunings_of
 
     for kind, tuning in tunings_of(folder).items():
         yield f"tuned      here, for {kind}: {tuning}"
-    if copy := kept_copy(folder):
-        yield f"prepacked  here: {copy.parent}"
+    if copy := describe_copy(folder):
+        yield f"prepacked  here: {copy}"
 
 
 def verification_lines(verification: Mapping[str, Any] | None) -> Iterator[str]:

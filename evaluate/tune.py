@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,30 +15,25 @@ import psutil
 from ..configs import UsageError
 from ..configs.sizes import size
 from ..runtime import Model, load
-from ..runtime.engines.arena import Arena
-from ..runtime.engines.layout import RowRun
 from ..runtime.engines.load import EngineChoice, kind_of
-from ..runtime.engines.packed import DECODE_NAME, PackedGraph
+from ..runtime.engines.packed import DECODE_NAME
 from ..runtime.engines.packed_engine import PackedEngine
 from ..runtime.engines.settings import EngineSettings
-from ..runtime.package import Package
-from ..runtime.proof.prepacked import keep_copy
 from ..runtime.proof.tuning import Tuning, keep_tuning, tuning_key
 from ..runtime.providers.hardware import available_memory, physical_cores
+from .machine_copies import Copy, Int8Copy, Notify, make_copy, make_int8_copy, same_logits
+from .step_costs import STEP_DEPTH, STEPS, step_costs
 
 SECONDS = 120.0
 """How long it may take, but for loading and the comparison under way."""
 _PROMPT, _DECODED = 256, 24
 _CHUNKS = (64, 128, 256, 512)
-_STEPS = (1, 2, 4, 8, 16)
-_STEP_DEPTH = 200
 _ROUNDS, _LEAST_ROUNDS = 5, 3  # the latter whatever time is left: one round can be anything
 # What wins has to be this much faster: less is a machine's moods.
 _MARGIN = 1.02
 # Logits are compared after a prompt of the longest chunk and so many more tokens, and after single ones.
 _SAME_REST, _SAME_STEPS = 70, 6
 
-Notify = Callable[[str], None]
 _Thing = TypeVar("_Thing")
 
 
@@ -73,27 +67,8 @@ class Found:
     """What was not tried, for lack of time or memory."""
     kept: bool
     """Whether the cache folder could be written to."""
-    copy: "Copy | None" = None
-    """The copy that was laid out for this machine; None where none was wanted."""
-
-
-@dataclass(frozen=True)
-class Copy:
-    """A copy of a package's second graph whose weights lie as this processor's kernels want them."""
-
-    bytes: int
-    """On disk; 0 where it computed something else, and was not kept."""
-    load_seconds: float
-    """To load it."""
-    load_seconds_before: float
-    """To load the package's own."""
-
-    def __str__(self) -> str:
-        """Say it in words."""
-        if not self.bytes:
-            return "the copy for this machine gave other bits, and was not kept"
-        times = f"{self.load_seconds:.2f} s where it took {self.load_seconds_before:.2f} s"
-        return f"a copy for this machine, {size(self.bytes)}, loads in {times}"
+    copy: Copy | Int8Copy | None = None
+    """The copy that was made for this machine; None where none was wanted."""
 
 
 def tune(
@@ -102,6 +77,7 @@ def tune(
     engine: EngineChoice = "auto",
     seconds: float = SECONDS,
     prepack: bool = False,
+    int8: bool = False,
     notify: Notify = lambda line: None,
 ) -> Found:
     """Find what suits a package on this machine's CPU, and keep it for `load`.
@@ -111,6 +87,7 @@ def tune(
         engine: as for `load`.
         seconds: how long it may take, but for loading and the comparison under way.
         prepack: keep a copy of `decode.onnx` that is laid out for this machine, too.
+        int8: keep one that multiplies integers, in place of that one, where prompts are faster with it.
         notify: called with a line for each thing that is tried.
 
     Raises:
@@ -125,10 +102,10 @@ def tune(
     try:
         if first.provider != "cpu":
             raise UsageError(f"tune finds settings of the CPU, and {first.package.name} runs on {first.provider} here")
-        if prepack and not isinstance(first.engine, PackedEngine):
+        if (prepack or int8) and not isinstance(first.engine, PackedEngine):
             raise UsageError(
                 f"a copy for this machine is made of {DECODE_NAME}, and {first.package.name} runs in "
-                f"{first.engine.name}; leave --prepack out"
+                f"{first.engine.name}; leave {'--int8' if int8 else '--prepack'} out"
             )
         settings = EngineSettings(search.threads(cores), search.chunk(), search.costs())
     finally:
@@ -142,48 +119,9 @@ def tune(
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
     kept = keep_tuning(tuning)
-    copy = _prepack(first.package, settings.threads, notify) if prepack else None
+    make = make_int8_copy if int8 else make_copy
+    copy = make(first.package, settings.threads, notify) if int8 or prepack else None
     return Found(first.package.name, first.engine.name, tuning, search.comparisons, search.left, kept, copy)
-
-
-def _prepack(package: Package, threads: int | None, notify: Notify) -> Copy:
-    """Keep a copy for this machine, if it gives the package's logits in every bit."""
-    notify("laying the weights out for this machine")
-    graph, before = _loaded(package, threads, None)
-    expected, after = _graph_logits(graph, package), 0.0
-    del graph
-
-    def is_same(path: Path) -> bool:
-        nonlocal after
-        copy, after = _loaded(package, threads, path)
-        return copy.is_copy and _same(_graph_logits(copy, package), expected)
-
-    found = Copy(keep_copy(package, is_same) or 0, round(after, 3), round(before, 3))
-    notify(str(found))
-    return found
-
-
-def _loaded(package: Package, threads: int | None, copy: Path | None) -> tuple[PackedGraph, float]:
-    """Return a graph and the seconds that it took to load, at their best of a few times."""
-    graph, seconds = None, list[float]()
-    while graph is None or len(seconds) < _LEAST_ROUNDS:
-        graph = None  # no two at a time
-        begun = time.perf_counter()
-        graph = PackedGraph(package, threads=threads, prepacked=copy)
-        seconds.append(time.perf_counter() - begun)
-    return graph, min(seconds)
-
-
-def _graph_logits(graph: PackedGraph, package: Package) -> list[np.ndarray]:
-    """Return all logits of a prompt of several pieces, and of single tokens after it."""
-    length = min(max(_CHUNKS) + _SAME_REST, package.context_length - 1)
-    tokens = np.random.default_rng(0).integers(0, graph.vocab_size, length).tolist()
-    stops = [*range(PackedEngine.prefill_chunk, length - _SAME_STEPS, PackedEngine.prefill_chunk)]
-    stops += range(max(length - _SAME_STEPS, 1), length + 1)
-    arena, found = Arena(graph.shape, 1, length), list[np.ndarray]()
-    for start, stop in pairwise([0, *stops]):
-        found += graph.run(arena, [RowRun(0, start, tokens[start:stop], stop - start)])
-    return found
 
 
 def _pays(costs: Mapping[int, float]) -> bool:
@@ -249,7 +187,7 @@ class _Search:
         engine = self.best.engine
         if not isinstance(engine, PackedEngine) or engine.graph.padding is None or self._late("steps of drafts"):
             return {}
-        depth = min(_STEP_DEPTH, self.best.context_length - 2 * max(_STEPS))
+        depth = min(STEP_DEPTH, self.best.context_length - 2 * max(STEPS))
         if depth < 1:
             return {}
         costs = step_costs(engine.graph, depth)
@@ -268,7 +206,7 @@ class _Search:
 
     def _better(self, setting: str, best: _Thing, other: _Thing, work: Callable[[_Thing], None]) -> bool:
         """Try one thing beside another: whether it gives the same bits, and is faster."""
-        same = _same(_logits(other if isinstance(other, Model) else self.best), self._expected)
+        same = same_logits(_logits(other if isinstance(other, Model) else self.best), self._expected)
         ratios = list[float]()
         if same:
             work(other)  # the first run of anything is slower
@@ -332,28 +270,3 @@ def _logits(model: Model) -> list[np.ndarray]:
         return found
     finally:
         cache.close()
-
-
-def _same(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> bool:
-    return len(found) == len(expected) and all(map(np.array_equal, found, expected))
-
-
-def step_costs(graph: PackedGraph, depth: int, counts: Sequence[int] = _STEPS) -> dict[int, float]:
-    """Return the seconds of steps of one text, at their best in rounds, by the number of their tokens.
-
-    Args:
-        graph: what to run.
-        depth: tokens of the text before each step.
-        counts: tokens of the steps; they are filled up as the graph does.
-
-    """
-    arena = Arena(graph.shape, 1, depth + max(counts))
-    tokens = np.random.default_rng(0).integers(0, graph.vocab_size, depth + max(counts)).tolist()
-    graph.run(arena, [RowRun(0, 0, tokens[:depth])])
-    best: dict[int, float] = {}
-    for _ in range(_ROUNDS):
-        for count in counts:
-            row = RowRun(0, depth, tokens[depth : depth + count], count)
-            seconds, filled = _seconds(lambda row: graph.run(arena, [row]), row), graph.filled(count)
-            best[filled] = min(seconds, best.get(filled, seconds))
-    return best

@@ -76,7 +76,7 @@ def load_named(
         found: PackedEngine | OrtEngine | GenAiEngine
         if kind == "together":
             found, choice = load_packed_engine(
-                package, provider, threads=wanted, prove=prove, prepacked=settings.prepacked, trial=settings.trial
+                package, provider, threads=wanted, prove=prove, copy=settings.copy, trial=settings.trial
             )
             found.longest_piece = settings.prefill_chunk or found.longest_piece
             if not threads:  # what a step takes was measured with those that suit it

@@ -24,6 +24,7 @@ from .arena import Arena, CacheShape
 from .cpu_options import cpu_options
 from .layout import Bound, RowRun
 from .padding import PADDINGS, Padding, Trial
+from .prepacked import MachineCopy
 
 DECODE_NAME = "decode.onnx"
 LEAST_VERSION = "1.32"
@@ -42,11 +43,11 @@ def decodes_here() -> bool:
 
 
 def _copy_of(path: Path, options: Any) -> Any:
-    """Return the session of a prepacked copy; None where it does not load."""
+    """Return the session of a copy; None where it does not load."""
     try:
         return import_onnxruntime().InferenceSession(str(path), options, providers=[_CPU])
     except Exception as error:  # onnxruntime's own errors have no common base but this
-        _LOG.debug("prepacked: %s", first_line(error))
+        _LOG.debug("copy: %s", first_line(error))
         return None
 
 
@@ -66,7 +67,7 @@ class PackedGraph:
         package: Package,
         *,
         threads: int | None = None,
-        prepacked: Path | None = None,
+        copy: MachineCopy | None = None,
         trial: Trial | None = None,
     ) -> None:
         """Load it, and find out which numbers of tokens give the same logits for each.
@@ -74,9 +75,8 @@ class PackedGraph:
         Args:
             package: the package.
             threads: threads of one operator; by default the physical cores.
-            prepacked: a copy of the graph that was laid out for this machine, which loads faster; where it does not
-                load, the package's own is taken.
-            trial: what trying it out showed here before, which takes as long as some dozens of steps.
+            copy: one of the graph that was made for this machine; where it does not load, the package's own is taken.
+            trial: what trying that out showed here before, which takes as long as some dozens of steps.
 
         Raises:
             PackageError: there is none, or ONNX Runtime here cannot run it.
@@ -88,18 +88,22 @@ class PackedGraph:
             raise PackageError(f"{package.name} has no {DECODE_NAME}, which decodes several texts together")
         options = cpu_options(package.layer_bytes, threads)
         options.log_severity_level = 4  # what it cannot run is said in our own words
-        copy = _copy_of(prepacked, options) if prepacked else None
+        copied = _copy_of(copy.graph, options) if copy else None
         try:
-            self._inference: Any = copy or ort.InferenceSession(str(path), options, providers=[_CPU])
+            self._inference: Any = copied or ort.InferenceSession(str(path), options, providers=[_CPU])
         except Exception as error:  # onnxruntime's own errors have no common base but this
             least = "" if decodes_here() else f" ({path.name} needs {LEAST_VERSION} or later)"
             raise PackageError(
                 f"{path} cannot be loaded by onnxruntime {ort.__version__}{least}: {first_line(error)}"
             ) from error
-        self.is_copy = copy is not None
-        """Whether the prepacked copy was loaded."""
+        self.is_copy = copied is not None
+        """Whether the copy was loaded."""
+        self.int8 = self.is_copy and copy is not None and copy.int8
+        """Whether it multiplies integers."""
+        if copy and copy.int8 and not self.int8:
+            trial = None  # it was the copy's
         self.name = f"onnxruntime {ort.__version__}"
-        self.identity = (*_hashes(package), self.name, device_identity("cpu"))
+        self.identity = (*_hashes(package), self.name, device_identity("cpu"), *(["int8"] if self.int8 else []))
         """What decides the bits that it computes: the package's files, ONNX Runtime's version, the processor."""
         self.vocab_size = package.contract.vocab_size
         self.switch = package.longrope_switch

@@ -20,6 +20,7 @@ from .packed import DECODE_NAME, PackedGraph
 from .padding import Trial
 from .planner import Planner
 from .prefix_files import PrefixFiles
+from .prepacked import MachineCopy
 from .together import LONGEST_PIECE, Together
 
 
@@ -36,7 +37,8 @@ class PackedEngine:
     def __init__(self, graph: PackedGraph, context_length: int) -> None:
         """Take a loaded graph."""
         rounding = "" if graph.padding else ", where answers may differ by rounding"
-        self.name = f"{graph.name}, {DECODE_NAME}{rounding}"
+        kind = " in int8" if graph.int8 else ""
+        self.name = f"{graph.name}, {DECODE_NAME}{kind}{rounding}"
         self.bytes_per_token = graph.shape.bytes_per_token
         """Bytes of KV cache for one token."""
         self._context = context_length
@@ -100,7 +102,7 @@ def load_packed_engine(
     *,
     threads: int | None = None,
     prove: Prove | None = None,
-    prepacked: Path | None = None,
+    copy: MachineCopy | None = None,
     trial: Trial | None = None,
 ) -> tuple[PackedEngine, ProviderChoice]:
     """Load a package's second graph on the CPU.
@@ -110,7 +112,7 @@ def load_packed_engine(
         provider: `auto`, which has to mean the CPU for this package, or `cpu`.
         threads: threads of one operator; by default the physical cores.
         prove: tries the engine before it is taken.
-        prepacked: a copy of the graph that was laid out for this machine; see `PackedGraph`.
+        copy: one of the graph that was made for this machine; see `PackedGraph`.
         trial: what trying it out showed here before; see `PackedGraph`.
 
     Raises:
@@ -122,7 +124,7 @@ def load_packed_engine(
     wanted = canonical(provider)
     if (package.made_for if wanted == "auto" else wanted) != "cpu":
         raise ProviderError(f"{DECODE_NAME} runs on the CPU, not on {package.made_for if wanted == 'auto' else wanted}")
-    graph = PackedGraph(package, threads=threads, prepacked=prepacked, trial=trial)
+    graph = PackedGraph(package, threads=threads, copy=copy, trial=trial)
     why = "it was asked for" if wanted == "cpu" else "the package was made for it"
     engine = PackedEngine(graph, package.context_length)
     if prove:

@@ -4,6 +4,7 @@ ONNX Runtime otherwise lays all weights out anew at each load, in memory of each
 version, may want another layout, and nothing in the copy says which it has: who keeps one has to know.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...configs import OutputError, PackageError
@@ -13,6 +14,15 @@ from .cpu_options import cpu_options
 
 # Smaller constants stay in the graph.
 _LEAST_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class MachineCopy:
+    """A copy of a package's second graph for this machine."""
+
+    graph: Path
+    int8: bool = False
+    """Whether it multiplies integers, and computes other bits than the package's own."""
 
 
 def write_prepacked(graph: Path, copy: Path, layer_bytes: int) -> None:

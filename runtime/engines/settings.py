@@ -1,11 +1,11 @@
-"""What of an engine's settings suits a machine, and changes no bit of what the engine computes."""
+"""What of an engine's settings suits a machine. But for a copy in int8, none changes a bit of what it computes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from .padding import Trial
+from .prepacked import MachineCopy
 
 EngineKind = Literal["genai", "together", "onnxruntime"]
 """Which engine: GenAI, plain ONNX Runtime with `decode.onnx`, or with `model.onnx`."""
@@ -21,8 +21,8 @@ class EngineSettings:
     """Tokens of a prompt to run at a time."""
     step_seconds: Mapping[int, float] = field(default_factory=dict)
     """What a step of so many tokens takes, which `together` weighs drafts by."""
-    prepacked: Path | None = None
-    """A copy of `decode.onnx` that was laid out for this machine, for `together`."""
+    copy: MachineCopy | None = None
+    """A copy of `decode.onnx` that was made for this machine, for `together`."""
     trial: Trial | None = None
     """What trying `decode.onnx` out showed on this machine, for `together`."""
 

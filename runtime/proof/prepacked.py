@@ -1,4 +1,4 @@
-"""Copies of packages' second graphs that were laid out for this machine (`engines.prepacked`), in the cache folder.
+"""Copies of packages' second graphs that were made for this machine (`engines.prepacked`), in the cache folder.
 
 One is of use for the package as it lies there, these versions and this processor. It is known by sizes, times and the
 hash of its graph: sums of gigabytes would take longer than it saves. What is damaged or of something else is a miss.
@@ -20,7 +20,7 @@ from ...configs.files import read_json
 from ...configs.sizes import size
 from ...configs.store import cache_folder
 from ..engines.packed import DECODE_NAME
-from ..engines.prepacked import write_prepacked
+from ..engines.prepacked import MachineCopy, write_prepacked
 from ..package import Package
 from .record import Key, key_of, path_of
 
@@ -30,6 +30,8 @@ _RECORD = "copy.json"
 _PART = ".part"
 # Bytes of the copy for each of the package: 1.9 for int4 in blocks of 128, 2.5 in blocks of 32.
 _GROWTH = 2.6
+# In int8 it is 3.1, and 1.6 more while it is made.
+_GROWTH_IN_INT8 = 4.8
 _LEFT_BY_THE_DEAD = 24 * 3600  # seconds
 
 
@@ -42,10 +44,26 @@ class _Copy:
     """Size and time of each file."""
     graph: str
     """sha256 of the graph without its weights."""
+    found: str
+    """What trying it out showed, in words."""
+    int8: bool = False
+    """Whether it multiplies integers."""
 
 
-def kept_copy(folder: Path) -> Path | None:
+def kept_copy(folder: Path) -> MachineCopy | None:
     """Return the copy of a package's second graph that is of use here; None where there is none."""
+    found = _kept(folder)
+    return MachineCopy(_place(found.key) / DECODE_NAME, found.int8) if found else None
+
+
+def describe_copy(folder: Path) -> str | None:
+    """Say where the copy of a package lies, and what trying it out showed; None where there is none."""
+    if (found := _kept(folder)) is None:
+        return None
+    return f"{_place(found.key)}{', in int8: ' + found.found if found.int8 else ''}"
+
+
+def _kept(folder: Path) -> _Copy | None:
     key = _key(folder)
     place = _place(key)
     try:
@@ -53,21 +71,27 @@ def kept_copy(folder: Path) -> Path | None:
         if not table:
             return None
         kept = _read(table)
-        return place / DECODE_NAME if kept.key == key and _state(place) == (kept.files, kept.graph) else None
+        return kept if kept.key == key and _state(place) == (kept.files, kept.graph) else None
     except (Phi3OnnxError, OSError, KeyError, TypeError, ValueError) as error:
         _LOG.debug("prepacked: %s", error)
         return None
 
 
-def keep_copy(package: Package, is_same: Callable[[Path], bool]) -> int | None:
+def keep_copy(
+    package: Package,
+    suits: Callable[[Path], str | None],
+    *,
+    in_int8: Callable[[Path, Path], None] | None = None,
+) -> int | None:
     """Write a copy in place of any earlier one of this package; return its bytes.
 
     Args:
         package: one that has a second graph.
-        is_same: tries the copy; whether it computes what the package does, in every bit.
+        suits: tries the copy, and says in words what that showed; None where it is not to be kept.
+        in_int8: writes a graph, the first path, so that it multiplies integers; None keeps the package's arithmetic.
 
     Returns:
-        Its bytes; None where it computes something else, and is not kept.
+        Its bytes; None where it does not suit, and is not kept.
 
     Raises:
         PackageError: the graph cannot be loaded.
@@ -77,7 +101,8 @@ def keep_copy(package: Package, is_same: Callable[[Path], bool]) -> int | None:
     key = _key(package.folder)
     place = _place(key)
     beside = place.with_name(f".{place.name}-{os.getpid()}{_PART}")
-    needed = _GROWTH * sum(path.stat().st_size for path in package.folder.glob("*.onnx*"))
+    growth = _GROWTH_IN_INT8 if in_int8 else _GROWTH
+    needed = growth * sum(path.stat().st_size for path in package.folder.glob("*.onnx*"))
     try:
         beside.mkdir(parents=True, mode=0o700)
         if (free := shutil.disk_usage(beside).free) < needed:
@@ -85,11 +110,18 @@ def keep_copy(package: Package, is_same: Callable[[Path], bool]) -> int | None:
                 f"a copy of {package.name} for this machine takes up to {size(needed)}, and {size(free)} are free in "
                 f"{place.parent}"
             )
-        write_prepacked(package.folder / DECODE_NAME, beside / DECODE_NAME, package.layer_bytes)
-        if not is_same(beside / DECODE_NAME):
+        source = package.folder / DECODE_NAME
+        if in_int8:
+            raw = beside / "raw"
+            raw.mkdir()
+            in_int8(source, raw / DECODE_NAME)
+            source = raw / DECODE_NAME
+        write_prepacked(source, beside / DECODE_NAME, package.layer_bytes)
+        shutil.rmtree(beside / "raw", ignore_errors=True)
+        if (found := suits(beside / DECODE_NAME)) is None:
             return None
         files, graph = _state(beside)
-        table = asdict(_Copy(key, str(package.folder.resolve()), files, graph))
+        table = asdict(_Copy(key, str(package.folder.resolve()), files, graph, found, in_int8 is not None))
         (beside / _RECORD).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
         forget_copies(package.folder)
         beside.replace(place)
@@ -140,4 +172,7 @@ def _state(place: Path) -> tuple[dict[str, tuple[int, int]], str]:
 
 def _read(table: Mapping[str, Any]) -> _Copy:
     files = {name: (int(length), int(changed)) for name, (length, changed) in table["files"].items()}
-    return _Copy(Key(**table["key"]), str(table["package"]), files, str(table["graph"]))
+    key, int8 = Key(**table["key"]), table.get("int8", False)
+    if not isinstance(int8, bool):
+        raise TypeError("a value is of another kind")
+    return _Copy(key, str(table["package"]), files, str(table["graph"]), str(table.get("found", "")), int8)

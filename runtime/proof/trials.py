@@ -19,15 +19,16 @@ _LOG = logging.getLogger(__name__)
 _FOLDER = "trials"
 
 
-def kept_trial(folder: Path, threads: int) -> Trial | None:
+def kept_trial(folder: Path, threads: int, *, int8: bool = False) -> Trial | None:
     """Return what was kept of a package; None where nothing was, or where it is damaged.
 
     Args:
         folder: the package's.
         threads: of one operator.
+        int8: of its copy that multiplies integers.
 
     """
-    key = _key(folder, threads)
+    key = _key(folder, threads, int8=int8)
     try:
         table = read_json(path_of(_FOLDER, key), optional=True)
         return _trial(table) if table and Key(**table["key"]) == key else None
@@ -36,14 +37,15 @@ def kept_trial(folder: Path, threads: int) -> Trial | None:
         return None
 
 
-def keep_trial(folder: Path, threads: int, trial: Trial) -> None:
+def keep_trial(folder: Path, threads: int, trial: Trial, *, int8: bool = False) -> None:
     """Keep a trial, where the cache folder can be written to; see `kept_trial`."""
-    key = _key(folder, threads)
+    key = _key(folder, threads, int8=int8)
     keep(path_of(_FOLDER, key), {"key": asdict(key), "padding": trial.padding, "seconds": dict(trial.seconds)})
 
 
-def _key(folder: Path, threads: int) -> Key:
-    return key_of(folder, f"{DECODE_NAME}, {threads} threads, paddings {[*map(tuple, PADDINGS)]}", "cpu", None)
+def _key(folder: Path, threads: int, *, int8: bool) -> Key:
+    kind = " in int8" if int8 else ""
+    return key_of(folder, f"{DECODE_NAME}{kind}, {threads} threads, paddings {[*map(tuple, PADDINGS)]}", "cpu", None)
 
 
 def _trial(table: Any) -> Trial:

@@ -112,14 +112,15 @@ class Tuned:
         if kind != "together":
             return EngineSettings(threads, settings.prefill_chunk, costs)
         used = self._threads or threads or default_threads()
-        trial = kept_trial(self._package.folder, used)
+        copy = kept_copy(self._package.folder)
+        trial = kept_trial(self._package.folder, used, int8=copy is not None and copy.int8)
         self._tried_with = None if trial else used
-        return EngineSettings(threads, settings.prefill_chunk, costs, kept_copy(self._package.folder), trial)
+        return EngineSettings(threads, settings.prefill_chunk, costs, copy, trial)
 
     def learn(self, engine: Engine) -> None:
         """Keep what trying out the engine showed that was loaded, for its next load."""
         if self._tried_with and isinstance(engine, PackedEngine):
-            keep_trial(self._package.folder, self._tried_with, engine.graph.trial)
+            keep_trial(self._package.folder, self._tried_with, engine.graph.trial, int8=engine.graph.int8)
 
 
 _KINDS: tuple[EngineKind, ...] = ("together", "onnxruntime", "genai")

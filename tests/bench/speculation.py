@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from phi3_onnx.evaluate.tune import step_costs
+from phi3_onnx.evaluate.step_costs import step_costs
 from phi3_onnx.runtime import Model, Response, load
 from phi3_onnx.runtime.batch import BatchPrompt
 from phi3_onnx.runtime.decoding.lookup import Lookup, LookupDrafter

@@ -14,6 +14,7 @@ from phi3_onnx.configs import OutputError, UsageError
 from phi3_onnx.configs.store import cache_folder
 from phi3_onnx.runtime import load
 from phi3_onnx.runtime.engines.packed_engine import PackedEngine
+from phi3_onnx.runtime.engines.prepacked import MachineCopy
 from phi3_onnx.runtime.package import open_package
 from phi3_onnx.runtime.proof import prepacked, record
 from phi3_onnx.runtime.proof.prepacked import forget_copies, keep_copy, kept_copy
@@ -31,10 +32,10 @@ def package(tiny_package: Callable[..., Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def copy(package: Path) -> Path:
     """Return the graph of a copy that was kept."""
-    assert keep_copy(open_package(package), lambda path: path.is_file())
+    assert keep_copy(open_package(package), lambda path: "" if path.is_file() else None)
     found = kept_copy(package)
-    assert found is not None
-    return found
+    assert found is not None and not found.int8
+    return found.graph
 
 
 def takes_copy(package: Path, **options: bool) -> bool:
@@ -49,10 +50,10 @@ def test_tune_makes_one_that_answers_in_the_same_bits(package: Path) -> None:
     tuned = CliRunner().invoke(root, ["tune", str(package), "--seconds", "1", "--prepack", "--json"])
     assert tuned.exit_code == 0, tuned.output
     found = json.loads(tuned.stdout)["copy"]
-    place = kept_copy(package)
-    assert place and found["bytes"] == sum(
-        path.stat().st_size for path in place.parent.iterdir() if path.name != "copy.json"
-    )
+    kept = kept_copy(package)
+    assert kept
+    place = kept.graph
+    assert found["bytes"] == sum(path.stat().st_size for path in place.parent.iterdir() if path.name != "copy.json")
     with load(package) as model:
         assert isinstance(model.engine, PackedEngine) and model.engine.graph.is_copy
         again = model.generate("What is rain?", max_tokens=12, temperature=0, logprobs=2)
@@ -65,9 +66,10 @@ def test_tune_makes_one_that_answers_in_the_same_bits(package: Path) -> None:
 
 
 def test_a_copy_that_computes_something_else_is_not_kept(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from phi3_onnx.evaluate import machine_copies
     from phi3_onnx.evaluate import tune as module
 
-    real, calls = module._graph_logits, list[int]()
+    real, calls = machine_copies._graph_logits, list[int]()
 
     def other_bits(*args: object) -> list[np.ndarray]:
         calls.append(1)
@@ -76,7 +78,7 @@ def test_a_copy_that_computes_something_else_is_not_kept(package: Path, monkeypa
             logits[-1].view("uint32")[0, 0] ^= 1
         return logits
 
-    monkeypatch.setattr(module, "_graph_logits", other_bits)
+    monkeypatch.setattr(machine_copies, "_graph_logits", other_bits)
     found = module.tune(package, seconds=0, prepack=True)
     assert found.copy and not found.copy.bytes and "was not kept" in str(found.copy)
     assert kept_copy(package) is None and not list((cache_folder() / "prepacked").iterdir())
@@ -97,14 +99,16 @@ def test_a_damaged_copy_is_a_miss(damage: str, copy: Path, package: Path) -> Non
         kept.write_text('{"key": 1}' if damage == "record of something else" else "{")
     assert kept_copy(package) is None
     assert not takes_copy(package), "and the package's own graph serves"
-    assert keep_copy(open_package(package), lambda _: True) and kept_copy(package) == copy, "a new one takes its place"
+    assert keep_copy(open_package(package), lambda _: "") and kept_copy(package) == MachineCopy(copy), (
+        "a new one takes its place"
+    )
 
 
 def test_a_copy_that_does_not_load_is_passed_over(copy: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert takes_copy(package)
     monkeypatch.setattr(prepacked, "_state", lambda place: _recorded(copy))
     copy.write_bytes(b"no graph")
-    assert kept_copy(package) == copy
+    assert kept_copy(package) == MachineCopy(copy)
     assert not takes_copy(package)
 
 
@@ -124,11 +128,11 @@ def test_other_versions_processors_and_states_of_the_package_have_none(
         with monkeypatch.context() as patched:
             patched.setattr(place, name, value)
             assert kept_copy(package) is None, name
-    assert kept_copy(package) == copy
+    assert kept_copy(package) == MachineCopy(copy)
     decode = package / "decode.onnx"
     decode.write_bytes(decode.read_bytes())
     assert kept_copy(package) is None
-    assert keep_copy(open_package(package), lambda _: True)
+    assert keep_copy(open_package(package), lambda _: "")
     assert not copy.exists(), "the earlier one went"
     assert forget_copies(package) == 1
 
@@ -136,7 +140,7 @@ def test_other_versions_processors_and_states_of_the_package_have_none(
 def test_without_room_nothing_is_written(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))  # pyright: ignore
     with pytest.raises(OutputError, match=r"for this machine takes up to [\d.]+ [kM]B, and 0 B are free in"):
-        keep_copy(open_package(package), lambda _: True)
+        keep_copy(open_package(package), lambda _: "")
     assert not list((cache_folder() / "prepacked").iterdir())
 
 
