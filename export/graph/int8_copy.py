@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import onnx_ir as ir
+from google.protobuf.message import DecodeError
 
 from ...configs import PackageError
 from ...configs.errors import first_line
@@ -24,7 +25,7 @@ def write_int8_graph(graph: Path, copy: Path) -> None:
     """
     try:
         model = ir.load(graph)
-    except ValueError as error:
+    except (ValueError, DecodeError) as error:
         raise PackageError(f"{graph} cannot be read: {first_line(error)}") from error
     run_passes(model, [Rewrite(to_int8_products)])
     model.graph.name = "phi3 decode int8"

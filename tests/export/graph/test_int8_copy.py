@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -34,7 +36,7 @@ def one_product(weight: QuantizedWeight) -> ir.Model:
     """Return a graph of one `MatMulNBits` with an `Identity` behind it: the head alone gives an output of the graph."""
     inputs = ["x", "w.qweight", "w.scales", *(["w.zeros"] if weight.zero_points is not None else [])]
     scheme = weight.scheme
-    sizes = {"K": COLUMNS, "N": WIDTH, "bits": scheme.bits, "block_size": scheme.block_size}
+    sizes: dict[str, Any] = {"K": COLUMNS, "N": WIDTH, "bits": scheme.bits, "block_size": scheme.block_size}
     nodes = [
         helper.make_node("MatMulNBits", inputs, ["y"], domain="com.microsoft", accuracy_level=4, **sizes),
         helper.make_node("Identity", ["y"], ["out"]),
@@ -93,8 +95,8 @@ def test_a_token_has_the_same_logits_in_every_run(name: str, tiny_package: Make,
     count = min(30, own.switch or 30)
     tokens = np.random.default_rng(1).integers(5, 300, count).tolist()
     whole = copy.run(Arena(copy.shape, 1, count), [RowRun(0, 0, tokens, count)])[0]
-    arena, pieces = Arena(copy.shape, 3, count), [0, 1, 2, 7, 20, count]
-    for start, stop in zip(pieces, pieces[1:], strict=False):
+    arena, pieces = Arena(copy.shape, 3, count, count), [0, 1, 2, 7, 20, count]
+    for start, stop in pairwise(pieces):
         row = RowRun(1, start, tokens[start:stop], stop - start)
         beside = [RowRun(0, 0, tokens[:start]), RowRun(2, 0, tokens[5:9])] if start else []
         found = copy.run(arena, [row, *beside])[0]
