@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..configs import UsageError
 from ..configs.sizes import size
 from ..runtime.engines.arena import Arena
 from ..runtime.engines.layout import RowRun
@@ -16,6 +17,7 @@ from ..runtime.engines.packed_engine import PackedEngine
 from ..runtime.engines.prepacked import MachineCopy
 from ..runtime.package import Package
 from ..runtime.proof.prepacked import keep_copy
+from ..runtime.providers.hardware import available_memory
 from .evaluate import stretches
 from .parity.corpus import text
 from .parity.metrics import Comparison, Metrics
@@ -30,6 +32,8 @@ _PROMPT, _SINGLE = 582, 6
 _MOST_KL = 0.1
 _LEAST_GAIN = 1.1
 _TEXT_TOKENS, _CONTEXT, _PIECE = 2048, 512, 128
+# Of memory, for each byte of the package: 3.8 were measured.
+_MEMORY_IN_INT8 = 4
 _TIMED = (1, 8, 128)
 _ROUNDS = 3
 
@@ -108,11 +112,18 @@ def make_int8_copy(package: Package, threads: int | None, notify: Notify) -> Int
 
     Raises:
         PackageError: the graph cannot be loaded.
+        UsageError: there is not enough memory to make it.
         OutputError: there is no room for it.
 
     """
     from ..export.graph.int8_copy import write_int8_graph
 
+    needed = _MEMORY_IN_INT8 * sum(path.stat().st_size for path in package.folder.glob("*.onnx*"))
+    if (free := available_memory()) < needed:
+        raise UsageError(
+            f"a copy of {package.name} in int8 takes up to {size(needed)} of memory while it is made, and {size(free)} "
+            "are free; close other programs, or leave --int8 out"
+        )
     notify("writing the weights in int8 for this machine")
     tried: list[Int8Copy] = []
 

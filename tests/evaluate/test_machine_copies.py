@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from phi3_onnx.cli import root
+from phi3_onnx.configs import UsageError
 from phi3_onnx.configs.store import cache_folder
 from phi3_onnx.evaluate import machine_copies
 from phi3_onnx.evaluate.tune import tune
@@ -126,6 +127,13 @@ def test_where_the_copy_does_not_load_nothing_that_was_learnt_of_it_counts(
         graph = engine_of(model).graph
         assert not graph.is_copy and not graph.int8 and "int8" not in model.engine.name
         assert graph.padding == expected
+
+
+def test_without_memory_nothing_is_begun(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_copies, "available_memory", lambda: 1000)
+    with pytest.raises(UsageError, match=r"in int8 takes up to [\d.]+ [kM]B of memory .* and 1.00 kB are free"):
+        tune(package, seconds=0, int8=True)
+    assert not (cache_folder() / "prepacked").exists()
 
 
 def test_both_kinds_at_once_are_refused(package: Path) -> None:
