@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     "--int8",
     is_flag=True,
     help="Keep a copy that multiplies int8 by int8, of three times their size, where prompts are faster with it: on "
-    "processors with AMX. Its logits are a little other than the package's; how far is measured and said.",
+    "processors with AMX. Single texts decode more slowly, and logits change a little; how far is measured and said.",
 )
 @click.option("--forget", is_flag=True, help="Remove what was kept for this package on this machine, and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
