@@ -1,8 +1,8 @@
 """Copies of a package's second graph for this machine: of the same bits, or in int8 where that is faster here."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from ..configs import UsageError
 from ..configs.sizes import size
 from ..runtime.engines.arena import Arena
 from ..runtime.engines.layout import RowRun
+from ..runtime.engines.load import Notify
 from ..runtime.engines.packed import PackedGraph
 from ..runtime.engines.packed_engine import PackedEngine
 from ..runtime.engines.prepacked import MachineCopy
-from ..runtime.package import Package
+from ..runtime.package import Package, weight_bytes
 from ..runtime.proof.prepacked import keep_copy
 from ..runtime.providers.hardware import available_memory
 from .evaluate import stretches
@@ -23,11 +24,9 @@ from .parity.corpus import text
 from .parity.metrics import Comparison, Metrics
 from .step_costs import STEP_DEPTH, step_costs
 
-Notify = Callable[[str], None]
-
+COMPARED_PROMPT, COMPARED_STEPS = 582, 6
+"""Logits are compared after a prompt longer than any piece of one, and after so many single tokens."""
 _LOADS = 3
-# Logits are compared after a prompt of several pieces and so many more tokens, and after single ones.
-_PROMPT, _SINGLE = 582, 6
 # In int8: what the text must cost at most, in nats, and how much faster prompts must be at least.
 _MOST_KL = 0.1
 _LEAST_GAIN = 1.1
@@ -118,7 +117,7 @@ def make_int8_copy(package: Package, threads: int | None, notify: Notify) -> Int
     """
     from ..export.graph.int8_copy import write_int8_graph
 
-    needed = _MEMORY_IN_INT8 * sum(path.stat().st_size for path in package.folder.glob("*.onnx*"))
+    needed = _MEMORY_IN_INT8 * weight_bytes(package.folder)
     if (free := available_memory()) < needed:
         raise UsageError(
             f"a copy of {package.name} in int8 takes up to {size(needed)} of memory while it is made, and {size(free)} "
@@ -134,8 +133,7 @@ def make_int8_copy(package: Package, threads: int | None, notify: Notify) -> Int
         return f"KL {far.mean_kl:.3f}" if far.mean_kl <= _MOST_KL and gains[0] >= _LEAST_GAIN else None
 
     kept = keep_copy(package, suits, in_int8=write_int8_graph) or 0
-    (found,) = tried
-    found = Int8Copy(kept, found.prompt, found.single, found.eight, found.mean_kl, found.top1_agreement)
+    found = replace(tried[0], bytes=kept)
     notify(str(found))
     return found
 
@@ -158,10 +156,10 @@ def _loaded(package: Package, threads: int | None, copy: MachineCopy | None) -> 
 
 def _graph_logits(graph: PackedGraph, package: Package) -> list[np.ndarray]:
     """Return all logits of a prompt of several pieces, and of single tokens after it."""
-    length = min(_PROMPT, package.context_length - 1)
+    length = min(COMPARED_PROMPT, package.context_length - 1)
     tokens = np.random.default_rng(0).integers(0, graph.vocab_size, length).tolist()
-    stops = [*range(PackedEngine.prefill_chunk, length - _SINGLE, PackedEngine.prefill_chunk)]
-    stops += range(max(length - _SINGLE, 1), length + 1)
+    stops = [*range(PackedEngine.prefill_chunk, length - COMPARED_STEPS, PackedEngine.prefill_chunk)]
+    stops += range(max(length - COMPARED_STEPS, 1), length + 1)
     arena, found = Arena(graph.shape, 1, length), list[np.ndarray]()
     for start, stop in pairwise([0, *stops]):
         found += graph.run(arena, [RowRun(0, start, tokens[start:stop], stop - start)])

@@ -15,13 +15,14 @@ import psutil
 from ..configs import UsageError
 from ..configs.sizes import size
 from ..runtime import Model, load
-from ..runtime.engines.load import EngineChoice, kind_of
+from ..runtime.engines.load import EngineChoice, Notify, kind_of
 from ..runtime.engines.packed import DECODE_NAME
 from ..runtime.engines.packed_engine import PackedEngine
 from ..runtime.engines.settings import EngineSettings
+from ..runtime.package import weight_bytes
 from ..runtime.proof.tuning import Tuning, keep_tuning, tuning_key
 from ..runtime.providers.hardware import available_memory, physical_cores
-from .machine_copies import Copy, Int8Copy, Notify, make_copy, make_int8_copy, same_logits
+from .machine_copies import COMPARED_PROMPT, COMPARED_STEPS, Copy, Int8Copy, make_copy, make_int8_copy, same_logits
 from .step_costs import STEP_DEPTH, STEPS, step_costs
 
 SECONDS = 120.0
@@ -31,8 +32,6 @@ _CHUNKS = (64, 128, 256, 512)
 _ROUNDS, _LEAST_ROUNDS = 5, 3  # the latter whatever time is left: one round can be anything
 # What wins has to be this much faster: less is a machine's moods.
 _MARGIN = 1.02
-# Logits are compared after a prompt of the longest chunk and so many more tokens, and after single ones.
-_SAME_REST, _SAME_STEPS = 70, 6
 
 _Thing = TypeVar("_Thing")
 
@@ -149,7 +148,7 @@ class _Search:
             setting = f"{count} threads"
             if self._late(setting):
                 continue
-            needed = sum(path.stat().st_size for path in self.best.package.folder.glob("*.onnx*"))
+            needed = weight_bytes(self.best.package.folder)
             if 2 * needed > available_memory():
                 self.left.append(f"{setting} ({size(2 * needed)} of memory are not free)")
                 continue
@@ -257,8 +256,8 @@ def _work(model: Model, prompt: int, decoded: int) -> None:
 
 def _logits(model: Model) -> list[np.ndarray]:
     """Return logits after a prompt of several chunks, and after single tokens."""
-    prompt = min(max(_CHUNKS) + _SAME_REST, model.context_length - _SAME_STEPS - 1)
-    ids, cache = _ids(model, prompt + _SAME_STEPS), model.new_cache()
+    prompt = min(COMPARED_PROMPT, model.context_length - COMPARED_STEPS - 1)
+    ids, cache = _ids(model, prompt + COMPARED_STEPS), model.new_cache()
     try:
         cache.reserve(len(ids))
         for _ in cache.prefill(ids[:prompt]):

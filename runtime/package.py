@@ -111,6 +111,11 @@ def longrope_switch(package: Path) -> int | None:
     return stated.count(key) if stated else None
 
 
+def weight_bytes(folder: Path) -> int:
+    """Return the bytes of a package's graphs and weights."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and ".onnx" in path.name)
+
+
 def layer_bytes(package: Path, contract: Contract) -> int:
     """Return the bytes of weights that one layer has, about: those of the embedding and the head are counted in."""
     size = sum(path.stat().st_size for path in package.glob("*.onnx.data"))

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,14 @@ def tiny_package(tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory) ->
         return made[key]
 
     return make
+
+
+@pytest.fixture
+def package(tiny_package: Callable[..., Path], tmp_path: Path) -> Path:
+    """Return a package with `decode.onnx` of the test's own."""
+    folder = tmp_path / "package"
+    shutil.copytree(tiny_package("gqa", "cpu-int4-rtn"), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

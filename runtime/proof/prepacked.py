@@ -21,7 +21,7 @@ from ...configs.sizes import size
 from ...configs.store import cache_folder
 from ..engines.packed import DECODE_NAME
 from ..engines.prepacked import MachineCopy, write_prepacked
-from ..package import Package
+from ..package import Package, weight_bytes
 from .record import Key, key_of, path_of
 
 _LOG = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def keep_copy(
     place = _place(key)
     beside = place.with_name(f".{place.name}-{os.getpid()}{_PART}")
     growth = _GROWTH_IN_INT8 if in_int8 else _GROWTH
-    needed = growth * sum(path.stat().st_size for path in package.folder.glob("*.onnx*"))
+    needed = growth * weight_bytes(package.folder)
     try:
         beside.mkdir(parents=True, mode=0o700)
         if (free := shutil.disk_usage(beside).free) < needed:
@@ -117,7 +117,8 @@ def keep_copy(
             in_int8(source, raw / DECODE_NAME)
             source = raw / DECODE_NAME
         write_prepacked(source, beside / DECODE_NAME, package.layer_bytes)
-        shutil.rmtree(beside / "raw", ignore_errors=True)
+        if in_int8:
+            shutil.rmtree(source.parent)
         if (found := suits(beside / DECODE_NAME)) is None:
             return None
         files, graph = _state(beside)

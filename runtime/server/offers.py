@@ -10,7 +10,7 @@ from ...configs import find_package, list_packages
 from ...configs.aliases import read_aliases
 from ...configs.errors import Phi3OnnxError
 from ...configs.store import foreign_packages, home, name_in_store
-from ..package import open_package
+from ..package import open_package, weight_bytes
 from ..providers.names import canonical
 from .pool import Offer
 
@@ -40,11 +40,6 @@ def offered(provider: str, loader: Callable[[Path], Callable[[], Any]], draft: P
     for name, folder in folders.items():
         found.append(_offer(name, folder, loader, aliases, folder.stat().st_mtime, ""))
     return [replace(offer, needs=offer.needs + more) for offer in found]
-
-
-def weight_bytes(folder: Path) -> int:
-    """Return the bytes of a package's graphs and weights."""
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and ".onnx" in path.name)
 
 
 def needed_bytes(folder: Path) -> int:

@@ -105,7 +105,6 @@ class Pool:
         self.loaded: dict[str, Loaded] = {}
         self._turn = asyncio.Lock()
         self._ended = asyncio.Event()  # set when a request ends
-        self._waiting = 0
         self._loads: dict[str, _Load] = {}
         self._failures: dict[str, _Failure] = {}
         self._sweeper: asyncio.Task[None] | None = None
@@ -201,12 +200,12 @@ class Pool:
             if failure.offer == offer and time.monotonic() < failure.until:
                 raise failure.error()
             del self._failures[offer.name]
-        if self._waiting >= self._settings.queue:
-            raise queue_full(f"{self._waiting} requests wait for a model to be loaded, which is the limit")
+        waiting = sum(load.requests for load in self._loads.values())
+        if waiting >= self._settings.queue:
+            raise queue_full(f"{waiting} requests wait for a model to be loaded, which is the limit")
         load = self._loads.setdefault(offer.name, _Load())
         task = load.task = load.task or asyncio.create_task(self._load_in_turn(offer, load))
         load.requests += 1
-        self._waiting += 1
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -218,8 +217,6 @@ class Pool:
             elif not task.cancelled() and not task.exception():
                 await self._release(task.result())
             raise
-        finally:
-            self._waiting -= 1
 
     async def _load_in_turn(self, offer: Offer, load: _Load) -> Loaded:
         try:

@@ -1,7 +1,6 @@
 """`tune --int8`: what is kept where it is worth it, who takes it, and what of it is told apart."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,6 @@ from phi3_onnx.runtime.proof import prepacked
 from phi3_onnx.runtime.proof.prepacked import kept_copy
 
 GREEDY: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "logprobs": 2}
-
-
-@pytest.fixture
-def package(tiny_package: Callable[..., Path], tmp_path: Path) -> Path:
-    folder = tmp_path / "package"
-    shutil.copytree(tiny_package("gqa", "cpu-int4-rtn"), folder)
-    return folder
 
 
 @pytest.fixture

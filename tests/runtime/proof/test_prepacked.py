@@ -23,13 +23,6 @@ from phi3_onnx.runtime.providers.wheels import Wheel
 
 
 @pytest.fixture
-def package(tiny_package: Callable[..., Path], tmp_path: Path) -> Path:
-    folder = tmp_path / "package"
-    shutil.copytree(tiny_package("gqa", "cpu-int4-rtn"), folder)
-    return folder
-
-
-@pytest.fixture
 def copy(package: Path) -> Path:
     """Return the graph of a copy that was kept."""
     assert keep_copy(open_package(package), lambda path: "" if path.is_file() else None)

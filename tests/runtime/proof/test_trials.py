@@ -1,8 +1,6 @@
 """What trying a graph out showed is kept for the next load, and for nothing else."""
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,11 +17,9 @@ from phi3_onnx.runtime.providers.wheels import Wheel
 
 
 @pytest.fixture
-def package(tiny_package: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(package: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(THREADS_VARIABLE, "1")
-    folder = tmp_path / "package"
-    shutil.copytree(tiny_package("gqa", "cpu-int4-rtn"), folder)
-    return folder
+    return package
 
 
 @pytest.fixture

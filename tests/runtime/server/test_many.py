@@ -17,11 +17,11 @@ import serving
 import uvicorn
 from fake_engine import FakeLoader
 from phi3_onnx.configs.store import home
-from phi3_onnx.runtime.package import open_package
+from phi3_onnx.runtime.package import open_package, weight_bytes
 from phi3_onnx.runtime.server import pool as pool_module
 from phi3_onnx.runtime.server.many import create_app_of_many
 from phi3_onnx.runtime.server.metrics import Metrics
-from phi3_onnx.runtime.server.offers import needed_bytes, offered, weight_bytes
+from phi3_onnx.runtime.server.offers import needed_bytes, offered
 from phi3_onnx.runtime.server.parameters import WARNING_HEADER
 from phi3_onnx.runtime.server.pool import Offer, Pool
 from phi3_onnx.runtime.server.run import address, listen
