@@ -73,6 +73,43 @@ def load(
     speculation = Speculation.parse(str(speculate))
     if draft is not None and speculation == OFF:
         raise UsageError("a draft model has nothing to do with speculate off; leave one of the two out")
+    model = _load(
+        package,
+        provider,
+        threads=threads,
+        device=device,
+        engine=engine,
+        speculation=speculation,
+        takes_turns=draft is not None,
+        self_test=self_test,
+        tuned=tuned,
+        notify=notify,
+    )
+    if draft is not None:
+        try:
+            # Not tuned as a package of its own: both share the threads.
+            model.draft = _load_draft(draft, model, threads=threads, self_test=self_test, notify=notify)
+        except BaseException:
+            model.close()
+            raise
+        model.speculation = speculation  # what tuning says is of drafts that cost nothing
+    return model
+
+
+def _load(
+    package: str | Path,
+    provider: str,
+    *,
+    threads: int | None,
+    device: int | None = None,
+    engine: EngineName = "auto",
+    speculation: Speculation,
+    takes_turns: bool,
+    self_test: bool,
+    tuned: bool = True,
+    notify: Notify | None,
+) -> "Model":
+    """Load one package; see `load`, and `load_named` for `takes_turns`."""
     opened = open_package(package)
     prove = Prover(opened, device=device, notify=notify) if self_test else None
     known = Tuned(opened, speculation, threads)
@@ -84,6 +121,7 @@ def load(
         device=device,
         prove=prove,
         speculation=speculation,
+        takes_turns=takes_turns,
         **({"suits": known.suits} if tuned else {}),
         notify=notify or _LOG.warning,
     )
@@ -98,7 +136,7 @@ def load(
         opened = opened.bounded(window)
     tokenizer = Tokenizer(opened.folder)
     template = read_template(opened.folder, tokenizer.config, tokenizer.special_tokens)
-    model = Model(
+    return Model(
         opened,
         loaded,
         tokenizer,
@@ -109,15 +147,6 @@ def load(
         prove=prove,
         speculation=known.speculation,
     )
-    if draft is not None:
-        try:
-            # Not tuned as a package of its own: both share the threads.
-            model.draft = _load_draft(draft, model, threads=threads, self_test=self_test, notify=notify)
-        except BaseException:
-            model.close()
-            raise
-        model.speculation = speculation  # what tuning says is of drafts that cost nothing
-    return model
 
 
 def _load_draft(
@@ -134,7 +163,9 @@ def _load_draft(
         raise UsageError(
             f"a draft model needs decode.onnx on the CPU, engine ort; {model.package.name} runs in {model.engine.name}"
         )
-    draft = load(package, provider="cpu", threads=threads, speculate="off", self_test=self_test, notify=notify)
+    draft = _load(
+        package, "cpu", threads=threads, speculation=OFF, takes_turns=True, self_test=self_test, notify=notify
+    )
     if draft.tokenizer.to_json() != model.tokenizer.to_json():
         draft.close()
         raise UsageError(

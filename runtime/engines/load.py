@@ -41,6 +41,7 @@ def load_named(
     prove: Prove | None = None,
     speculation: Speculation,
     suits: Suits = _own_settings,
+    takes_turns: bool = False,
     notify: Notify,
 ) -> _Loaded:
     """Load a package in the engine named, or with `auto` in the one that suits it.
@@ -56,6 +57,7 @@ def load_named(
         prove: tries each engine before it is taken.
         speculation: how far answers are to run ahead, which only `decode.onnx` can.
         suits: returns what suits each engine on this machine; threads that are named win.
+        takes_turns: whether another model runs on the same cores in between, as one that drafts does.
         notify: called with a line where `auto` leaves an engine out that computes wrongly.
 
     Raises:
@@ -76,7 +78,13 @@ def load_named(
         found: PackedEngine | OrtEngine | GenAiEngine
         if kind == "together":
             found, choice = load_packed_engine(
-                package, provider, threads=wanted, prove=prove, copy=settings.copy, trial=settings.trial
+                package,
+                provider,
+                threads=wanted,
+                prove=prove,
+                copy=settings.copy,
+                trial=settings.trial,
+                takes_turns=takes_turns,
             )
             found.longest_piece = settings.prefill_chunk or found.longest_piece
             if not threads:  # what a step takes was measured with those that suit it

@@ -104,6 +104,7 @@ def load_packed_engine(
     prove: Prove | None = None,
     copy: MachineCopy | None = None,
     trial: Trial | None = None,
+    takes_turns: bool = False,
 ) -> tuple[PackedEngine, ProviderChoice]:
     """Load a package's second graph on the CPU.
 
@@ -114,6 +115,7 @@ def load_packed_engine(
         prove: tries the engine before it is taken.
         copy: one of the graph that was made for this machine; see `PackedGraph`.
         trial: what trying it out showed here before; see `PackedGraph`.
+        takes_turns: whether another graph runs in between; see `PackedGraph`.
 
     Raises:
         UsageError: there is no such provider.
@@ -124,7 +126,7 @@ def load_packed_engine(
     wanted = canonical(provider)
     if (package.made_for if wanted == "auto" else wanted) != "cpu":
         raise ProviderError(f"{DECODE_NAME} runs on the CPU, not on {package.made_for if wanted == 'auto' else wanted}")
-    graph = PackedGraph(package, threads=threads, copy=copy, trial=trial)
+    graph = PackedGraph(package, threads=threads, copy=copy, trial=trial, takes_turns=takes_turns)
     why = "it was asked for" if wanted == "cpu" else "the package was made for it"
     engine = PackedEngine(graph, package.context_length)
     if prove:

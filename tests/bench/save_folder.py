@@ -1,9 +1,10 @@
 """Write any source that phi3-onnx reads (a GGUF file, a Llama-like folder) as a Phi-3 folder that other tools read.
 
-python tests/bench/save_folder.py SOURCE FOLDER [--dtype float32|float16|bfloat16] [--ungrouped]
+python tests/bench/save_folder.py SOURCE FOLDER [--dtype float32|float16|bfloat16] [--ungrouped] [--times N]
 
 With --ungrouped, each key and value head is repeated for all the heads that share it: the same model, for tools that
-know no grouped heads.
+know no grouped heads. With --times, N - 1 layers that add nothing follow each layer: a model that takes N times as long
+and gives the same answers, to time a draft model beside it.
 """
 
 import argparse
@@ -25,11 +26,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--ungrouped", action="store_true")
+    parser.add_argument("--times", type=int, default=1)
     args = parser.parse_args()
     checkpoint = open_checkpoint(args.source)
     config = checkpoint.config
     if args.ungrouped:
         config = replace(config, num_kv_heads=config.num_heads)
+    config = replace(config, num_layers=config.num_layers * args.times)
     args.folder.mkdir(parents=True)
     groups: dict[str, list[str]] = {}
     for name in config.tensor_shapes():
@@ -51,15 +54,25 @@ def main() -> None:
 
 
 def read(checkpoint: Checkpoint, config: ModelConfig, name: str) -> np.ndarray:
-    """Return a tensor, float32, with as many key and value heads as `config` has."""
-    tensor, own = checkpoint.read(name), checkpoint.config
+    """Return a tensor, float32, of a model that has as many layers, and key and value heads, as `config` says."""
+    own = checkpoint.config
+    times = config.num_layers // own.num_layers
+    parts = name.split(".")
+    adds_nothing = False
+    if parts[1] == "layers":
+        layer, place = divmod(int(parts[2]), times)
+        name = ".".join([*parts[:2], str(layer), *parts[3:]])
+        adds_nothing = place > 0 and name.endswith(("o_proj.weight", "down_proj.weight"))
+    tensor = checkpoint.read(name)
+    if adds_nothing:
+        return np.zeros_like(tensor)
     if not name.endswith("qkv_proj.weight") or config.num_kv_heads == own.num_kv_heads:
         return tensor
     heads = tensor.reshape(-1, own.head_dim, own.hidden_size)
     queries, keys, values = np.split(heads, [own.num_heads, own.num_heads + own.num_kv_heads])
-    times = config.num_kv_heads // own.num_kv_heads
-    parts = [queries, np.repeat(keys, times, axis=0), np.repeat(values, times, axis=0)]
-    return np.concatenate(parts).reshape(config.qkv_size, own.hidden_size)
+    groups = config.num_kv_heads // own.num_kv_heads
+    shared = [queries, np.repeat(keys, groups, axis=0), np.repeat(values, groups, axis=0)]
+    return np.concatenate(shared).reshape(config.qkv_size, own.hidden_size)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A draft model changes no token, however good or bad it is; what does not fit together is refused by name."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from phi3_onnx.configs import UsageError
 from phi3_onnx.runtime import Model, Response, load
 from phi3_onnx.runtime.batch import BatchPrompt, answer_all
 from phi3_onnx.runtime.decoding import draft_model
-from phi3_onnx.runtime.decoding.draft_model import DraftModel
+from phi3_onnx.runtime.decoding.draft_model import Agreement, DraftModel
 from phi3_onnx.runtime.decoding.response import last_response
 from phi3_onnx.runtime.decoding.speculation import NO_DRAFT
 
@@ -164,14 +165,67 @@ def test_a_model_that_takes_as_long_as_the_larger_one_is_given_up(
         assert (lengths[-5:] == [4] * 5) if drafts else (lengths[-5:] == [0] * 5), lengths
 
 
-def test_what_never_comes_true_is_given_up_and_tried_again_later(package: Path) -> None:
+def test_what_never_comes_true_is_given_up_and_tried_again_ever_later(
+    package: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with load(package, speculate="off") as model:
         drafter = DraftModel(model.new_cache, model.context_length, 50, always=False).drafter()
+        real_append, real_prefill, asked = drafter._cache.append, drafter._cache.prefill, list[int]()
+
+        def append(token: int) -> None:
+            clock[0] += 0.1
+            real_append(token)
+
+        def prefill(prompt: Sequence[int]) -> Iterator[object]:
+            clock[0] += 0.1
+            yield from real_prefill(prompt)
+
+        monkeypatch.setattr(drafter._cache, "append", append)
+        monkeypatch.setattr(drafter._cache, "prefill", prefill)
+        monkeypatch.setattr(draft_model, "log_softmax", lambda logits: np.where(np.arange(50) == 7, -0.01, -9.0)[None])
         drafter.extend([5, 6, 7])
-        assert drafter._trust() == 1.0
-        for _ in range(30):
-            drafter.learn(4, 0)
-        assert drafter._trust() < 0.2 and drafter.draft(4) == NO_DRAFT
-        assert drafter._cache.capacity == 0, "nothing was run for it"
-        drafter.extend([8] * 200)
-        assert drafter._trust() > 0.7
+        for place in range(150):
+            before = clock[0]
+            if drafter.draft(4).tokens:
+                drafter.learn(4, 0)
+            if clock[0] > before:
+                asked.append(place)
+            clock[0] += 1.0  # the larger model's step
+            drafter.extend([9])
+        pauses = [after - place for place, after in itertools.pairwise(asked) if after - place > 1]
+        assert pauses == [17, 33, 65] and len(asked) < 30, asked
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_how_often_guesses_come_true_is_learnt_from_what_was_not_run_ahead_too(
+    package: Path, monkeypatch: pytest.MonkeyPatch, comes: bool
+) -> None:
+    own = 0.4 if comes else 0.9
+    row = np.log(np.where(np.arange(50) == 7, own, (1 - own) / 49))[None]
+    monkeypatch.setattr(draft_model, "log_softmax", lambda logits: row)
+    with load(package, speculate="off") as model:
+        pair = DraftModel(model.new_cache, model.context_length, 50, always=False)
+        pair.token_seconds, pair.step_seconds = 1e-3, 1e3  # whether drafts pay is no matter here
+        monkeypatch.setattr(draft_model.ModelDrafter, "_worth", lambda drafter: 0.6)
+
+        def lengths() -> list[int]:
+            drafter, found = pair.drafter(), list[int]()
+            drafter.extend([5, 6])
+            for _ in range(12):
+                found.append(len(drafter.draft(4).tokens))
+                drafter.extend([7 if comes else 9])
+            return found
+
+        first, next_text = lengths(), lengths()
+    assert first[0] == (0 if comes else 4)
+    assert all((length > 0) == comes for length in (first[-1], *next_text)), (first, next_text)
+
+
+def test_chances_are_learnt_by_how_sure_the_smaller_model_is() -> None:
+    agreement = Agreement()
+    assert agreement.chance(0.5) == 0.5
+    for _ in range(50):
+        agreement.note(0.95, came=True)
+        agreement.note(0.3, came=False)
+    assert agreement.chance(0.95) > 0.97 and agreement.chance(0.3) < 0.1 and agreement.chance(0.5) == 0.5
+    assert agreement.chance(1.0) > 0.97 and agreement.chance(0.0) == 0.0

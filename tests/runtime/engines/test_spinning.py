@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from phi3_onnx.runtime import load
 from phi3_onnx.runtime.engines.genai import _config
 from phi3_onnx.runtime.engines.packed import PackedGraph
 from phi3_onnx.runtime.engines.session import LogitsSession
@@ -33,6 +34,20 @@ def package(tiny_package) -> Package:
 )
 def test_onnx_runtime_is_told(package, expected, open_session):
     assert open_session(package).get_session_options().get_session_config_entry(_KEY) == expected
+
+
+def test_threads_of_a_model_and_its_draft_sleep_while_the_other_runs(tiny_package):
+    key, package = "session.force_spinning_stop", tiny_package("plain", "cpu-int4-rtn")
+
+    def stops(model) -> bool:
+        try:
+            return model.engine.graph._inference.get_session_options().get_session_config_entry(key) == "1"
+        except RuntimeError:  # it has no such entry
+            return False
+
+    with load(package, engine="ort") as alone, load(package, engine="ort", draft=package) as model:
+        assert not stops(alone)
+        assert stops(model) and stops(model.draft)
 
 
 def test_genai_is_told_and_takes_it(package, expected, monkeypatch):
