@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ from .app import HANDLERS, create_app, outer_middleware
 from .cards import ollama_card, openai_card
 from .errors import ApiError
 from .facts import Facts
+from .gone import unless_gone
 from .messages import Ready
 from .metrics import Metrics
 from .pool import Loaded, Offer, Pool
@@ -117,7 +118,9 @@ class _Front:
             await self.idle({**scope, "root_path": ""}, again, send)
             return
         name = values.get("model")
-        async with self._pool.use(name if isinstance(name, str) else None) as entry:
+        async with AsyncExitStack() as stack:
+            use = self._pool.use(name if isinstance(name, str) else None)
+            entry = await unless_gone(receive, stack.enter_async_context(use))
             await entry.app({**scope, "root_path": "", BODY: values}, again, send)
 
     async def _without_model(self, scope: Scope, receive: Receive, send: Send) -> None:

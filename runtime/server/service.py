@@ -1,14 +1,13 @@
 """The way of a request to the engine and back, the same for every protocol."""
 
-import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from ..decoding.engine import Guidance
@@ -16,6 +15,7 @@ from .answers import Answers, Engine
 from .errors import ApiError, api_error, queue_full, unavailable
 from .fairness import has_room
 from .framing import whole
+from .gone import unless_gone
 from .limits import GuidanceTrials
 from .messages import Accepted, Client, Conversation, Finished, Job, Prompt, Ready, Refused, Tokenized
 from .metrics import Metrics
@@ -215,7 +215,7 @@ class Service:
             if job.stream:
                 events = Events(answers, first, reply, self._done, prompts)
                 return EventStream(events, lambda: self._over(answers))
-            table = await _unless_gone(request, self._whole(answers, first, reply, prompts))
+            table = await unless_gone(request.receive, self._whole(answers, first, reply, prompts))
             return Response(whole(table), media_type="application/json")
 
     @asynccontextmanager
@@ -231,7 +231,7 @@ class Service:
             answers.operation = self._telemetry.begin(request.headers, job, self.label())
         handed_on = False
         try:
-            first = await _unless_gone(request, answers.accepted())
+            first = await unless_gone(request.receive, answers.accepted())
             if isinstance(first, Refused):
                 raise api_error(first)
             yield answers, first
@@ -279,26 +279,3 @@ class Service:
 def client_of(request: Request, user: str = "") -> Client:
     """Return who sent a request, for a user whom it may name."""
     return Client(request.client.host if request.client else "", user)
-
-
-async def _unless_gone(request: Request, waiting: Awaitable[Any]) -> Any:
-    """Return what is waited for; where the client hangs up before, give it up.
-
-    Raises:
-        ClientDisconnect: it hung up.
-
-    """
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, watch = asyncio.ensure_future(waiting), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-        watch.cancel()

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from .answers import Answers
 from .errors import api_error
+from .gone import hung_up
 from .messages import Accepted, Event, Finished, Piece, Refused
 from .replies import Reply, usage
 
@@ -126,7 +127,7 @@ class EventStream(Response):
         self._send = send
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            gone = asyncio.ensure_future(_disconnect(receive))
+            gone = asyncio.ensure_future(hung_up(receive))
             gone.add_done_callback(lambda _: self._wake.set())
             try:
                 if opening := self._events.opening():
@@ -204,11 +205,6 @@ def _begin(coroutine: Coroutine[Any, Any, None]) -> _Rest | None:
         return _Rest(coroutine, coroutine.send(None))
     except StopIteration:
         return None
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _body(body: bytes) -> dict[str, Any]:

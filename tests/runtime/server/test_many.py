@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -240,6 +241,36 @@ def test_all_that_wait_for_a_model_are_let_in_when_it_is_loaded(
         answer(first.result(60))
         assert [answer(each.result(60))[1] for each in [*waiting, after]] == ["0", "1", "2", "3"]
     assert sum(line.startswith("loading b/int4") for line in server.said) == 1
+
+
+def test_a_request_leaves_the_wait_for_a_model_when_its_client_hangs_up(
+    start: Callable[..., RunningMany], fake_package: Path, tmp_path: Path
+) -> None:
+    server, gate = start(), tmp_path / "gate"
+    offer = Offer("a/int4", FakeLoader(fake_package, gate=gate), 1)
+    server.offered = lambda: [offer]
+    url = httpx.URL(server.url)
+
+    def waiting() -> int:
+        return sum(load.requests for load in server.pool._loads.values())
+
+    def hang_up_after(condition: Callable[[], Any]) -> None:
+        with socket.create_connection((url.host, url.port)) as client:
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
+            wait_until(condition)
+
+    hang_up_after(lambda: gate.with_suffix(".waits").exists())
+    wait_until(lambda: not server.pool._loads)  # nobody waits: the load is given up
+    assert not server.pool.loaded
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(server.ask, "a/int4", "hello")
+        wait_until(lambda: waiting() == 1)
+        hang_up_after(lambda: waiting() == 2)
+        wait_until(lambda: waiting() == 1)
+        gate.touch()
+        assert answer(other.result(60)) == ("a/int4", "hello")
+    wait_until(lambda: not server.pool.loaded["a/int4"].active)
+    assert len(server.said) == 2  # the load that another waited for went on
 
 
 def test_a_load_that_is_given_up_before_it_begins_leaves_nothing_behind(fake_package: Path) -> None:
