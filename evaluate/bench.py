@@ -84,7 +84,7 @@ def bench(
     with load(package, provider=provider, engine=engine, threads=threads, speculate="off") as model:
         loaded = time.perf_counter() - start
         speed = measure_speed(model, prompt_tokens, decoded_tokens, repeat, progress)
-        peak, weights, share = peak_memory(), weights_read(model.package), None
+        peak, weights, share = peak_memory(), weights_read(model), None
         if model.provider == "cpu" and weights:
             cache = model.kv_bytes_per_token * (prompt_tokens + decoded_tokens / 2)
             read = speed.decode_tokens_per_second * (weights + cache)

@@ -145,7 +145,7 @@ def sweep(
             peak = peak or peak_memory()
             if model.provider == "cpu":
                 bandwidth = max(bandwidth or 0.0, read_bandwidth(threads or default_threads()))
-        weights = weights_read(model.package) if model.provider == "cpu" else None
+        weights = weights_read(model) if model.provider == "cpu" else None
         return Sweep(
             package=model.package.name,
             provider=model.provider,

@@ -8,6 +8,7 @@ import pytest
 from phi3_onnx.evaluate import machine
 from phi3_onnx.evaluate.bytes_read import weights_read
 from phi3_onnx.evaluate.machine import EnergyMeter, peak_memory, read_bandwidth
+from phi3_onnx.runtime import load
 from phi3_onnx.runtime.package import open_package
 
 from tests.doubles.nvml import RTX, Nvml
@@ -65,4 +66,6 @@ def test_an_embedding_of_its_own_is_not_read(kind: str, tiny_package: Callable[.
     config = json.loads((package.folder / "config.json").read_text())
     data = sum(path.stat().st_size for path in package.folder.glob("*.data"))
     embedding = config["vocab_size"] * config["hidden_size"] * 4
-    assert weights_read(package) == data - (0 if kind == "tied" else embedding)
+    with load(package.folder) as model:
+        found = weights_read(model)
+    assert found == data - (0 if kind == "tied" else embedding)

@@ -5,15 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 from phi3_onnx.cli import root
 from phi3_onnx.configs import UsageError
 from phi3_onnx.configs.store import cache_folder
 from phi3_onnx.evaluate import machine_copies
+from phi3_onnx.evaluate.bytes_read import weights_read
 from phi3_onnx.evaluate.tune import tune
+from phi3_onnx.export.graph.int8_copy import write_int8_graph
 from phi3_onnx.runtime import Model, Response, load
 from phi3_onnx.runtime.batch import BatchPrompt, answer_together
+from phi3_onnx.runtime.engines.packed import DECODE_NAME
 from phi3_onnx.runtime.engines.packed_engine import PackedEngine
 from phi3_onnx.runtime.engines.prepacked import MachineCopy
 from phi3_onnx.runtime.proof import prepacked
@@ -56,6 +60,24 @@ def test_a_copy_is_taken_by_whoever_loads_the_package(tuned: tuple[Path, dict[st
         assert own.generate("What is rain?", **GREEDY).logprobs != model.generate("What is rain?", **GREEDY).logprobs
     shown = CliRunner().invoke(root, ["show", str(package)]).stdout
     assert f"prepacked  here: {kept.graph.parent}, in int8: KL 0." in shown
+
+
+def test_the_bytes_that_a_token_reads_are_of_what_runs(tuned: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    package, _ = tuned
+    write_int8_graph(package / DECODE_NAME, tmp_path / DECODE_NAME)
+
+    def stored(folder: Path) -> int:
+        weights = ir.load(folder / DECODE_NAME).graph.initializers.items()
+        return sum(
+            value.const_value.nbytes
+            for name, value in weights
+            if value.const_value and not name.startswith("int8_products.")  # constants that quantize activations
+        )
+
+    with load(package, tuned=False) as own, load(package) as model:
+        before, after = weights_read(own), weights_read(model)
+    assert before and after and after > before
+    assert after - before == stored(tmp_path) - stored(package)
 
 
 def test_answers_are_the_same_alone_and_together(tuned: tuple[Path, dict[str, Any]]) -> None:
