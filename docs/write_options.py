@@ -16,7 +16,8 @@ They have the same names in Python (`model.generate(prompt, top_p=0.9)`), in the
 `generate --jsonl` and in chat (`/set top_p 0.9`); on the command line they are flags (`--top-p 0.9`). Where nothing is
 said about how to draw, the model's `generation_config.json` decides, and that is greedy unless it asks for sampling.
 Draws with a seed are the same on every engine. With guidance, ONNX Runtime GenAI draws itself; where an option is not
-one of its own ("by a mask"), guidance is a mask on the logits instead, which needs the package `llguidance`. On the
+one of its own ("by a mask"), and in `serve`, guidance is a mask on the logits instead, which needs the package
+`llguidance`. (Without it, `serve` leaves guidance to GenAI, which holds all answers up while it compiles.) On the
 command line numbers by token id are `--logit-bias 15043=-100`, which may be repeated. This page is written by
 `docs/write_options.py`.
 

@@ -74,6 +74,8 @@ class ModelCore:
         """Why several answers are not decoded together, where that was wanted."""
         self.guides = Guides(tokenizer, package.contract.vocab_size, package.end_tokens)
         """Makes masks of guidance, for engines that have none of their own."""
+        self.masks_guidance = False
+        """Whether guidance masks logits even where the engine could follow it: any thread can compile it then."""
         self._lock = threading.Lock()
 
     @property
@@ -262,7 +264,8 @@ class ModelCore:
 
     def opened_under(self, options: Options) -> GuidedDraws | None:
         """Return the guidance that the engine itself has to follow; None where there is none, or logits are masked."""
-        return options.guided if self.engine.guides and options.searchable else None
+        follows = self.engine.guides and not self.masks_guidance and options.searchable
+        return options.guided if follows else None
 
     def masked_under(self, options: Options) -> Guidance | None:
         """Return the guidance that masks logits; None where there is none, or the engine follows it by itself."""

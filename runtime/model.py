@@ -12,6 +12,7 @@ from .batch import DEFAULT_BATCH, BatchPrompt, Notify, answer_all
 from .chat import ChatSession, Overflow
 from .core import ModelCore, Prompt
 from .decoding.generation import GenerateOptions
+from .decoding.guide import can_mask
 from .decoding.response import Chunk, Response, last_response
 from .decoding.score import Score, score_tokens
 from .decoding.speculation import OFF, Speculation
@@ -377,6 +378,7 @@ def load_to_serve(
             because = str(error)
     model = load_here(device=device, engine=engine)
     model.turns_because = because
+    model.masks_guidance = can_mask()  # GenAI compiles while all answers wait
     return model
 
 

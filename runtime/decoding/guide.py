@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,12 @@ from .schemas import tight_schema
 
 _MOST_ITEMS = 10_000
 """Items of llguidance's parser for one mask. Its own limit, 50,000, lets a mask of an ambiguous grammar take 0.4 s."""
+
+
+@cache
+def can_mask() -> bool:
+    """Whether `llguidance` is installed, without which there are no guides."""
+    return find_spec("llguidance") is not None
 
 
 class Guides:

@@ -1,6 +1,7 @@
 """Guidance is compiled in a thread beside the engine's: it may take seconds, and no other answer waits for it.
 
-`llguidance` lets other threads run meanwhile. A copy of what is compiled takes less than a millisecond.
+`llguidance` lets other threads run meanwhile. A copy of what is compiled takes less than a millisecond. ONNX Runtime
+GenAI compiles where it makes a sequence, in the engine's thread: a server leaves that to it only without `llguidance`.
 """
 
 import concurrent.futures

@@ -9,12 +9,11 @@ import contextlib
 import json
 import sys
 from collections import OrderedDict
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 from ...configs import UsageError
 from ..decoding.engine import Guidance
+from ..decoding.guide import can_mask
 from .errors import queue_full
 
 _SCRIPT = Path(__file__).with_name("guidance_trial.py")
@@ -46,7 +45,7 @@ class GuidanceTrials:
             ApiError: too many wait for their trial.
 
         """
-        if not _can_try():
+        if not can_mask():
             return
         if guidance not in self._known:
             self._known[guidance] = await self._in_turn(guidance)
@@ -101,8 +100,3 @@ class GuidanceTrials:
             return None
         lines = said.decode(errors="replace").strip().splitlines()
         return lines[0][:300] if lines else "compiling it takes more memory or time than the limit; make it simpler"
-
-
-@cache
-def _can_try() -> bool:
-    return find_spec("llguidance") is not None

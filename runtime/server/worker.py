@@ -146,7 +146,7 @@ def run_engine(connection: socket.socket, loader: Callable[[], Model], parallel:
 
 def _serve(model: Model, web: EngineEnd, parallel: int) -> None:
     """Serve until `Shutdown` comes. Raises EOFError or OSError when the web process is gone."""
-    if not model.engine.guides:
+    if model.masks_guidance or not model.engine.guides:
         model.guides.prepare()
     web.send(_ready(model))
     with model:

@@ -11,6 +11,7 @@ from fake_engine import FakeLoader
 from phi3_onnx.configs import UsageError
 from phi3_onnx.runtime import Model
 from phi3_onnx.runtime.decoding.engine import Guidance
+from phi3_onnx.runtime.model import load_to_serve
 from phi3_onnx.runtime.server.compiling import Compiler
 from phi3_onnx.runtime.server.messages import Accepted, Cancel, Finished, FromEngine, Job, Refused
 from phi3_onnx.runtime.server.worker import Scheduler
@@ -90,6 +91,37 @@ def test_others_go_on_while_guidance_is_compiled(model: Model, compiling: Compil
     run(scheduler, lambda: scheduler.idle)
     assert [message.id for message in sent if isinstance(message, Accepted | Finished)] == [2, 2, 1, 1]
     assert threading.current_thread() not in compiling.threads
+
+
+def test_others_go_on_with_genai_too(
+    compiling: Compiling, tiny_package: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[FromEngine] = []
+    with load_to_serve(tiny_package("gqa"), engine="genai") as genai:
+        monkeypatch.setattr(genai.guides, "guide", compiling.guide)
+        scheduler = Scheduler(genai, 2, sent.append)
+        scheduler.take(job(1, "slow"))
+        scheduler.take(job(2))
+        run(scheduler, lambda: any(isinstance(message, Finished) for message in sent))
+        assert [message.id for message in sent if isinstance(message, Finished)] == [2]
+        compiling.go_on.set()
+        run(scheduler, lambda: scheduler.idle)
+    assert [message.id for message in sent if isinstance(message, Finished)] == [2, 1]
+    assert len(compiling.threads) == 1 and threading.current_thread() not in compiling.threads
+
+
+def test_without_a_compiler_of_our_own_genai_follows_guidance(
+    tiny_package: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phi3_onnx.runtime.model.can_mask", lambda: False)
+    sent: list[FromEngine] = []
+    with load_to_serve(tiny_package("gqa"), engine="genai") as genai:
+        monkeypatch.setattr(genai.guides, "guide", None)
+        scheduler = Scheduler(genai, 2, sent.append)
+        scheduler.take(job(1, "[0-9]{2}"))
+        run(scheduler, lambda: scheduler.idle)
+    (answer,) = (message for message in sent if isinstance(message, Finished))
+    assert answer.text.isdecimal()
 
 
 def test_the_choices_of_a_job_and_later_jobs_share_what_is_compiled(model: Model, compiling: Compiling) -> None:

@@ -12,7 +12,7 @@ from phi3_onnx.runtime.server import limits
 from phi3_onnx.runtime.server.errors import ApiError
 from phi3_onnx.runtime.server.limits import GuidanceTrials
 
-needs_llguidance = pytest.mark.skipif(not limits._can_try(), reason="llguidance is not installed")
+needs_llguidance = pytest.mark.skipif(not limits.can_mask(), reason="llguidance is not installed")
 
 
 def check(guidance: Guidance, seconds: float = 60.0) -> None:
@@ -45,7 +45,7 @@ def test_a_trial_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch, tm
     script = tmp_path / "endless.py"
     script.write_text("import time; time.sleep(600)")
     monkeypatch.setattr(limits, "_SCRIPT", script)
-    monkeypatch.setattr(limits, "_can_try", lambda: True)
+    monkeypatch.setattr(limits, "can_mask", lambda: True)
     with pytest.raises(UsageError, match="takes more than 1 s"):
         check(Guidance("regex", "a"), 1.0)
     assert not trials_running()
@@ -55,7 +55,7 @@ def test_a_trial_is_held_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     script = tmp_path / "counting.py"
     script.write_text(f"open({str(tmp_path / 'count')!r}, 'a').write('x'); raise SystemExit(1)")
     monkeypatch.setattr(limits, "_SCRIPT", script)
-    monkeypatch.setattr(limits, "_can_try", lambda: True)
+    monkeypatch.setattr(limits, "can_mask", lambda: True)
 
     async def twice() -> None:
         trials = GuidanceTrials()
@@ -75,7 +75,7 @@ def test_a_machine_that_was_busy_once_does_not_refuse_for_good(monkeypatch: pyte
         "if not first.exists():\n    first.touch()\n    time.sleep(600)\n"
     )
     monkeypatch.setattr(limits, "_SCRIPT", script)
-    monkeypatch.setattr(limits, "_can_try", lambda: True)
+    monkeypatch.setattr(limits, "can_mask", lambda: True)
 
     async def again() -> None:
         trials = GuidanceTrials(1.0)
@@ -94,7 +94,7 @@ def test_no_more_than_some_wait_for_their_trial(monkeypatch: pytest.MonkeyPatch,
         f"import pathlib, time\nwhile not pathlib.Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.01)"
     )
     monkeypatch.setattr(limits, "_SCRIPT", script)
-    monkeypatch.setattr(limits, "_can_try", lambda: True)
+    monkeypatch.setattr(limits, "can_mask", lambda: True)
 
     async def crowd() -> list[BaseException | None]:
         trials = GuidanceTrials(60)
