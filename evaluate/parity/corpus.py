@@ -70,6 +70,11 @@ class Lengths:
         rope = config.longrope
         return cls(config.max_position, config.sliding_window, rope.original_max_position if rope else None)
 
+    @property
+    def short(self) -> int:
+        """The most tokens of a text within the context and LongRoPE's short factors."""
+        return min(self.context, self.switch or self.context)
+
 
 def plan_passages(lengths: Lengths, ids: np.ndarray, prefix: np.ndarray) -> tuple[list[Passage], list[str]]:
     """Choose the passages that show whether a package is its model.
@@ -86,7 +91,6 @@ def plan_passages(lengths: Lengths, ids: np.ndarray, prefix: np.ndarray) -> tupl
         The passages, and a line for each thing that could not be tried.
 
     """
-    switch = lengths.switch
     stretches = _Stretches(ids, prefix)
     passages: list[Passage] = []
     skipped: list[str] = []
@@ -95,7 +99,7 @@ def plan_passages(lengths: Lengths, ids: np.ndarray, prefix: np.ndarray) -> tupl
             skipped.append(f"{purpose}: not tried, beyond {LONGEST} tokens")
         else:
             passages.append(Passage(stretches.take(length), first, purpose))
-    context = min(lengths.context, switch or lengths.context)
+    context = lengths.short
     # A passage beyond the switch says nothing about the short factors, so it does not count here.
     missing = TOKENS - sum(len(passage.ids) for passage in passages if len(passage.ids) <= context)
     while missing > 0:
@@ -103,6 +107,14 @@ def plan_passages(lengths: Lengths, ids: np.ndarray, prefix: np.ndarray) -> tupl
         passages.append(Passage(stretches.take(length), 256, "text"))
         missing -= length
     return passages, skipped
+
+
+def cut_prompt(ids: Sequence[int], lengths: Lengths, steps: int) -> np.ndarray:
+    """Return the end of a prompt, int64 [tokens], that leaves room for an answer of so many tokens.
+
+    An answer that outgrew LongRoPE's short factors could not be judged by one pass, which has one set for all of it.
+    """
+    return np.array(ids[-max(1, lengths.short - steps) :], dtype=np.int64)
 
 
 def within_window(passages: Sequence[Passage], window: int, switch: int | None) -> list[tuple[Passage, Passage]]:

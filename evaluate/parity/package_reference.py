@@ -30,7 +30,7 @@ from .compare import (
     same_vocabulary,
     text_counter,
 )
-from .corpus import Lengths, plan_passages
+from .corpus import Lengths, cut_prompt, plan_passages
 from .greedy import answer_all, judge
 from .metrics import Comparison
 from .result import Verification, greedy_row, metric_rows
@@ -86,14 +86,15 @@ def verify_by_package(
     progress("loading the reference")
     wanted = open_logits(other, _CPU)
     tokenizer = Tokenizer(opened.folder)
-    planned, skipped = plan_passages(_lengths(opened, other, graph), *_ids(tokenizer))
+    lengths = Lengths(min(opened.context_length, other.context_length), sliding_window(graph), opened.longrope_switch)
+    planned, skipped = plan_passages(lengths, *_ids(tokenizer))
     passages, left_out = passages_on(session.provider, graph, planned, session.longrope)
     comparison = Comparison()
     counter = text_counter(progress, "text", [passage for passage, _ in passages])
     for passage, whole in passages:
         pieces = counted(package_logits(session, passage), counter)
         compare_passage(comparison, pieces, passage, PackageRows(wanted, whole))
-    answers = answer_all(session, _prompts(opened, tokenizer, steps), steps, progress)
+    answers = answer_all(session, _prompts(opened, tokenizer, lengths, steps), steps, progress)
     progress("reading the answers")
     agreement = judge(answers, [_rows(wanted, answer.sequence) for answer in answers], tokenizer.token_text)
     if itself:
@@ -145,23 +146,16 @@ def check_exact(reference: Package) -> None:
         )
 
 
-def _lengths(package: Package, reference: Package, graph: Path) -> Lengths:
-    context = min(package.context_length, reference.context_length)
-    return Lengths(context, sliding_window(graph), package.longrope_switch)
-
-
 def _ids(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Return the token ids of the text, and what the tokenizer puts before every text."""
     text, prefix = tokenizer.encode(corpus.text(), special=False), tokenizer.encode("", special=True)
     return np.array(text, dtype=np.int64), np.array(prefix, dtype=np.int64)
 
 
-def _prompts(package: Package, tokenizer: Tokenizer, steps: int) -> list[np.ndarray]:
-    room = min(package.context_length, package.longrope_switch or package.context_length)
+def _prompts(package: Package, tokenizer: Tokenizer, lengths: Lengths, steps: int) -> list[np.ndarray]:
     template = read_template(package.folder, tokenizer.config, tokenizer.special_tokens)
     chats = corpus.chats()[:CONVERSATIONS]
-    prompts = [_prompt(chat, template, tokenizer) for chat in chats]
-    return [np.array(ids[-max(1, room - steps) :], dtype=np.int64) for ids in prompts]
+    return [cut_prompt(_prompt(chat, template, tokenizer), lengths, steps) for chat in chats]
 
 
 def _prompt(chat: corpus.Chat, template: ChatTemplate | None, tokenizer: Tokenizer) -> Sequence[int]:

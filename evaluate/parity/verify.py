@@ -27,7 +27,7 @@ from ...runtime.providers.names import canonical
 from ...runtime.providers.wheels import installed_wheels
 from . import corpus
 from .compare import compare_passage, counted, package_logits, text_counter
-from .corpus import Lengths, Passage, plan_passages, within_window
+from .corpus import Lengths, Passage, cut_prompt, plan_passages, within_window
 from .decode import SINGLY, Decoding, compare_decoding, has_decoding, why_not
 from .finding import Finding
 from .greedy import answer_all, judge
@@ -343,9 +343,7 @@ def _passages(checkpoint: Checkpoint, tokenizer: Any) -> tuple[list[Passage], li
 
 
 def _prompts(checkpoint: Checkpoint, tokenizer: Any, steps: int) -> list[np.ndarray]:
-    config = checkpoint.config
-    # An answer that outgrew LongRoPE's short factors could not be judged by one pass, which has one set for all of it.
-    room = min(config.max_position, config.longrope.original_max_position if config.longrope else config.max_position)
+    lengths = Lengths.of(checkpoint.config)
     prompts: list[np.ndarray] = []
     for chat in corpus.chats()[:CONVERSATIONS]:
         text = _try_render(tokenizer, chat) if tokenizer.chat_template is not None else None
@@ -353,5 +351,5 @@ def _prompts(checkpoint: Checkpoint, tokenizer: Any, steps: int) -> list[np.ndar
             ids = tokenizer(text, add_special_tokens=False).input_ids
         else:
             ids = tokenizer(chat[-1]["content"]).input_ids
-        prompts.append(np.array(ids[-max(1, room - steps) :], dtype=np.int64))
+        prompts.append(cut_prompt(ids, lengths, steps))
     return prompts

@@ -10,7 +10,15 @@ import pytest
 from phi3_onnx.configs import ModelConfig, parse_model_config
 from phi3_onnx.configs.model import LongRope
 from phi3_onnx.evaluate.parity import corpus
-from phi3_onnx.evaluate.parity.corpus import LONGEST, TOKENS, Lengths, Passage, plan_passages, within_window
+from phi3_onnx.evaluate.parity.corpus import (
+    LONGEST,
+    TOKENS,
+    Lengths,
+    Passage,
+    cut_prompt,
+    plan_passages,
+    within_window,
+)
 
 Make = Callable[..., Path]
 
@@ -130,3 +138,13 @@ def test_a_beginning_that_longrope_would_give_other_factors_is_left_out() -> Non
     long, short = Passage(np.arange(30), 20, "long"), Passage(np.arange(10), 5, "short")
     assert [whole for _, whole in within_window([long, short], 8, 16)] == [short]
     assert [whole for _, whole in within_window([long, short], 20, 16)] == [long, short]
+
+
+@pytest.mark.parametrize(
+    ("context", "switch", "kept"), [(100, None, 5), (12, None, 4), (100, 11, 3), (9, 11, 1), (100, 4, 1)]
+)
+def test_a_prompt_and_its_answer_stay_within_the_context_and_the_short_factors(
+    context: int, switch: int | None, kept: int
+) -> None:
+    cut = cut_prompt([1, 2, 3, 4, 5], Lengths(context, None, switch), steps=8)
+    assert cut.tolist() == [1, 2, 3, 4, 5][-kept:] and cut.dtype == np.int64
