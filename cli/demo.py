@@ -2,9 +2,9 @@
 
 import click
 
+from ..configs.requirements import require_export
 from ..configs.sizes import size
 from .progress import progress_line
-from .requirements import require_export
 from .screen import notice
 
 QUESTION = "What is the capital of France, and what is it known for?"

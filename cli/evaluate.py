@@ -104,9 +104,9 @@ def command(
         if found_tasks.card:
             click.echo(f"Per cent, beside the model's card, whose prompts are not public:\n\n{found_tasks.card}")
         return
+    from ..configs.requirements import require_export
     from ..evaluate.evaluate import CONTEXT, evaluate
     from ..evaluate.parity.corpus import text as own_text
-    from .requirements import require_export
     from .verify import open_reference, package_named
 
     try:

@@ -57,7 +57,7 @@ def make(
     **values: Any,
 ) -> None:
     """Export as the options of `export` and `quantize` say, and print what those print."""
-    from .requirements import require_export
+    from ..configs.requirements import require_export
 
     require_export()
     from ..export import plan_export

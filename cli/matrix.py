@@ -70,7 +70,7 @@ def command(
     Packages that are missing are made; those that are there are used if they were made of SOURCE. Every graph also runs
     on the CPU, which checks its arithmetic on machines without a GPU, and says so. Exit code 1 if anything failed.
     """
-    from .requirements import require_export
+    from ..configs.requirements import require_export
 
     require_export()
     from ..evaluate.matrix.plan import plan_matrix

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..configs import Manifest, OutputError, UsageError
 from ..configs.origin import install_command
-from .requirements import MissingExtraError
+from ..configs.requirements import MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

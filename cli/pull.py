@@ -33,7 +33,7 @@ def command(
     microsoft/Phi-3-mini-4k-instruct-onnx. Fetched files are kept, so a pull that was cut off continues. HF_TOKEN
     holds the access token, where one is needed.
     """
-    from .requirements import require_hub, require_sign
+    from ..configs.requirements import require_hub, require_sign
 
     require_hub()
     from ..configs import UsageError

@@ -39,7 +39,7 @@ def command(
     (cpu_and_mobile/..., cuda/..., directml/...), and the repository a model card with the figures of every package in
     it, those included that it has already. HF_TOKEN holds the access token.
     """
-    from .requirements import require_hub, require_sign
+    from ..configs.requirements import require_hub, require_sign
 
     require_hub()
     if sign is not None:

@@ -146,7 +146,7 @@ def command(
     it is first asked for by its name or alias, and unloaded when nobody uses it or its memory is wanted. A model runs
     in a process of its own, which is started again should it die.
     """
-    from .requirements import require_server
+    from ..configs.requirements import require_server
 
     require_server()
     from ..configs import find_package

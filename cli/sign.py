@@ -22,7 +22,7 @@ def command(package: str | None, key: Path | None, new_key: Path | None) -> None
     encrypted key's password is asked for, or taken from PHI3_ONNX_KEY_PASSWORD.
     """
     from ..configs import UsageError
-    from .requirements import require_sign
+    from ..configs.requirements import require_sign
 
     if (new_key is None) == (package is None):
         raise UsageError("name a package to sign, or a file to make with --new-key")

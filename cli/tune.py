@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .requirements import require_export
+from ..configs.requirements import require_export
 from .screen import notice, warn_of_clashing_wheels
 
 if TYPE_CHECKING:

@@ -109,7 +109,7 @@ def check_signature(package: str, key: Path | None, file: Path | None) -> None:
 
     """
     from ..configs import UsageError, find_package
-    from .requirements import require_sign
+    from ..configs.requirements import require_sign
     from .show import verification_lines
 
     if key is None:
@@ -144,7 +144,7 @@ def package_named(reference: str | None) -> Path | None:
 
 
 def _require_export(package: str, provider: str) -> None:
-    from .requirements import MissingExtraError, require_export
+    from ..configs.requirements import MissingExtraError, require_export
 
     try:
         require_export()

@@ -27,6 +27,7 @@ from ..configs import (
 from ..configs.exchange import put_in_place
 from ..configs.manifest import MANIFEST_NAME, FileEntry, file_sha256
 from ..configs.progress import Progress, silent
+from ..configs.requirements import require_export
 from ..configs.sizes import size
 from .package.destination import building, check_destination
 from .package.genai_config import end_tokens, genai_config
@@ -137,9 +138,11 @@ def plan_export(
         options: `ExportOptions`.
 
     Raises:
-        Phi3OnnxError: the source, the target or the output folder cannot be used; the message says what to do.
+        Phi3OnnxError: the source, the target or the output folder cannot be used, or a package of the `export` extra
+            is missing or of a version that cannot work; the message says what to do.
 
     """
+    require_export()
     if unknown := options.keys() - ExportOptions.__annotations__.keys():
         raise TypeError(f"no option {min(unknown)!r}; there are {', '.join(ExportOptions.__annotations__)}")
     force, budget = options.get("force", False), options.get("budget")
@@ -193,6 +196,7 @@ def export(
         options: `ExportOptions`.
 
     Raises:
+        VersionError: a package of the `export` extra is of a version that cannot work.
         SourceError: the checkpoint is missing, damaged or not supported.
         OutputError: the package cannot be written there.
         LintError: the target's provider would refuse the graph, or compute it wrongly.

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from phi3_onnx.cli import requirements
+from click.testing import CliRunner
+from phi3_onnx.cli import root
+from phi3_onnx.configs import requirements
 from phi3_onnx.configs.extras import (
     ADDITIONS,
     EXTRAS,
@@ -230,6 +232,17 @@ class TestGate:
         with pytest.raises(VersionError) as caught:
             check_versions([name])
         assert str(caught.value) == message
+
+    def test_an_export_says_the_same_from_python_and_from_the_command_line(self, pretend: FAKE, tmp_path: Path) -> None:
+        pytest.importorskip("torch", reason="the export extra is not installed")
+        from phi3_onnx.export import export
+
+        pretend("transformers", "6.0.0")
+        with pytest.raises(VersionError) as caught:
+            export(tmp_path / "checkpoint")
+        done = CliRunner().invoke(root, ["export", str(tmp_path / "checkpoint")])
+        assert str(done.exception) == str(caught.value)
+        assert str(caught.value).startswith("transformers 6.0.0 is newer than this release of phi3-onnx knows; run: ")
 
     @pytest.mark.parametrize("version", ["4.57.6", "5.0.0", "5.24.0", "5.99.1", "5.25.0.dev0"])
     def test_a_newer_minor_version_is_not(self, pretend: FAKE, version: str) -> None:

@@ -201,8 +201,8 @@ def test_text_that_is_no_text_is_named(run: Run, package: Path, tmp_path: Path) 
 def test_a_package_as_reference_needs_no_torch_and_records_nothing(
     run: Run, package: Path, tiny_package: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phi3_onnx.cli.requirements._installed", lambda name: name not in ("torch", "transformers"))
     quantized = tiny_package("plain", "cpu-int4-rtn")
+    monkeypatch.setattr("phi3_onnx.configs.requirements._installed", lambda name: name not in ("torch", "transformers"))
     before = read_manifest(quantized).verification
     ran = run("verify", quantized, "--reference", package, "--steps", 4)
     assert ran.code == 0, ran
@@ -217,7 +217,7 @@ def test_a_package_as_reference_needs_no_torch_and_records_nothing(
 def test_without_torch_the_way_that_needs_none_is_named(
     run: Run, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phi3_onnx.cli.requirements._installed", lambda name: name != "torch")
+    monkeypatch.setattr("phi3_onnx.configs.requirements._installed", lambda name: name != "torch")
     ran = run("verify", package, "--provider", "dml")
     assert ran.code == 1
     assert f"phi3-onnx verify {package} --provider dml --reference {package}" in ran.err

@@ -1,11 +1,11 @@
-"""Say what to install when a verb needs an extra that is not there, or a package in another version."""
+"""Says what to install when something needs an extra that is not there, or a package in another version."""
 
 from importlib.metadata import PackageNotFoundError, version
 
-from ..configs import Phi3OnnxError
-from ..configs.extras import ONNXRUNTIME, WHEELS, with_extras
-from ..configs.origin import install_command
-from ..configs.releases import GROUPS, check_versions
+from .errors import Phi3OnnxError
+from .extras import ONNXRUNTIME, WHEELS, with_extras
+from .origin import install_command
+from .releases import GROUPS, check_versions
 
 
 class MissingExtraError(Phi3OnnxError):
