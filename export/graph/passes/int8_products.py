@@ -70,28 +70,54 @@ def _quantized_rows(model: ir.Model, rows: ir.Value, nodes: list[ir.Node]) -> tu
 
 
 def _int8_weights(model: ir.Model, node: ir.Node) -> tuple[ir.Value, ir.Value]:
-    """Return a node's weights, int8 [K, N], which are computed when they are written, and their scales, float32 [N]."""
+    """Return a node's weights, int8 [K, N], and their scales, float32 [N]; both are computed when they are written."""
     rows, columns = (node.attributes[name].as_int() for name in ("N", "K"))
-    bits = node.attributes["bits"].as_int() if "bits" in node.attributes else 4
-    # The node loses its inputs before the weights are written.
-    sources = (*node.inputs[1:4], None)[:3]
-    scheme = WeightScheme(cast("Literal[4, 8]", bits), node.attributes["block_size"].as_int(), sources[2] is None)
-    blocks = -(-columns // scheme.block_size)
+    matrix = _Matrix(node, rows, columns)
+    stem = node.inputs[1].name if node.inputs[1] is not None else None
+    weights = ir.LazyTensor(matrix.codes, ir.DataType.INT8, ir.Shape((columns, rows)), name=f"{stem}.int8")
+    scales = ir.LazyTensor(matrix.scales, ir.DataType.FLOAT, ir.Shape((rows,)), name=f"{stem}.int8_scales")
+    return _initializer(model, weights), _initializer(model, scales)
 
-    def dequantized() -> np.ndarray:
-        packed, scales, zeros = map(constant_value, sources)
+
+def _initializer(model: ir.Model, lazy: ir.LazyTensor) -> ir.Value:
+    value = ir.Value(name=lazy.name, type=ir.TensorType(lazy.dtype), shape=lazy.shape, const_value=lazy)
+    model.graph.register_initializer(value)
+    return value
+
+
+class _Matrix:
+    """The weights of a `MatMulNBits` in int8. They are worked out once, with their scales, which alone are kept."""
+
+    def __init__(self, node: ir.Node, rows: int, columns: int) -> None:
+        self._shape = rows, columns
+        bits = node.attributes["bits"].as_int() if "bits" in node.attributes else 4
+        # The node loses its inputs before the weights are written.
+        self._sources = (*node.inputs[1:4], None)[:3]
+        block_size, symmetric = node.attributes["block_size"].as_int(), self._sources[2] is None
+        self._scheme = WeightScheme(cast("Literal[4, 8]", bits), block_size, symmetric)
+        self._scales: np.ndarray | None = None
+
+    def codes(self) -> ir.TensorProtocol:
+        """Return the weights, int8 [K, N]."""
+        weights = self._dequantized()
+        most = np.maximum(weights.max(axis=1), -weights.min(axis=1))
+        self._scales = scales = np.maximum(most, _TINY) / np.float32(_MOST)
+        weights /= scales[:, None]
+        np.rint(weights, out=weights)
+        return ir.tensor(np.ascontiguousarray(weights.astype(np.int8).T))
+
+    def scales(self) -> ir.TensorProtocol:
+        """Return what one of the weights stands for in each column, float32 [N]."""
+        if self._scales is None:
+            self.codes()
+        assert self._scales is not None
+        return ir.tensor(self._scales)
+
+    def _dequantized(self) -> np.ndarray:
+        rows, columns = self._shape
+        packed, scales, zeros = map(constant_value, self._sources)
         assert packed is not None and scales is not None
+        blocks = -(-columns // self._scheme.block_size)
         scales = scales.astype(np.float32).reshape(rows, blocks)
         zeros = zeros if zeros is None else zeros.reshape(rows, -1)
-        return QuantizedWeight(packed.reshape(rows, blocks, -1), scales, zeros, scheme, (rows, columns)).dequantize()
-
-    scales = np.maximum(np.abs(dequantized()).max(axis=1), _TINY) / np.float32(_MOST)
-
-    def codes() -> ir.TensorProtocol:
-        return ir.tensor(np.ascontiguousarray(np.rint(dequantized() / scales[:, None]).astype(np.int8).T))
-
-    stem = sources[0].name if sources[0] is not None else None
-    lazy = ir.LazyTensor(codes, ir.DataType.INT8, ir.Shape((columns, rows)), name=f"{stem}.int8")
-    weights = ir.Value(name=lazy.name, type=ir.TensorType(lazy.dtype), shape=lazy.shape, const_value=lazy)
-    model.graph.register_initializer(weights)
-    return weights, constant(model, f"{stem}.int8_scales", scales)
+        return QuantizedWeight(packed.reshape(rows, blocks, -1), scales, zeros, self._scheme, self._shape).dequantize()

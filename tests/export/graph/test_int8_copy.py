@@ -106,6 +106,24 @@ def test_a_token_has_the_same_logits_in_every_run(name: str, tiny_package: Make,
     assert 0 < apart.max() < 0.3
 
 
+def test_each_matrix_is_worked_out_once_when_it_is_written(
+    tiny_package: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, worked_out = tiny_package("gqa", "cpu-int4-rtn") / "decode.onnx", list[tuple[int, int]]()
+    dequantize = QuantizedWeight.dequantize
+
+    def counted(weight: QuantizedWeight) -> np.ndarray:
+        worked_out.append(weight.shape)
+        return dequantize(weight)
+
+    monkeypatch.setattr(QuantizedWeight, "dequantize", counted)
+    model = ir.load(graph)
+    count = to_int8_products(model)
+    assert count and not worked_out, "not all of them are in memory at a time"
+    write_int8_graph(graph, tmp_path / "decode.onnx")
+    assert len(worked_out) == count
+
+
 def test_a_graph_that_is_none_is_refused(tiny_package: Make, tmp_path: Path) -> None:
     shutil.copy(tiny_package("gqa", "cpu-int4-rtn") / "decode.onnx", tmp_path / "cut.onnx")
     whole = (tmp_path / "cut.onnx").read_bytes()
