@@ -55,7 +55,7 @@ def load_engine(
         prove: tries each engine before it is taken; `auto` goes on to the next provider where it raises.
 
     Raises:
-        UsageError: there is no such provider.
+        UsageError: there is no such provider, or GenAI cannot be told the number of its device.
         ProviderError: the provider cannot run here, or `prove` refuses it; the message has the remedy.
         PackageError: the CPU, which is always there, cannot load the package.
 
@@ -66,6 +66,7 @@ def load_engine(
     placements: dict[str, Placement | None] = {}
 
     def attempt(name: str) -> GenAiEngine:
+        _check_device(name, device)
         with refusals(goes_on=provider == "auto"):
             refuse_known_faults(package.folder / package.contract.filename, name)
             _refuse_capture(package, name)
@@ -87,6 +88,22 @@ def load_engine(
 
     engine, choice = choose(provider, package.made_for, attempt)
     return engine, replace(choice, placement=placements[choice.provider])
+
+
+def _check_device(provider: str, device: int | None) -> None:
+    """Refuse the number of a device that GenAI cannot be told: of a plug-in it takes the kind and the maker at most.
+
+    Raises:
+        UsageError: there is a number, and it would have no effect.
+
+    """
+    if device is None or provider in ("cpu", *_DEVICE_OPTIONS):
+        return
+    other = ", or take --engine ort" if ort_name(provider) in plugins.providers() else ""
+    raise UsageError(
+        f"ONNX Runtime GenAI takes --device for {' and '.join(_DEVICE_OPTIONS)}, not for {provider}; "
+        f"leave --device out{other}"
+    )
 
 
 def _placement(package: Package, provider: str, threads: int | None, device: int | None) -> Placement | None:

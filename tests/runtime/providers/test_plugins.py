@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from phi3_onnx.configs import UsageError
 from phi3_onnx.configs.extras import LIBRARIES_VARIABLE
+from phi3_onnx.runtime import load
+from phi3_onnx.runtime.providers import plugins
 from phi3_onnx.runtime.providers.plugins import Library, add_library, find, libraries, parse_library
 from phi3_onnx.runtime.providers.trial import try_provider
 
@@ -70,6 +72,19 @@ def test_a_file_that_is_no_library_is_one_line(tiny_package: Callable[..., Path]
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith(f"phi3-onnx: the provider library mine ({file}) does not load in onnxruntime")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("brought", "advice"), [(True, ", or take --engine ort"), (False, "")])
+def test_genai_refuses_a_number_that_would_have_no_effect(
+    tiny_package: Callable[..., Path], file: Path, monkeypatch: pytest.MonkeyPatch, brought: bool, advice: str
+) -> None:
+    brings = {Library("mine", file): ("OpenVINOExecutionProvider",)} if brought else {}
+    monkeypatch.setattr(plugins, "_providers", brings)
+    with pytest.raises(UsageError) as caught:
+        load(tiny_package("gqa"), provider="openvino", device=0, engine="genai")
+    assert str(caught.value) == (
+        f"ONNX Runtime GenAI takes --device for cuda and dml, not for OpenVINO; leave --device out{advice}"
+    )
 
 
 def fetched(requirement: str, member: str, folder: Path) -> Path:
