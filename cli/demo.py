@@ -25,12 +25,7 @@ def command(target: str, prompt: str, max_tokens: int) -> None:
 
     notice("1. The model")
     with progress_line() as progress:
-
-        def fetching(line: str) -> None:
-            notice(line)
-            progress("fetching")
-
-        checkpoint = fetch_small_model(cache_folder(), notify=fetching)
+        checkpoint = fetch_small_model(cache_folder(), notify=notice, progress=progress)
     notice(f"   {checkpoint}")
 
     notice(f"2. Export to {target}")

